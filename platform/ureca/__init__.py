@@ -1,0 +1,1 @@
+"""URECA on Ray: a unique caption for every region of every image."""
