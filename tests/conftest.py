@@ -1,11 +1,12 @@
 """What every test runs under: the environment, set before anything imports Ray, vLLM or transformers."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.pop("RAY_ADDRESS", None)  # it would win over every address that a test gives
 os.environ.update(
     {
-        # Set on purpose: Ray's default writes a token into the home folder. Here Ray listens on loopback only.
+        # Set on purpose: Ray's default writes a token into the home folder; here Ray is on loopback only.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
@@ -16,3 +17,25 @@ os.environ.update(
         "DS_ACCELERATOR": "cpu",
     }
 )
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """`s3://…` of an empty bucket, on an S3 server on loopback that the environment points at."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        boto3.client("s3").create_bucket(Bucket="ureca-test")
+        yield "s3://ureca-test"
+    server.stop()

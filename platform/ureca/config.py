@@ -178,7 +178,6 @@ def _override(cls: type, mapping: dict[str, Any], key: str, text: str) -> None:
 # ------------------------------------------------------------------ values
 
 
-@functools.cache
 def _types(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 

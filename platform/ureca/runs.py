@@ -8,6 +8,7 @@
 A job started again with the same folder goes on in it.
 """
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -103,14 +104,16 @@ class Run:
 
 
 def _last_seconds(metrics: Path) -> float:
+    """The `seconds` of the last line that an earlier start logged."""
     if not metrics.is_file():
         return 0.0
-    last = 0.0
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
+    last, text = 0.0, metrics.read_text(encoding="utf-8")
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             last = float(json.loads(line)["seconds"])
-        except (ValueError, KeyError, TypeError):
-            continue  # half a line, from a job that was killed while writing it
+    if text and not text.endswith("\n"):  # a job killed while writing: what follows gets a line of its own
+        with open(metrics, "a", encoding="utf-8") as file:
+            file.write("\n")
     return last
 
 
@@ -289,9 +292,10 @@ def _versions() -> dict[str, str]:
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:
-    """Run a job's `main` and end the process: with 0, with 2 and one line for an error the user can mend, or 130.
+    """Run a job's `main` and end the process.
 
-    Any other exception is a fault of this project and keeps its traceback.
+    Exit code 0; 2 with one line on stderr for an error that the user can mend; 130 after Ctrl-C. Any other
+    exception is a fault of this project and keeps its traceback.
     """
     try:
         main()

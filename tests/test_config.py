@@ -1,0 +1,210 @@
+"""Configuration: layers, types, refusals, help, and that every shipped file loads."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from ureca.config import config_from_dict, config_to_dict, field_docs, load_config, read_config, save_config
+from ureca.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    data: Path
+    """Region table to train on."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    names: list[str] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
+    resume: bool = True
+    storage: str | None = None
+    note: Any = None
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps={self.steps}: at least one step is needed")
+
+
+def load(*argv: str) -> TrainConfig:
+    return load_config(TrainConfig, ["--data=x", *argv])
+
+
+def test_later_wins_default_then_file_then_arguments(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("data: table.parquet\nsteps: 5\noptimizer: {warmup_steps: 7}\n")
+    config = load_config(TrainConfig, ["--config", str(file), "--steps=6", "--steps", "8"])
+    assert config.data == Path("table.parquet")
+    assert config.steps == 8
+    # A section given in part keeps the rest of the field's default, not of its class's.
+    assert config.optimizer == OptimizerConfig(learning_rate=2e-4, warmup_steps=7)
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("--optimizer.learning_rate=1e-5", "optimizer.learning_rate", 1e-5),
+        ("--optimizer.betas=0.8,0.9", "optimizer.betas", (0.8, 0.9)),
+        ("--optimizer.betas=[0.8, 0.9]", "optimizer.betas", (0.8, 0.9)),
+        ("--optimizer.warmup_steps=3", "optimizer.warmup_steps", 3),
+        ("--optimizer.warmup_steps=null", "optimizer.warmup_steps", None),
+        ("--steps=1e3", "steps", 1000),
+        ("--steps=16_384", "steps", 16384),
+        ("--dtype=bfloat16", "dtype", "bfloat16"),
+        ("--names=a, b", "names", ["a", "b"]),
+        ("--names=", "names", []),
+        ("--shares={a: 0.5}", "shares", {"a": 0.5}),
+        ("--resume=false", "resume", False),
+        ("--storage=1", "storage", "1"),
+        ("--storage=none", "storage", None),
+        ("--note=[1, x]", "note", [1, "x"]),
+    ],
+)
+def test_value_on_the_command_line_takes_the_type_of_its_field(argument, key, value):
+    result: Any = load(argument)
+    for name in key.split("."):
+        result = getattr(result, name)
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--stesp=1"], "command line: unknown key 'stesp'. Did you mean steps?"),
+        (
+            ["--optimizer.lr=1"],
+            "command line: unknown key 'optimizer.lr'. It has: learning_rate, betas, warmup_steps.",
+        ),
+        (
+            ["--steps.more=1"],
+            "command line: --steps.more: steps is a value, not a section. Set --steps itself.",
+        ),
+        (["--steps=1.5"], "command line: steps=1.5: expected int, got the text '1.5'."),
+        (["--steps=0"], "steps=0: at least one step is needed"),
+        (["--resume=maybe"], "command line: resume=maybe: expected bool, got the text 'maybe'."),
+        (
+            ["--dtype=float64"],
+            "command line: dtype=float64: not one of the choices. Did you mean bfloat16 or float32?",
+        ),
+        (["--optimizer.betas=1"], "command line: optimizer.betas=1: expected 2 values, got 1."),
+        (["--optimizer=7"], "command line: optimizer is a section, it can't be 7."),
+        (
+            ["--optimizer.warmup_steps=x"],
+            "command line: optimizer.warmup_steps=x: expected int, got the text 'x'.",
+        ),
+        (["--steps"], "--steps: needs a value, as --steps=VALUE or --steps VALUE."),
+        (["steps=1"], "'steps=1': arguments are --config FILE or --section.key=value; --help lists them."),
+    ],
+)
+def test_wrong_argument_is_refused_with_its_remedy(argv, message):
+    with pytest.raises(ConfigError) as refused:
+        load(*argv)
+    assert str(refused.value) == message
+
+
+def test_missing_value_is_named():
+    with pytest.raises(
+        ConfigError, match=r"^command line: data is missing and has no default\. .*--data=VALUE"
+    ):
+        load_config(TrainConfig, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: 5\n", "data=5: expected path, got int 5"),
+        ("data: x\nresume: 1\n", "resume=1: expected bool, got int 1"),
+        ("data: x\nsteps: true\n", "steps=True: expected int, got bool True"),
+        ("data: x\noptimizer: {beta: 1}\n", "unknown key 'optimizer.beta'. Did you mean betas?"),
+        ("data: x\nnames: word\n", "names=word: expected list[str], got the text 'word'"),
+        ("- data\n", "holds a list, a configuration is a mapping of keys to values"),
+        ("data: [\n", "not valid YAML"),
+    ],
+)
+def test_wrong_file_is_refused_naming_the_file(tmp_path, text, message):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(TrainConfig, ["--config", str(file)])
+    assert str(refused.value).startswith(str(file))
+    assert message in str(refused.value)
+
+
+def test_unknown_config_file_is_refused():
+    with pytest.raises(ConfigError, match=r"^--config no_such_recipe: no such file"):
+        load_config(TrainConfig, ["--config=no_such_recipe"])
+
+
+def test_saved_config_loads_back_equal(tmp_path):
+    config = load("--optimizer.betas=0.1,0.2", "--names=a,b", "--optimizer.warmup_steps=4", "--storage=7")
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, [f"--config={tmp_path / 'config.yaml'}"]) == config
+    assert config_from_dict(TrainConfig, config_to_dict(config), where="test") == config
+
+
+def test_help_shows_docstring_type_and_the_default_that_holds(capsys):
+    with pytest.raises(SystemExit) as ended:
+        load_config(TrainConfig, ["--help"], description="Train it.")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Train it.\n")
+    assert "--data  path, required\n      Region table to train on.\n" in text
+    assert "--optimizer.learning_rate  float, default 0.0002\n      Peak learning rate.\n" in text
+    assert "--dtype  float32|bfloat16, default float32\n" in text
+    assert "--storage  str or null, default null\n" in text
+
+
+def test_docs_of_a_base_class_are_kept():
+    @dataclass(frozen=True, kw_only=True)
+    class Tuned(OptimizerConfig):
+        decay: float = 0.0
+        """Weight decay."""
+
+    assert field_docs(Tuned) == {"learning_rate": "Peak learning rate.", "decay": "Weight decay."}
+
+
+CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+
+
+def config_class_of(file: Path) -> type:
+    """The class that the job named in a recipe's head loads: `python jobs/<job>.py --config …`."""
+    import ast
+    import importlib.util
+    import re
+
+    head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
+    named = re.search(r"python jobs/(\w+)\.py", head)
+    assert named, f"{file.name}: its head comment must give the command `python jobs/<job>.py --config …`"
+    script = CONFIGS.parent / f"{named[1]}.py"
+    calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if getattr(call.func, "id", "") == "load_config"]
+    assert len(loads) == 1, f"{script.name}: expected one load_config(Class, …), found {len(loads)}"
+    spec = importlib.util.spec_from_file_location(f"job_{named[1]}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, ast.unparse(loads[0].args[0]))
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_recipe_loads(file):
+    cls = config_class_of(file)
+    assert dataclasses.is_dataclass(cls)
+    config_from_dict(cls, read_config(file), where=file.name)
+
+
+def test_there_are_recipes():
+    assert list(CONFIGS.glob("*.yaml"))

@@ -1,0 +1,151 @@
+"""The run folder, the progress line, and how a job ends."""
+
+import io
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from ureca.errors import ConfigError, InputError
+from ureca.runs import Progress, Run, capture_context, run_job
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 3
+
+
+def metrics(run: Run) -> list[dict]:
+    return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_config_context_metrics_and_summary(tmp_path, capsys):
+    run = Run.start("train", Config(), directory=tmp_path / "r")
+    run.log(step=1, loss=0.5)
+    assert not (run.directory / "summary.json").exists()
+    run.finish({"accuracy": 0.98765, "images": {"labeled": 12_345, "quarantined": 0}})
+    assert (run.directory / "config.yaml").read_text() == "steps: 3\n"
+    assert json.loads((run.directory / "env.json").read_text())["versions"]["pyarrow"]
+    summary = json.loads((run.directory / "summary.json").read_text())
+    assert summary["job"] == "train"
+    assert summary["images"] == {"labeled": 12_345, "quarantined": 0}
+    table = capsys.readouterr().out
+    assert "accuracy            0.9877\n" in table
+    assert "images.labeled      12,345\n" in table
+    assert table.endswith("written to " + str(run.directory / "summary.json") + "\n")
+
+
+def test_default_folder_is_named_after_the_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Run.start("export", Config()).directory.resolve() == tmp_path / "runs" / "export"
+
+
+def test_a_second_start_goes_on_in_the_same_folder(tmp_path, capsys):
+    first = Run.start("train", Config(steps=3), directory=tmp_path)
+    first.log(step=1)
+    first.finish({})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"seconds": 40.0, "step": 2}\n{"seconds": 41')  # killed while writing its last line
+    second = Run.start("train", Config(steps=4), directory=tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    assert second.seconds >= 40
+    second.log(step=3)
+    assert "going on with another configuration than before; changed: steps" in capsys.readouterr().err
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if line.endswith("}")] == [1, 2, 3]
+
+
+def test_a_run_in_a_bucket_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^s3://b/r: a run's folder is on the local disk"):
+        Run.start("train", Config(), directory="s3://b/r")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't be made a run's folder"):
+        Run.start("train", Config(), directory=tmp_path / "file")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_progress_line_has_rate_fields_and_time_left():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress("label", 10_000, unit="images", stream=stream, clock=clock)
+    clock.now = 60  # warming up: must not count
+    progress.update(200, quarantined=0)
+    clock.now = 65
+    progress.update(201, quarantined=1)  # too soon for a line
+    clock.now = 160
+    progress.update(1200, quarantined=3, slots_busy="94%")
+    clock.now = 161
+    progress.update(10_000, quarantined=3)
+    progress.close()
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "label  200/10,000 images  quarantined 0",
+        "label  1,200/10,000 images  10/s  quarantined 3  slots busy 94%  left 15m",
+        "label  10,000/10,000 images  97/s  quarantined 3",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9, "9s"), (300, "5m"), (7200, "2h00m"), (100_000, "27h47m")])
+def test_time_left_is_said_as_a_person_says_it(seconds, text):
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress("x", 1 + 1 + seconds, unit="steps", stream=stream, clock=clock, every_seconds=0)
+    progress.update(1)
+    clock.now = 1
+    progress.update(2)
+    assert stream.getvalue().splitlines()[-1].endswith(f"left {text}")
+
+
+def test_context_says_command_machine_and_versions():
+    context = capture_context()
+    assert context["cores"] >= 1
+    assert context["memory_bytes"] > 0
+    assert context["python"].startswith("3.11")
+    assert {"command", "date", "commit", "dirty", "cpu", "gpus"} <= set(context)
+    json.dumps(context)
+
+
+def raised_in_a_ray_task(error: Exception) -> Exception:
+    """As `ray.get` raises it: of the original's class too, but its text is a remote traceback."""
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("task", "Traceback\n  remote frames\n", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, raised_in_a_ray_task])
+def test_an_error_of_the_user_ends_with_code_2_and_one_line(wrap, capsys):
+    def main() -> None:
+        raise wrap(InputError("a.jpg: no such file."))
+
+    with pytest.raises(SystemExit) as ended:
+        run_job(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: a.jpg: no such file.\n"
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(capsys):
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_job(main)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on where it was\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_job(main)
+
+
+def test_a_job_that_ends_well_ends_with_0():
+    with pytest.raises(SystemExit) as ended:
+        run_job(lambda: None)
+    assert ended.value.code == 0
