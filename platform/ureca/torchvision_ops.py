@@ -1,0 +1,44 @@
+"""Let torchvision import beside a CPU build of torch.
+
+The CPU build of vLLM brings a torchvision that was compiled for CUDA. Beside CPU torch its compiled library
+does not load, its operators `nms` and `qnms` are never declared, and `import torchvision` dies with
+"operator torchvision::nms does not exist". transformers imports torchvision for InternVL, peft imports
+transformers, so all three fail with it. Declaring the two schemas is enough: nothing here calls them.
+
+Called before transformers is imported (`ureca.model`) and, through the entry point `vllm.general_plugins`,
+in each of vLLM's processes. Imports torch only when called.
+"""
+
+import importlib.util
+from typing import Any
+
+_MISSING = "operator torchvision::nms does not exist"
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_library: Any = None  # the declarations live as long as this object
+
+
+def declare_missing_operators() -> None:
+    """Declare torchvision's two operators if (and only if) its import fails for want of them.
+
+    Raises:
+        RuntimeError: torchvision's import failed for another reason.
+    """
+    global _library
+    if _library is not None or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if _MISSING not in str(error):
+            raise
+    else:
+        return
+    import torch
+
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        _library.define(schema)
+    import torchvision  # noqa: F401
