@@ -1,0 +1,193 @@
+"""Read and write the region table, image by image.
+
+A table is one parquet file or a folder of them (what Ray Data writes). Row groups are small, so that reading
+holds a few images at a time however large the table is.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from ureca import io
+from ureca.corpus.images import decode_image
+from ureca.corpus.schema import REGION_TABLE_SCHEMA, SCHEMA_VERSION, SCHEMA_VERSION_KEY, ImageRow
+from ureca.errors import ImageError, InputError
+
+ROWS_PER_GROUP = 16
+"""Images in a row group: with their bytes about 10 MB of SA-1B photos."""
+
+
+def rows_to_table(rows: Iterable[ImageRow]) -> pa.Table:
+    """The rows as an Arrow table of the region table's schema."""
+    return pa.Table.from_pylist([row.to_record() for row in rows], schema=REGION_TABLE_SCHEMA)
+
+
+def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow]) -> int:
+    """Write rows into one parquet file, as they come; returns how many.
+
+    A local file appears only when it is complete.
+
+    Raises:
+        InputError: two rows have the same image id.
+    """
+    target = os.fspath(path)
+    filesystem, inner = io.filesystem(target)
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    if is_local:
+        Path(inner).parent.mkdir(parents=True, exist_ok=True)
+    # hidden from readers of the folder until it is whole
+    written = (
+        str(Path(inner).with_name(f".{Path(inner).name}.{uuid.uuid4().hex}.partial")) if is_local else inner
+    )
+    seen: set[str] = set()
+    try:
+        with (
+            filesystem.open_output_stream(written) as stream,
+            pq.ParquetWriter(stream, REGION_TABLE_SCHEMA, compression="zstd") as writer,
+        ):
+            remaining = iter(rows)
+            while group := list(islice(remaining, ROWS_PER_GROUP)):
+                for row in group:
+                    if row.image_id in seen:
+                        raise InputError(
+                            f"{target}: image id {row.image_id!r} occurs twice. "
+                            "Image ids must be unique in a table."
+                        )
+                    seen.add(row.image_id)
+                writer.write_table(rows_to_table(group), row_group_size=ROWS_PER_GROUP)
+        if is_local:
+            os.replace(written, inner)
+    finally:
+        if is_local:
+            Path(written).unlink(missing_ok=True)
+    return len(seen)
+
+
+def read_regions(path: str | os.PathLike[str]) -> pa.Table:
+    """The whole region table (a parquet file or a folder of them) in memory, rows in file order.
+
+    Raises:
+        InputError: nothing there, or another kind of table, or another version of it.
+    """
+    return pa.Table.from_batches(iter_batches(path), schema=REGION_TABLE_SCHEMA)
+
+
+def iter_images(path: str | os.PathLike[str]) -> Iterator[ImageRow]:
+    """The rows of a region table one by one, holding one row group at a time.
+
+    Raises:
+        InputError: as `read_regions`; or a row that contradicts itself.
+    """
+    for batch in iter_batches(path):
+        for record in batch.to_pylist():
+            yield ImageRow.from_record(record)
+
+
+def iter_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
+    """Record batches of the region table's schema, at most one row group each. Raises as `read_regions`."""
+    source = os.fspath(path)
+    files = io.list_files(source, ".parquet")
+    if not files:
+        raise InputError(f"{source}: no parquet file in it. Give a region table, as `ureca label` writes it.")
+    for file_path in files:
+        filesystem, inner = io.filesystem(file_path)
+        try:
+            stream = filesystem.open_input_file(inner)
+            parquet = pq.ParquetFile(stream)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(
+                f"{file_path}: not readable as parquet ({error}). "
+                "Copy it again, or run the job that wrote it again."
+            ) from error
+        with stream:
+            columns = _check_schema(parquet.schema_arrow, file_path)
+            for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns):
+                yield _as_region_batch(batch, file_path)
+
+
+def load_image(row: ImageRow) -> np.ndarray:
+    """The pixels of a row's image: uint8 (H, W, 3), RGB, as stored in the file (EXIF rotation not applied).
+
+    Raises:
+        ImageError: the file is missing, truncated, or of another size than the row says.
+    """
+    if row.image_bytes is not None:
+        data, where = row.image_bytes, f"image {row.image_id!r}"
+    elif row.image_path is not None:
+        where = row.image_path
+        try:
+            data = io.read_bytes(row.image_path)
+        except InputError as error:
+            raise ImageError(f"image {row.image_id!r}: {error}") from error
+    else:
+        raise ImageError(
+            f"image {row.image_id!r} has neither bytes nor a path in its table. "
+            "Write the table again with one of them."
+        )
+    return decode_image(data, where=where, size=row.size)
+
+
+def canonical_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a region table's content: equal for two runs that wrote the same, in any order and time.
+
+    Left out: the order of rows, their spread over files, `provenance.seconds`.
+
+    Raises:
+        InputError: as `read_regions`; or an image id occurs twice.
+    """
+    digests: dict[str, bytes] = {}
+    for row in iter_images(path):
+        if row.image_id in digests:
+            raise InputError(
+                f"{os.fspath(path)}: image id {row.image_id!r} occurs twice. Remove one of the two rows."
+            )
+        record = row.to_record()
+        if row.image_bytes is not None:
+            record["image"]["bytes"] = hashlib.sha256(row.image_bytes).hexdigest()
+        if record["provenance"] is not None:
+            del record["provenance"]["seconds"]
+        for region in record["regions"]:
+            region["attributes"] = region["attributes"] and sorted(region["attributes"])
+        digests[row.image_id] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()
+    return hashlib.sha256(b"".join(digests[image_id] for image_id in sorted(digests))).hexdigest()
+
+
+def _check_schema(schema: pa.Schema, file_path: str) -> list[str]:
+    """The table's columns, if the file has them; columns beside them are not read."""
+    version = (schema.metadata or {}).get(SCHEMA_VERSION_KEY)
+    if version is not None and version != str(SCHEMA_VERSION).encode():
+        raise InputError(
+            f"{file_path}: region table of version {version.decode()}, this package reads version "
+            f"{SCHEMA_VERSION}. Use the package that wrote it, or label again."
+        )
+    missing = [name for name in REGION_TABLE_SCHEMA.names if name not in schema.names]
+    if missing:
+        raise InputError(
+            f"{file_path}: no region table: column {', '.join(missing)} missing, "
+            f"found {', '.join(schema.names)}. "
+            "Give a table that `ureca label` or ureca.corpus.write_regions wrote."
+        )
+    return REGION_TABLE_SCHEMA.names
+
+
+def _as_region_batch(batch: pa.RecordBatch, file_path: str) -> pa.RecordBatch:
+    batch = batch.select(REGION_TABLE_SCHEMA.names)
+    if batch.schema.equals(REGION_TABLE_SCHEMA):
+        return batch.replace_schema_metadata(REGION_TABLE_SCHEMA.metadata)
+    # other writers store the same values as large strings, or an all-null column without a type
+    try:
+        return batch.cast(REGION_TABLE_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, ValueError) as error:
+        raise InputError(
+            f"{file_path}: a column has another type than the region table's ({error}). "
+            "Write it with ureca.corpus.REGION_TABLE_SCHEMA."
+        ) from error
