@@ -1,0 +1,121 @@
+"""Intervals by resampling whole images.
+
+Regions of one image share its content, so they are not independent: the bootstrap draws images with
+replacement, never regions. A score is described by sufficient statistics, sums over items from which it
+follows, so that a resample is a weighted sum and 1,000 of them are one matrix product:
+
+    per_item       (items, K)      e.g. K=2 for a mean: (value, 1)
+    sums per image (images, K)
+    counts         (resamples, images)   how often each image was drawn
+    score(counts @ sums)           (resamples,)
+
+What that means for each metric: BLEU and METEOR are recomputed from their summed counts in every resample, as
+their corpus values are. ROUGE-L, attribute accuracy and uniqueness are means. CIDEr is the mean of its items'
+values, whose word weights (IDF) come from the whole evaluated set and are held fixed while resampling.
+A paired difference uses the same resamples on both sides.
+
+Shapes: I items, K statistics, M images, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Bootstrap", "Interval", "Statistics", "mean_statistics"]
+
+Floats = NDArray[np.float64]
+
+NUM_RESAMPLES = 1_000
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score with the ends of its 95% percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of each item, and how a score follows from their sum.
+
+    An item of zeros takes no part: that is how a region that a metric does not apply to is left out.
+    """
+
+    per_item: Floats
+    """(I, K)"""
+    score: Callable[[Floats], Floats]
+    """(..., K) sums -> (...) scores; NaN where nothing was summed."""
+    scale: float = 1.0
+    """Factor on the score where its own range is not 0..1."""
+
+    def total(self) -> float:
+        """The score of all items together."""
+        return float(self.score(self.per_item.sum(axis=0))) * self.scale
+
+
+def _mean(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[..., 0] / sums[..., 1]
+
+
+def mean_statistics(values: Sequence[float] | Floats, *, scale: float = 1.0) -> Statistics:
+    """Statistics of a plain mean. NaN says that the metric does not apply to this item."""
+    array = np.asarray(values, dtype=np.float64)
+    applies = ~np.isnan(array)
+    return Statistics(np.stack([np.where(applies, array, 0.0), applies], axis=1), _mean, scale)
+
+
+class Bootstrap:
+    """One set of resamples of the images, used for every score so that differences are paired.
+
+    `image_ids` names the image of every item. The same ids and seed give the same intervals.
+    """
+
+    def __init__(
+        self, image_ids: Sequence[Hashable], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+    ) -> None:
+        index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(image_ids))}
+        self._image_of_item = np.array([index_of[image_id] for image_id in image_ids], dtype=np.intp)
+        self.num_images = len(index_of)
+        if self.num_images == 0:
+            raise ValueError("no images to resample")
+        generator = np.random.default_rng(seed)
+        share = np.full(self.num_images, 1.0 / self.num_images)
+        self._counts = generator.multinomial(self.num_images, share, size=num_resamples).astype(np.float64)
+
+    def resampled(self, statistics: Statistics) -> Floats:
+        """The score in every resample: (R,), NaN where a resample holds no item that counts."""
+        sums = np.zeros((self.num_images, statistics.per_item.shape[1]))
+        np.add.at(sums, self._image_of_item, statistics.per_item)
+        return statistics.score(self._counts @ sums) * statistics.scale
+
+    def interval(self, statistics: Statistics) -> Interval | None:
+        """Score and interval, or None where no item counts."""
+        value = statistics.total()
+        if np.isnan(value):
+            return None
+        return _percentiles(value, self.resampled(statistics))
+
+    def difference(self, better: Statistics, worse: Statistics) -> Interval | None:
+        """`better` minus `worse` over the same items, resampled together; None where no item counts."""
+        value = better.total() - worse.total()
+        if np.isnan(value):
+            return None
+        return _percentiles(value, self.resampled(better) - self.resampled(worse))
+
+
+def _percentiles(value: float, resampled: Floats) -> Interval:
+    tail = 100 * (1 - COVERAGE) / 2
+    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))

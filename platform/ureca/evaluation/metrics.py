@@ -1,0 +1,266 @@
+"""Caption metrics of the field: BLEU-1..4, METEOR 1.5 (Java), ROUGE-L and CIDEr.
+
+Through pycocoevalcap 1.2, scorer by scorer (its `COCOEvalCap` would also start SPICE, which downloads its
+parts), after the PTB tokenizer on both sides. METEOR here is always Java's METEOR 1.5; NLTK's metric of the
+same name gives numbers almost twice as high and is another one.
+
+Every metric also gives the sums it follows from (`Statistics`), so that an interval can be resampled without
+running Java again: METEOR's are the 23 counts that its jar prints for each pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer import ptbtokenizer
+
+from ureca.evaluation.bootstrap import Statistics, mean_statistics
+from ureca.evaluation.java import MetricError, find_java, java_environment, java_on_path
+
+__all__ = ["CAPTION_METRICS", "CaptionScorer", "CaptionScores", "tokenize"]
+
+Floats = NDArray[np.float64]
+
+CAPTION_METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
+
+# CIDEr (pycocoevalcap's is CIDEr-D) runs from 0 to 10. Statistics carry this factor so that every score that
+# is printed lies in 0..1; `CaptionScores.corpus` and `.per_item` keep the package's own scale.
+CIDER_SCALE = 0.1
+
+# The factors that the jar uses for English: alpha, beta, gamma, delta and the weights of its four matchers
+# (exact, stem, synonym, paraphrase). M. Denkowski and A. Lavie, "Meteor Universal", WMT 2014, Table 1.
+_METEOR_ALPHA, _METEOR_BETA, _METEOR_GAMMA, _METEOR_DELTA = 0.85, 0.20, 0.60, 0.75
+_METEOR_MATCHER_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """Scores of one set of captions, by metric name, in pycocoevalcap's own scales (CIDEr 0..10)."""
+
+    corpus: dict[str, float]
+    per_item: dict[str, Floats]
+    """(I,) each. Note that METEOR and BLEU of the corpus are not the means of these."""
+    statistics: dict[str, Statistics]
+
+
+def tokenize(texts: Sequence[str]) -> list[str]:
+    """PTB tokens of each text, lower case, punctuation dropped, joined by blanks. One Java start for all.
+
+    The jar, its arguments and the list of dropped marks are pycocoevalcap's; its Python wrapper is not used,
+    since it writes into the installed package and can lose a caption that is empty or holds a line break of
+    Unicode's. White space of any kind becomes one blank here, for the tokenizer tells texts apart by lines.
+    """
+    # "|||" separates the fields in METEOR's protocol.
+    cleaned = [" ".join(text.replace("|||", " ").split()) for text in texts]
+    spoken = [text for text in cleaned if text]
+    if not spoken:
+        return cleaned
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    arguments = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    done = subprocess.run(
+        [find_java(), "-cp", jar, *arguments],
+        input="\n".join(spoken).encode(errors="replace"),
+        capture_output=True,
+        env=java_environment(),
+    )
+    lines = done.stdout.decode().removesuffix("\n").split("\n")
+    if done.returncode != 0 or len(lines) != len(spoken):
+        raise MetricError(
+            f"the PTB tokenizer (Java) gave back {len(lines)} of {len(spoken)} captions, exit code "
+            f"{done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:] or 'no message'}. "
+            "Check free memory."
+        )
+    kept = (
+        " ".join(word for word in line.rstrip().split(" ") if word not in ptbtokenizer.PUNCTUATIONS)
+        for line in lines
+    )
+    return [next(kept) if text else "" for text in cleaned]
+
+
+class _RecordingMeteor(Meteor):
+    """pycocoevalcap's METEOR, keeping the counts that its jar prints: see `_meteor_from_counts`."""
+
+    def __init__(self) -> None:
+        self.counts: list[list[float]] = []
+        super().__init__()
+
+    def _stat(self, hypothesis_str: str, reference_list: list[str]) -> str:
+        line: str = super()._stat(hypothesis_str, reference_list)
+        counts = [float(number) for number in line.split()]
+        if len(counts) != 23:
+            raise ValueError(f"expected 23 counts, read {line!r}")
+        if counts[20] == 1 and counts[21] == counts[0] and counts[22] == counts[1]:
+            counts[20] = 0.0  # word for word the reference: see _meteor_from_counts
+        self.counts.append(counts)
+        return line
+
+    def compute_score(
+        self, gts: dict[int, list[str]], res: dict[int, list[str]]
+    ) -> tuple[float, list[float]]:
+        self.counts = []
+        try:
+            value, values = super().compute_score(gts, res)
+        except (OSError, ValueError) as error:
+            self.meteor_p.kill()
+            message = self.meteor_p.stderr.read().decode(errors="replace").strip()[-500:]
+            raise MetricError(
+                f"METEOR 1.5 (Java) stopped: {message or error}. It takes up to 2 GB of memory; check that "
+                "much is free."
+            ) from error
+        finally:
+            if self.lock.locked():  # the destructor would wait for it for ever
+                self.lock.release()
+        return value, values
+
+    def close(self) -> None:
+        self.meteor_p.kill()
+        self.meteor_p.wait()
+        for pipe in (self.meteor_p.stdin, self.meteor_p.stdout, self.meteor_p.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "meteor_p"):  # missing where Java did not start
+            self.close()
+
+
+class CaptionScorer:
+    """Scores captions against references. Use as a context manager: one METEOR process lives inside it.
+
+        with CaptionScorer() as scorer:
+            scores = scorer.score(["a red ball"], [["the red ball", "a ball"]])
+
+    METEOR's process takes seconds to load its paraphrase table, so score all variants inside one `with`.
+    """
+
+    def __init__(self) -> None:
+        self._meteor: _RecordingMeteor | None = None
+
+    def __enter__(self) -> CaptionScorer:
+        with java_on_path():
+            self._meteor = _RecordingMeteor()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End METEOR's process."""
+        if self._meteor is not None:
+            self._meteor.close()
+            self._meteor = None
+
+    def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
+        """Score `captions[i]` against `references[i]` (at least one each). Empty captions score 0.
+
+        Raises ValueError for no captions or unequal lengths, MetricError where a Java process stops.
+        """
+        if self._meteor is None:
+            raise ValueError("CaptionScorer is closed: use it in a `with` block")
+        if not captions or len(captions) != len(references) or not all(references):
+            raise ValueError(
+                f"{len(captions)} captions against {len(references)} lists of references: each caption needs "
+                "its list, with at least one reference"
+            )
+        flat = [*captions, *(text for texts in references for text in texts)]
+        tokens = iter(tokenize(flat))
+        hypotheses = {index: [next(tokens)] for index in range(len(captions))}
+        truths = {index: [next(tokens) for _ in texts] for index, texts in enumerate(references)}
+
+        corpus: dict[str, float] = {}
+        per_item: dict[str, Floats] = {}
+        statistics: dict[str, Statistics] = {}
+
+        bleu, bleu_items, bleu_counts = _bleu(hypotheses, truths)
+        for order in range(4):
+            name = f"bleu_{order + 1}"
+            corpus[name], per_item[name] = float(bleu[order]), np.asarray(bleu_items[order], dtype=np.float64)
+            statistics[name] = Statistics(bleu_counts, _bleu_from_counts(order + 1))
+
+        value, values = self._meteor.compute_score(truths, hypotheses)
+        corpus["meteor"], per_item["meteor"] = float(value), np.asarray(values, dtype=np.float64)
+        statistics["meteor"] = Statistics(np.array(self._meteor.counts), _meteor_from_counts)
+
+        value, values = Rouge().compute_score(truths, hypotheses)
+        corpus["rouge_l"], per_item["rouge_l"] = float(value), np.asarray(values, dtype=np.float64)
+        statistics["rouge_l"] = mean_statistics(per_item["rouge_l"])
+
+        value, values = Cider().compute_score(truths, hypotheses)
+        corpus["cider"], per_item["cider"] = float(value), np.asarray(values, dtype=np.float64)
+        statistics["cider"] = mean_statistics(per_item["cider"], scale=CIDER_SCALE)
+        return CaptionScores(corpus, per_item, statistics)
+
+
+def _bleu(
+    hypotheses: dict[int, list[str]], truths: dict[int, list[str]]
+) -> tuple[list[float], list[list[float]], Floats]:
+    """Corpus BLEU-1..4, the same per item, and the counts they follow from.
+
+    Counts are (I, 10): length, closest reference length, n-grams of 1..4 words, those of them that are right.
+    """
+    scorer = BleuScorer(n=4)
+    for index, texts in truths.items():
+        scorer += (hypotheses[index][0], texts)
+    corpus, per_item = scorer.compute_score(option="closest", verbose=0)
+    counts = [
+        [
+            item["testlen"],
+            min(item["reflen"], key=lambda length: (abs(length - item["testlen"]), length)),
+            *item["guess"],
+            *item["correct"],
+        ]
+        for item in scorer.ctest
+    ]
+    return corpus, per_item, np.array(counts, dtype=np.float64)
+
+
+def _bleu_from_counts(order: int) -> Callable[[Floats], Floats]:
+    """BLEU-`order` from summed counts, with pycocoevalcap's guards against zero (bleu_scorer.py)."""
+    tiny, small = 1e-15, 1e-9
+
+    def score(sums: Floats) -> Floats:
+        length, reference_length = sums[..., 0], sums[..., 1]
+        guessed, right = sums[..., 2 : 2 + order], sums[..., 6 : 6 + order]
+        precision = np.prod((right + tiny) / (guessed + small), axis=-1) ** (1 / order)
+        ratio = (length + tiny) / (reference_length + small)
+        return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
+
+    return score
+
+
+def _meteor_from_counts(sums: Floats) -> Floats:
+    """METEOR 1.5 from summed counts (..., 23), as in MeteorScorer.java.
+
+    Columns: caption length, reference length, function words of both; for each of the four matchers the
+    matched content words of caption and reference and function words of both; chunks (0 where a caption is
+    its reference word for word, as the jar has it when it sums); matched words of both.
+    """
+    length, reference_length, function, reference_function = (sums[..., column] for column in range(4))
+    matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
+    chunks, matched, reference_matched = sums[..., 20], sums[..., 21], sums[..., 22]
+
+    def weighted(content: Floats, functional: Floats) -> Floats:
+        return _METEOR_DELTA * content + (1 - _METEOR_DELTA) * functional
+
+    found = weighted(matches[..., 0] @ _METEOR_MATCHER_WEIGHTS, matches[..., 2] @ _METEOR_MATCHER_WEIGHTS)
+    recalled = weighted(matches[..., 1] @ _METEOR_MATCHER_WEIGHTS, matches[..., 3] @ _METEOR_MATCHER_WEIGHTS)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = found / weighted(length - function, function)
+        recall = recalled / weighted(reference_length - reference_function, reference_function)
+        mean = 1 / ((1 - _METEOR_ALPHA) / precision + _METEOR_ALPHA / recall)
+        fragments = chunks / ((matched + reference_matched) / 2)
+        penalty = _METEOR_GAMMA * fragments**_METEOR_BETA
+        return np.nan_to_num(mean * (1 - penalty))
