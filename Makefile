@@ -1,0 +1,57 @@
+# make demo    no GPU: label, train, evaluate and serve on this machine
+# make test    every check and test
+# make check   the same without what starts Ray, DeepSpeed, vLLM or a browser
+# make serve   the captioner's HTTP API and its page on localhost:8000, until Ctrl-C
+# make setup   only install (every target does it first, once)
+# make clean   remove the environment and the caches; runs/ stays
+#
+# PYTHON=python3.11   the interpreter to make .venv with
+# LOCK=requirements-gpu.lock   on a machine with an NVIDIA GPU
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+LOCK ?= requirements.lock
+VENV := .venv
+BIN := $(VENV)/bin
+# Named after the content it was installed from: a second make installs nothing, another lock or branch does.
+STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | cksum | tr ' ' '-')
+
+# Chosen on purpose, not left to Ray's default: a Ray started here asks for the token in ~/.ray, which it makes
+# itself. The tests switch it off (tests/conftest.py): their Ray listens on loopback only and dies with them.
+export RAY_AUTH_MODE ?= token
+export RAY_USAGE_STATS_ENABLED ?= 0
+# Several processes with several threads each run many times slower on few cores than with one each.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup lint check test demo serve clean
+
+setup: $(STAMP)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "error: Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1). Install it (uv python install 3.11," \
+	       "pyenv install 3.11, or your system's package) and name it: make setup PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test: lint
+	$(BIN)/python -m pytest
+
+demo: setup
+	@$(BIN)/python jobs/demo.py
+
+serve: setup
+	$(BIN)/serve run serve_apps/captioner.yaml
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache platform/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
