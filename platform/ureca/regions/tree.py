@@ -1,0 +1,288 @@
+"""The mask tree of an image: which region is part of which, from run-length encodings alone.
+
+    contains      mask i is part of mask j where containment(i, j) = area(i ∩ j) / area(i) >= 0.8
+    order         largest area first, equal areas by id: parents stand before children, and the result
+                  does not depend on the order the masks came in
+    every id      is a region, or one of a region's merged_ids, or among the dropped with its reason
+
+Two presets:
+    default   Near-duplicates (IoU >= 0.9) are folded into one region first, so that they don't lengthen
+              chains. A mask goes to its best parent: the largest containment, and where several come within
+              0.02 of it the smallest of them. Without that margin a part that sticks out of its whole by a
+              few pixels (a neck of its head, a handle of its spoon) skips to the whole's whole. Only specks
+              are dropped.
+    paper     As the authors' code: no merging; down from the top, into the first (largest) child that
+              contains the mask; only top-level objects with at least 4 levels, of 0.007 to 0.7 of the image,
+              and descendants of at least 0.007, whole subtrees dropped.
+Source: URECA (arXiv 2504.05305) section 3 and appendix E; its repository's utils/make_tree.py and
+preprocess.py (what the paper calls IoU is containment in the code).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ureca.errors import ConfigError, MaskError
+from ureca.regions.rle import (
+    Rle,
+    Size,
+    check_rle,
+    containment_matrix,
+    iou_matrix,
+    rle_area,
+    rle_bbox,
+)
+
+DropReason = Literal["too_small", "too_large", "too_few_levels", "parent_dropped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeConfig:
+    """How the mask tree is built, and which regions it admits."""
+
+    containment: float = 0.8
+    """Share of a mask that must lie in another to be its part."""
+    parent_rule: Literal["best", "first"] = "best"
+    """best: the parent that contains most of the mask; first: the largest, level by level (as the paper)."""
+    containment_margin: float = 0.02
+    """Rule best: of the parents whose containment comes this close to the largest, the smallest wins."""
+    merge_iou: float | None = 0.9
+    """Masks of at least this IoU become one region; null merges nothing."""
+    min_area_px: int = 16
+    """A smaller region is dropped with all below it."""
+    min_area_share: float = 0.0
+    """A region of a smaller share of the image is dropped with all below it."""
+    max_area_share: float = 1.0
+    """A top-level region of a larger share of the image is dropped with all below it."""
+    min_levels: int = 1
+    """A top-level region whose subtree has fewer levels, itself counted, is dropped with all below it."""
+
+    def __post_init__(self) -> None:
+        shares = {"containment": self.containment, "containment_margin": self.containment_margin}
+        shares |= {"min_area_share": self.min_area_share, "max_area_share": self.max_area_share}
+        if self.merge_iou is not None:
+            shares["merge_iou"] = self.merge_iou
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"tree.{name}={value}: give a share from 0 to 1")
+        for name in ("containment", "merge_iou"):
+            if shares.get(name) == 0:
+                raise ConfigError(f"tree.{name}=0: every mask would belong to every other; give more than 0")
+        if self.parent_rule not in ("best", "first"):
+            raise ConfigError(f"tree.parent_rule={self.parent_rule!r}: give 'best' or 'first'")
+
+    @classmethod
+    def preset(cls, name: str) -> "TreeConfig":
+        """The settings called "default" or "paper".
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
+        presets = {
+            "default": cls(),
+            "paper": cls(
+                parent_rule="first",
+                merge_iou=None,
+                min_area_px=0,
+                min_area_share=0.007,
+                max_area_share=0.7,
+                min_levels=4,
+            ),
+        }
+        if name not in presets:
+            raise ConfigError(f"mask tree preset {name!r} does not exist; there are {', '.join(presets)}")
+        return presets[name]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask as it comes in, not yet placed in a tree."""
+
+    region_id: str
+    segmentation: Rle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A node of the tree."""
+
+    region_id: str
+    merged_ids: tuple[str, ...]
+    """Ids of the near-duplicates folded into this region, in the tree's order."""
+    parent: int
+    """Index in the tree's regions; -1 = top level."""
+    depth: int
+    """0 = top level."""
+    segmentation: Rle
+    area: int
+    """Pixels."""
+    bbox: tuple[float, float, float, float]
+    """x, y, width, height in pixels."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A mask that is not in the tree, and why."""
+
+    region_id: str
+    reason: DropReason
+
+
+@dataclass(frozen=True)
+class MaskTree:
+    """The regions of one image, parents before children, and what was left out."""
+
+    size: Size
+    """(height, width) of the image."""
+    regions: tuple[Region, ...]
+    dropped: tuple[Dropped, ...]
+
+    def children(self, index: int) -> list[int]:
+        """Indices of the regions directly below `index`; -1 asks for the top level."""
+        return [i for i, region in enumerate(self.regions) if region.parent == index]
+
+    def ancestors(self, index: int) -> list[int]:
+        """Indices from the parent up to the top level."""
+        found = []
+        while (index := self.regions[index].parent) >= 0:
+            found.append(index)
+        return found
+
+    def descendants(self, index: int) -> list[int]:
+        """Indices of all regions below `index`, parents before children."""
+        below = {index}
+        for i, region in enumerate(self.regions):
+            if region.parent in below:
+                below.add(i)
+        return sorted(below - {index})
+
+
+def build_mask_tree(masks: Sequence[Mask], size: Size, config: TreeConfig | None = None) -> MaskTree:
+    """Build the tree of an image's masks; `size` is the image's (height, width), `config` the default preset.
+
+    Raises:
+        MaskSizeError: a mask of another size.
+        MaskError: a mask that is empty or no RLE, or an id used twice.
+    """
+    config = TreeConfig() if config is None else config
+    segmentations: dict[str, Rle] = {}
+    for mask in masks:
+        if mask.region_id in segmentations:
+            raise MaskError(f"region id {mask.region_id!r} occurs twice. Ids must be unique in an image.")
+        segmentations[mask.region_id] = check_rle(mask.segmentation, size, where=f"region {mask.region_id!r}")
+    areas = {region_id: rle_area(rle) for region_id, rle in segmentations.items()}
+    ids = sorted(segmentations, key=lambda region_id: (-areas[region_id], _natural(region_id)))
+
+    merged = _merge_duplicates([segmentations[region_id] for region_id in ids], config.merge_iou)
+    kept = list(merged)
+    containment = containment_matrix([segmentations[ids[k]] for k in kept])
+    find_parents = _best_parents if config.parent_rule == "best" else _first_parents
+    kept_areas = np.array([areas[ids[k]] for k in kept], dtype=np.int64)
+    parents = find_parents(containment, config)
+    reasons = _admit(parents, kept_areas, size, config)
+
+    regions: list[Region] = []
+    dropped: list[Dropped] = []
+    place = {-1: -1}
+    for node, k in enumerate(kept):
+        duplicates = tuple(ids[j] for j in merged[k])
+        reason = reasons[node]
+        if reason is not None:
+            dropped += [Dropped(region_id, reason) for region_id in (ids[k], *duplicates)]
+            continue
+        parent = place[parents[node]]
+        place[node] = len(regions)
+        regions.append(
+            Region(
+                region_id=ids[k],
+                merged_ids=duplicates,
+                parent=parent,
+                depth=0 if parent < 0 else regions[parent].depth + 1,
+                segmentation=segmentations[ids[k]],
+                area=areas[ids[k]],
+                bbox=rle_bbox(segmentations[ids[k]]),
+            )
+        )
+    return MaskTree(size=size, regions=tuple(regions), dropped=tuple(dropped))
+
+
+def _natural(region_id: str) -> tuple[bool, int, str]:
+    """Numbers before names, "9" before "10"."""
+    is_number = region_id.isascii() and region_id.isdigit()
+    return not is_number, int(region_id) if is_number else 0, region_id
+
+
+def _merge_duplicates(rles: Sequence[Rle], merge_iou: float | None) -> dict[int, list[int]]:
+    """Survivor -> the indices folded into it; `rles` in the tree's order, so the larger survives.
+
+    A mask joins the survivor it is most like. A mask like a folded one but not like its survivor stays.
+    """
+    merged: dict[int, list[int]] = {}
+    iou = iou_matrix(rles) if merge_iou is not None else None
+    for k in range(len(rles)):
+        survivors = list(merged)
+        if iou is not None and survivors:
+            likeness = iou[k, survivors]
+            best = int(likeness.argmax())
+            if likeness[best] >= merge_iou:
+                merged[survivors[best]].append(k)
+                continue
+        merged[k] = []
+    return merged
+
+
+def _best_parents(containment: np.ndarray, config: TreeConfig) -> list[int]:
+    parents = []
+    for node in range(len(containment)):
+        shares = containment[node, :node]  # only what stands before, that is, what is larger
+        accepting = np.flatnonzero(shares >= config.containment)
+        if len(accepting):
+            closest = shares[accepting].max() - config.containment_margin
+            # the last of them is the smallest
+            parents.append(int(accepting[shares[accepting] >= closest][-1]))
+        else:
+            parents.append(-1)
+    return parents
+
+
+def _first_parents(containment: np.ndarray, config: TreeConfig) -> list[int]:
+    parents: list[int] = []
+    children: dict[int, list[int]] = {-1: []}
+    for node in range(len(containment)):
+        parent = -1
+        while True:
+            accepting = (c for c in children[parent] if containment[node, c] >= config.containment)
+            child = next(accepting, None)
+            if child is None:
+                break
+            parent = child
+        parents.append(parent)
+        children[parent].append(node)
+        children[node] = []
+    return parents
+
+
+def _admit(
+    parents: Sequence[int], areas: np.ndarray, size: Size, config: TreeConfig
+) -> list[DropReason | None]:
+    """Why each node is dropped, None if it is not. Levels are counted before anything is dropped."""
+    levels = [1] * len(parents)
+    for node in reversed(range(len(parents))):
+        if parents[node] >= 0:
+            levels[parents[node]] = max(levels[parents[node]], levels[node] + 1)
+    reasons: list[DropReason | None] = []
+    for node, parent in enumerate(parents):
+        share = areas[node] / (size[0] * size[1])
+        if parent >= 0 and reasons[parent] is not None:
+            reasons.append("parent_dropped")
+        elif parent < 0 and levels[node] < config.min_levels:
+            reasons.append("too_few_levels")
+        elif areas[node] < config.min_area_px or share < config.min_area_share:
+            reasons.append("too_small")
+        elif parent < 0 and share > config.max_area_share:
+            reasons.append("too_large")
+        else:
+            reasons.append(None)
+    return reasons
