@@ -1,0 +1,121 @@
+"""Colors of a scene: background, regions with their textures, light and shadow.
+
+Light and noise stay within a few percent, so that a region's commonest color is its named one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from ureca.attributes.vocabulary import COLORS
+
+BACKGROUNDS: tuple[tuple[int, int, int], ...] = (
+    (226, 232, 238),
+    (236, 228, 212),
+    (214, 226, 210),
+    (232, 218, 226),
+    (206, 214, 226),
+    (58, 66, 78),
+    (70, 62, 66),
+    (54, 70, 64),
+    (46, 52, 70),
+    (186, 196, 186),
+    (200, 190, 178),
+)
+"""Muted light and dark shades, RGB."""
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """`pixels` is float32 (H, W, 3), `mean_rgb` its shade."""
+
+    pixels: np.ndarray
+    mean_rgb: tuple[int, int, int]
+
+
+def color_distance(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+    """Euclidean distance in RGB, 0 to 442."""
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
+
+
+def paint_background(rng: Generator, height: int, width: int) -> Backdrop:
+    """A muted shade with a slope of light, soft clouds, and stripes in some scenes."""
+    shade = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    angle = rng.uniform(0, 2 * np.pi)
+    light = 9.0 * (np.cos(angle) * x + np.sin(angle) * y)
+    coarse = rng.normal(0, 1, (6, 6)).astype(np.float32)
+    clouds = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    light = light + rng.uniform(2, 6) * clouds
+    if rng.random() < 0.35:
+        turn = rng.uniform(0, np.pi)
+        light = light + 3.5 * np.sin((np.cos(turn) * x + np.sin(turn) * y) * rng.uniform(14, 40))
+    pixels = np.asarray(shade, np.float32) + light[:, :, None].astype(np.float32)
+    return Backdrop(pixels, shade)
+
+
+def paint_regions(
+    rng: Generator,
+    backdrop: Backdrop,
+    owner: np.ndarray,
+    colors: list[str],
+    textures: list[tuple[str, str] | None],
+    scales: list[float],
+) -> np.ndarray:
+    """uint8 (H, W, 3) from the owner of each pixel (uint8 (H, W), 0 = background, k + 1 = region k)."""
+    height, width = owner.shape
+    jitter: dict[str, np.ndarray] = {}
+    for name in colors:
+        if name not in jitter:
+            jitter[name] = np.asarray(COLORS[name], np.float32) + rng.uniform(-7, 7, 3).astype(np.float32)
+    table = np.stack([np.zeros(3, np.float32), *(jitter[name] for name in colors)])
+    pixels = table[owner]
+    for index, texture in enumerate(textures):
+        if texture is not None:
+            _paint_texture(rng, pixels, owner, index + 1, texture, scales[index])
+
+    thing = owner > 0
+    pixels = np.where(thing[:, :, None], pixels, backdrop.pixels)
+    light = np.ones((height, width), np.float32)
+    light += np.linspace(0.03, -0.03, height, dtype=np.float32)[:, None]
+    edge = np.zeros((height, width), bool)
+    edge[:-1] |= owner[:-1] != owner[1:]
+    edge[:, :-1] |= owner[:, :-1] != owner[:, 1:]
+    light[edge & thing] *= 0.82
+    shadow = np.zeros((height, width), bool)
+    shadow[4:, 3:] = thing[:-4, :-3]
+    light[shadow & ~thing] *= 0.84
+    pixels *= light[:, :, None]
+    pixels += rng.normal(0, 2.2, (height, width, 1)).astype(np.float32)
+    return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+
+
+def _paint_texture(
+    rng: Generator, pixels: np.ndarray, owner: np.ndarray, label: int, texture: tuple[str, str], scale: float
+) -> None:
+    """Paint the second color over 15 to 38 percent of a region, in place."""
+    name, second = texture
+    where = owner == label
+    rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    where = where[box]
+    height, width = where.shape
+    y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+    pitch = int(np.clip(round(scale * 0.1), 7, 13))
+    if name == "striped":
+        # The scale decides the turn, so that alike things of one size are striped alike.
+        along = (x + y, x + 0 * y, y + 0 * x)[pitch % 3]
+        pattern = along % pitch < max(2, round(0.36 * pitch))
+    elif name == "checkered":
+        band = max(2, round(0.2 * pitch))
+        pattern = (x % pitch < band) | (y % pitch < band)
+    elif name == "dotted":
+        half = (pitch - 1) / 2
+        pattern = (x % pitch - half) ** 2 + (y % pitch - half) ** 2 <= (0.3 * pitch) ** 2
+    else:
+        grains = rng.random((height // 2 + 1, width // 2 + 1)) < 0.24
+        pattern = grains.repeat(2, 0).repeat(2, 1)[:height, :width]
+    pixels[box][where & pattern] = COLORS[second]

@@ -1,0 +1,117 @@
+"""A sketch: the pieces of one thing before it has a size, a color or a place.
+
+Coordinates are in heights of the thing: y runs from 0 (top) to 1, x from 0 to `ratio` (width / height), so a
+circle stays round. Pieces are painted in the order in which they were added, each over the ones before; every
+pixel belongs to the last piece painted there. A region's mask is its own pixels and those of its descendants.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """One painted form of a piece: an ellipse (box corners) or a polygon; `hole` gives its pixels to nobody."""
+
+    form: str
+    points: tuple[Point, ...]
+    hole: bool = False
+
+
+@dataclass
+class Piece:
+    """One region of the thing. `role` names its color: pieces of one role share it."""
+
+    name: str
+    parent: int
+    role: str
+    shape: str
+    strokes: list[Stroke] = field(default_factory=list)
+
+
+class Sketch:
+    """Pieces of a thing; piece 0 is the thing itself."""
+
+    def __init__(self, kind: str, ratio: float, shape: str = "irregular") -> None:
+        self.ratio = ratio
+        self.pieces = [Piece(kind, -1, "main", shape)]
+
+    def piece(self, name: str, *, role: str, shape: str, parent: int = 0) -> int:
+        """Add a region without pixels; returns its index."""
+        self.pieces.append(Piece(name, parent, role, shape))
+        return len(self.pieces) - 1
+
+    def ellipse(self, piece: int, cx: float, cy: float, rx: float, ry: float, *, hole: bool = False) -> int:
+        corners = ((cx - rx, cy - ry), (cx + rx, cy + ry))
+        self.pieces[piece].strokes.append(Stroke("ellipse", corners, hole))
+        return piece
+
+    def polygon(self, piece: int, points: Iterable[Point]) -> int:
+        self.pieces[piece].strokes.append(Stroke("polygon", tuple(points)))
+        return piece
+
+    def box(self, piece: int, x0: float, y0: float, x1: float, y1: float) -> int:
+        self.pieces[piece].strokes.append(Stroke("box", ((x0, y0), (x1, y1))))
+        return piece
+
+    def disc(self, name: str, cx: float, cy: float, r: float, *, role: str, parent: int = 0) -> int:
+        """Add a round region."""
+        return self.ellipse(self.piece(name, role=role, shape="round", parent=parent), cx, cy, r, r)
+
+    def block(
+        self, name: str, x0: float, y0: float, x1: float, y1: float, *, role: str, shape: str, parent: int = 0
+    ) -> int:
+        """Add an upright box as a region."""
+        return self.box(self.piece(name, role=role, shape=shape, parent=parent), x0, y0, x1, y1)
+
+    def patch(
+        self, name: str, points: Iterable[Point], *, role: str, shape: str = "irregular", parent: int = 0
+    ) -> int:
+        """Add a polygon as a region."""
+        return self.polygon(self.piece(name, role=role, shape=shape, parent=parent), points)
+
+
+def paint(sketch: Sketch, scale: float, kept: frozenset[int], mirrored: bool) -> np.ndarray:
+    """Owner of each pixel, uint8 (h, w): 0 = nobody, i + 1 = piece i. `scale` is the thing's height in px.
+
+    Pieces outside `kept` are not painted.
+    """
+    height, width = round(scale), round(scale * sketch.ratio)
+    canvas = Image.new("L", (width, height), 0)
+    draw = ImageDraw.Draw(canvas)
+    for index, piece in enumerate(sketch.pieces):
+        if index not in kept:
+            continue
+        for stroke in piece.strokes:
+            fill = 0 if stroke.hole else index + 1
+            points = [(round(x * (scale - 1)), round(y * (scale - 1))) for x, y in stroke.points]
+            if stroke.form == "ellipse":
+                draw.ellipse(points, fill=fill)
+            elif stroke.form == "box":
+                draw.rectangle(points, fill=fill)
+            else:
+                draw.polygon(points, fill=fill)
+    owner = np.asarray(canvas)
+    return np.ascontiguousarray(owner[:, ::-1]) if mirrored else owner
+
+
+def region_areas(owner: np.ndarray, sketch: Sketch) -> tuple[np.ndarray, np.ndarray]:
+    """Own pixels of each piece, and pixels of each piece with its descendants; both int64 (pieces,)."""
+    own = np.bincount(owner.ravel(), minlength=len(sketch.pieces) + 1)[1:]
+    whole = own.copy()
+    for index in range(len(sketch.pieces) - 1, 0, -1):
+        whole[sketch.pieces[index].parent] += whole[index]
+    return own, whole
+
+
+def members(sketch: Sketch) -> list[list[int]]:
+    """For each piece: itself and its descendants."""
+    result = [[index] for index in range(len(sketch.pieces))]
+    for index in range(len(sketch.pieces) - 1, 0, -1):
+        result[sketch.pieces[index].parent] += result[index]
+    return result
