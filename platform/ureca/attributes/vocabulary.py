@@ -4,9 +4,9 @@ Drawn scenes take their true attributes from here, the measurement names what it
 claims are looked up among them, so a word means one thing everywhere:
 
     color     one of 12 names, some with "dark " or "light "; SHADES gives the RGB value at each name's center
-    texture   smooth, striped (parallel bands), checkered (two crossing sets of bands), dotted (equal spots in
-              rows), speckled (grains of uneven place)
-    shape     from the mask alone; "thin" is 3 or more times as long as wide, "irregular" is none of the others
+    texture   smooth, striped (parallel bands), checkered (two crossing sets of bands), dotted (equal spots
+              in rows), speckled (grains of uneven place)
+    shape     from the mask alone; "thin" is 3 or more times as long as wide, "irregular" none of the others
     size      by the mask's share of the image's area
     place     by the mask's centroid on a 3x3 grid, of the image or of the parent's bounding box
 
@@ -47,8 +47,8 @@ SHADES: dict[str, tuple[int, int, int]] = {
     "light brown": (192, 152, 106),
     "light gray": (192, 192, 192),
 }
-"""Every color name that may be said. There is no dark orange (brown), dark pink, light red (pink), or shade of
-black or white: those would be other names' colors."""
+"""Every color name that may be said. There is no dark orange (brown), dark pink, light red (pink), or shade
+of black or white: those would be other names' colors."""
 
 TEXTURES: tuple[str, ...] = ("smooth", "striped", "checkered", "dotted", "speckled")
 

@@ -1,0 +1,235 @@
+"""What a caption asserts about its own region, and which region of an image it fits.
+
+    "the small dark blue striped round part in the lower left, at the top of the large red object, the second
+     from the left of two alike"
+        size small, color dark blue, texture striped, shape round, noun part, place lower left,
+        place_in_parent top, parent (size large, color red, noun object), order (2, "left", 2)
+
+Words are looked up in the vocabulary and a short list of synonyms, not in a grammar, so broken sentences of a
+small model still give the claims that they hold. What follows "; it has" is said of the parts and is no claim
+about the region. A place followed by "of the" and a thing is a place in the parent; any other place is one in
+the picture.
+
+Self-retrieval (the caption picks its own region) answers what the paper leaves unchecked: URECA (arXiv
+2504.05305) section 3 rewrites captions to be unique and never asks whether they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from ureca.attributes.measure import MOST, RegionAttributes
+from ureca.attributes.vocabulary import COLORS, PLACES, SHADES, SHAPES, SIZES, TEXTURES, base_color
+
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+RANKS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+NOUNS = ("object", "part", "area")
+
+ATTRIBUTES = ("color", "texture", "shape", "size", "place", "place_in_parent")
+"""What `attribute_hits` can break down, in the order of tables."""
+
+_PLACE_NAMES = tuple(name for row in PLACES for name in row)
+_SYNONYMS = {
+    "grey": "gray",
+    "violet": "purple",
+    "turquoise": "teal",
+    "cyan": "teal",
+    "tan": "light brown",
+    "circular": "round",
+    "elongated": "thin",
+    "big": "large",
+    "center": "middle",
+    "centre": "middle",
+    "top left": "upper left",
+    "top right": "upper right",
+    "bottom left": "lower left",
+    "bottom right": "lower right",
+    "image": "picture",
+    "photo": "picture",
+    "thing": "object",
+    "region": "area",
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """The `rank`-th (1 = first) from `side` of `count` regions that the rest of the caption fits alike."""
+
+    rank: int
+    side: str  # "left" or "top"
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What a caption says of its region; None where it says nothing. Names are those of RegionAttributes."""
+
+    noun: str | None = None
+    color: str | None = None
+    color2: str | None = None
+    texture: str | None = None
+    shape: str | None = None
+    size: str | None = None
+    place: str | None = None
+    place_in_parent: str | None = None
+    order: Order | None = None
+    cell: tuple[int, int] | None = None
+    """(column, row) of the centroid on the measurement's 9 x 9 grid of the picture, from 1."""
+    parent: Claims | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in fields(self))
+
+
+def _any_of(words: Sequence[str]) -> str:
+    return "(" + "|".join(sorted(words, key=len, reverse=True)) + ")"
+
+
+_SYNONYM = re.compile(rf"\b{_any_of(tuple(_SYNONYMS))}\b")
+_PARTS = re.compile(r"[;.:]|\b(it has|which has|having)\b")
+_ORDER = re.compile(rf"\b{_any_of(RANKS)} from (?:the )?(left|top)(?: of {_any_of(NUMBERS)})?(?: alike)?")
+_CELL = re.compile(rf"\bcolumn {_any_of(NUMBERS)},? (?:and )?row {_any_of(NUMBERS)}\b")
+_IN_PICTURE = re.compile(rf"\b{_any_of(_PLACE_NAMES)} of (?:the |a )?picture\b")
+_IN_PARENT = re.compile(rf"\b{_any_of((*_PLACE_NAMES, MOST))} of (?:the |a |an )?(?=\w)")
+_ONE_COLOR = rf"(dark |light )?{_any_of(tuple(COLORS))}\b"
+_COLOR = re.compile(rf"\b{_ONE_COLOR}(?: and {_ONE_COLOR})?")
+
+
+def parse_claims(text: str) -> Claims:
+    """What `text` asserts about its own region (nothing: falsy Claims)."""
+    text = _SYNONYM.sub(lambda match: _SYNONYMS[match[1]], re.sub(r"\s+", " ", text.lower()))
+    order = cell = None
+    if match := _ORDER.search(text):
+        count = NUMBERS.index(match[3]) + 1 if match[3] else 0
+        order = Order(RANKS.index(match[1]) + 1, match[2], count)
+    if match := _CELL.search(text):
+        cell = (NUMBERS.index(match[1]) + 1, NUMBERS.index(match[2]) + 1)
+    text = _PARTS.split(_CELL.sub(" ", _ORDER.sub(" ", text)), maxsplit=1)[0]
+    return _parse_phrase(text, order, cell)
+
+
+def _parse_phrase(text: str, order: Order | None = None, cell: tuple[int, int] | None = None) -> Claims:
+    text = _IN_PICTURE.sub(r"\1,", text)
+    parent = place_in_parent = None
+    if match := _IN_PARENT.search(text):
+        place_in_parent = match[1]
+        parent = _parse_phrase(text[match.end() :])
+        text = text[: match.start()]
+    color = color2 = None
+    if match := _COLOR.search(text):
+        color = _shade(match[1], match[2])
+        color2 = _shade(match[3], match[4]) if match[4] else None
+    return Claims(
+        noun=_first(NOUNS, text),
+        color=color,
+        color2=color2,
+        texture=_first(TEXTURES, text),
+        shape=_first(SHAPES, text),
+        size=_first(tuple(SIZES), text),
+        place=_first(_PLACE_NAMES, text),
+        place_in_parent=place_in_parent,
+        order=order,
+        cell=cell,
+        parent=parent or None,
+    )
+
+
+def _shade(modifier: str | None, color: str) -> str:
+    name = (modifier or "") + color
+    return name if name in SHADES else color
+
+
+def _first(words: Sequence[str], text: str) -> str | None:
+    match = re.search(rf"\b{_any_of(words)}(?=\W|s\b|$)", text)
+    return match[1] if match else None
+
+
+def match_score(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> float:
+    """Share of the claims that are true of `regions[index]` (0..1; no claims: 0).
+
+    A shade of the same color, and a neighboring size, count half. Claims about the parent count half as
+    much as the region's own. Order is not judged here, for it depends on which other regions fit.
+    """
+    scores = list(_judge(claims, index, regions))
+    total = sum(weight for weight, _ in scores)
+    return sum(weight * score for weight, score in scores) / total if total else 0.0
+
+
+def _judge(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> Iterator[tuple[float, float]]:
+    """(weight, how true in 0..1) of each claim."""
+    region = regions[index]
+    if claims.color:
+        yield 1.0, _same_color(claims.color, region.color)
+    if claims.color2:
+        yield 1.0, _same_color(claims.color2, region.color2) if region.color2 else 0.0
+    if claims.size:
+        steps = abs(list(SIZES).index(claims.size) - list(SIZES).index(region.size))
+        yield 1.0, (1.0, 0.5)[steps] if steps < 2 else 0.0
+    for name in ("texture", "shape", "place", "place_in_parent", "noun", "cell"):
+        if claimed := getattr(claims, name):
+            yield 1.0, float(claimed == getattr(region, name))
+    if claims.parent:
+        if region.parent < 0:
+            yield 0.5, 0.0
+        else:
+            for weight, score in _judge(claims.parent, region.parent, regions):
+                yield weight / 2, score
+
+
+def _same_color(claimed: str, true: str) -> float:
+    return 1.0 if claimed == true else 0.5 if base_color(claimed) == base_color(true) else 0.0
+
+
+def picked_region(
+    text: str, regions: Sequence[RegionAttributes], among: Sequence[int] | None = None
+) -> int | None:
+    """The region that `text` fits best, or None where it fits several alike.
+
+    `regions` are all regions of the image (a parent is looked up there); `among` limits the choice. An order
+    ("the second from the left of three alike") chooses among those that the rest of the caption fits best.
+    """
+    claims = parse_claims(text)
+    choice = range(len(regions)) if among is None else among
+    scores = {index: match_score(claims, index, regions) for index in choice}
+    best = max(scores.values(), default=0.0)
+    if best == 0.0:
+        return None
+    fitting = [index for index, score in scores.items() if score > best - 1e-9]
+    if claims.order and (claims.order.count in (0, len(fitting))) and claims.order.rank <= len(fitting):
+        return in_order(fitting, claims.order.side, regions)[claims.order.rank - 1]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def in_order(indices: Sequence[int], side: str, regions: Sequence[RegionAttributes]) -> list[int]:
+    """`indices` sorted by their regions' centroids, from the left or from the top."""
+    return sorted(indices, key=lambda index: regions[index].cx if side == "left" else regions[index].cy)
+
+
+def picks_own_region(
+    text: str, index: int, regions: Sequence[RegionAttributes], among: Sequence[int] | None = None
+) -> bool:
+    """Whether `text`, the caption of `regions[index]`, fits that region better than any other."""
+    return picked_region(text, regions, among) == index
+
+
+def attribute_hits(caption: str, reference: str, truth: Mapping[str, str]) -> dict[str, bool]:
+    """For each attribute that the reference states and the truth knows: does the caption state it right?
+
+    `truth` maps names of ATTRIBUTES to words. Saying nothing is wrong. A color is right if its name is right
+    without "dark " or "light ".
+    """
+    said, stated = parse_claims(caption), parse_claims(reference)
+    hits = {}
+    for name in ATTRIBUTES:
+        if name in truth and getattr(stated, name):
+            claimed = getattr(said, name) or ""
+            hits[name] = base_color(claimed) == base_color(truth[name])
+    return hits
+
+
+def attribute_accuracy(caption: str, reference: str, truth: Mapping[str, str]) -> float | None:
+    """Share of `attribute_hits` that are right; None where the reference states nothing the truth knows."""
+    hits = attribute_hits(caption, reference, truth)
+    return sum(hits.values()) / len(hits) if hits else None

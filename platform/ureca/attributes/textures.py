@@ -1,0 +1,118 @@
+"""Names of textures, from how a patch of a region resembles itself when shifted.
+
+A window well inside the region is reduced to one number per pixel (OKLab projected on the axis along which it
+varies most, slow changes of light taken out). Its autocorrelation, with pixels outside the mask left out,
+tells the textures apart:
+
+    striped     stays high along one direction
+    checkered   a lattice of peaks; halfway to the next peak, along a band, still above zero
+    dotted      a lattice of peaks; halfway to the next, below zero
+    speckled    falls off within a few pixels and does not come back
+    smooth      too little contrast to be seen, or none of the above
+
+Shapes: W window side, L largest shift; the autocorrelation is (2L+1, 2L+1) with shift zero in the middle.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from ureca.attributes.colors import to_oklab
+
+WINDOW_PX = 56
+MIN_PIXELS = 150
+"""Regions with fewer usable pixels are called smooth: there is no room for a pattern."""
+
+_MAX_SHIFT = 16
+_CONTRAST = 0.05  # standard deviation in OKLab below which a pattern is not seen
+_LIGHT_PX = 19  # window over which light is averaged to be taken out
+
+
+def name_texture(crop: np.ndarray, usable: np.ndarray) -> str:
+    """Texture of the pixels marked in `usable` (bool (H, W)) of `crop` (uint8 (H, W, 3), RGB)."""
+    rows, columns = _fullest_window(usable)
+    mask = usable[rows, columns]
+    if mask.sum() < MIN_PIXELS:
+        return "smooth"
+    signal = _one_channel(crop[rows, columns], mask)
+    contrast = float(np.sqrt((signal[mask] ** 2).mean()))
+    if contrast < _CONTRAST:
+        return "smooth"
+    return _name_correlation(_autocorrelation(signal, mask))
+
+
+def _fullest_window(usable: np.ndarray) -> tuple[slice, slice]:
+    """The WINDOW_PX square with the most usable pixels."""
+    height, width = usable.shape
+    side_y, side_x = min(WINDOW_PX, height), min(WINDOW_PX, width)
+    sums = np.zeros((height + 1, width + 1), dtype=np.int64)
+    sums[1:, 1:] = usable.cumsum(0).cumsum(1)
+    count = (
+        sums[side_y:, side_x:] - sums[:-side_y, side_x:] - sums[side_y:, :-side_x] + sums[:-side_y, :-side_x]
+    )
+    y, x = np.unravel_index(int(np.argmax(count)), count.shape)
+    return slice(int(y), int(y) + side_y), slice(int(x), int(x) + side_x)
+
+
+def _one_channel(window: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """float64 (W, W), 0 outside the mask."""
+    lab = to_oklab(window)
+    lab -= lab[mask].mean(0)
+    _, axes = np.linalg.eigh(np.cov(lab[mask].T))
+    signal = np.where(mask, lab @ axes[:, -1], 0.0)
+    signal -= _box_sum(signal) / np.maximum(_box_sum(mask.astype(np.float64)), 1)
+    return np.where(mask, signal, 0.0)
+
+
+def _box_sum(values: np.ndarray) -> np.ndarray:
+    """Sum over a _LIGHT_PX square around each pixel, cut at the border."""
+    half = _LIGHT_PX // 2
+    for axis in (0, 1):
+        length = values.shape[axis]
+        sums = np.insert(values.cumsum(axis), 0, 0.0, axis=axis)
+        upper = np.minimum(np.arange(length) + half + 1, length)
+        lower = np.maximum(np.arange(length) - half, 0)
+        values = sums.take(upper, axis) - sums.take(lower, axis)
+    return values
+
+
+def _autocorrelation(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """float64 (2L+1, 2L+1), 1 in the middle; 0 where too few pixels overlap."""
+    size = WINDOW_PX + _MAX_SHIFT
+    both = np.stack([signal, mask.astype(np.float64)])
+    spectrum = np.fft.rfft2(both, s=(size, size))
+    products, overlaps = np.fft.irfft2(np.abs(spectrum) ** 2, s=(size, size))
+    shifts = np.arange(-_MAX_SHIFT, _MAX_SHIFT + 1)
+    products, overlaps = products[np.ix_(shifts, shifts)], overlaps[np.ix_(shifts, shifts)]
+    enough = overlaps > 0.15 * overlaps[_MAX_SHIFT, _MAX_SHIFT]
+    correlation = np.where(enough, products / np.maximum(overlaps, 1.0), 0.0)
+    return correlation / correlation[_MAX_SHIFT, _MAX_SHIFT]
+
+
+@cache
+def _directions() -> np.ndarray:
+    """Shifts (24, _MAX_SHIFT, 2), one row per direction over half a turn, as (y, x) from the middle."""
+    angles = np.arange(24) * np.pi / 24
+    steps = np.arange(1, _MAX_SHIFT + 1)
+    lines = np.stack([np.outer(np.sin(angles), steps), np.outer(np.cos(angles), steps)], axis=-1)
+    return np.rint(lines).astype(np.intp) + _MAX_SHIFT
+
+
+def _name_correlation(correlation: np.ndarray) -> str:
+    lines = _directions()
+    along = correlation[lines[..., 0], lines[..., 1]]  # (24, L)
+    if along[:, 2:11].min(1).max() > 0.55:
+        return "striped"
+    y, x = np.ogrid[-_MAX_SHIFT : _MAX_SHIFT + 1, -_MAX_SHIFT : _MAX_SHIFT + 1]
+    distance = np.hypot(y, x)
+    ring = np.where((distance >= 5) & (distance <= _MAX_SHIFT), correlation, -1.0)
+    highest = ring.max()
+    if highest > 0.45:
+        # The nearest of the peaks is one period away.
+        peak = int(np.argmin(np.where(ring > 0.85 * highest, distance, np.inf)))
+        half_y, half_x = (np.array(np.unravel_index(peak, ring.shape)) + _MAX_SHIFT) // 2
+        near = correlation[half_y - 1 : half_y + 2, half_x - 1 : half_x + 2]
+        return "checkered" if near.mean() > -0.1 else "dotted"
+    if along[:, 3].mean() < 0.4:
+        return "speckled"
+    return "smooth"
