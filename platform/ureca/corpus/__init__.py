@@ -1,5 +1,17 @@
 """Corpora: the region table, and readers of images with masks. pyarrow and Pillow; no torch, no Ray."""
 
+from pathlib import Path
+
+from ureca.corpus.images import decode_image
+from ureca.corpus.sa1b import (
+    MANIFEST_SCHEMA,
+    ManifestRow,
+    ManifestSummary,
+    PhotoWithMasks,
+    iter_manifest,
+    read_sa1b,
+    write_manifest,
+)
 from ureca.corpus.schema import (
     REGION_TABLE_SCHEMA,
     SCHEMA_VERSION,
@@ -9,6 +21,7 @@ from ureca.corpus.schema import (
     RegionRow,
     RowError,
 )
+from ureca.corpus.split import Split, split_heldout
 from ureca.corpus.table import (
     canonical_digest,
     iter_images,
@@ -19,17 +32,33 @@ from ureca.corpus.table import (
 )
 
 __all__ = [
+    "MANIFEST_SCHEMA",
     "REGION_TABLE_SCHEMA",
     "SCHEMA_VERSION",
     "Distractor",
     "ImageRow",
+    "ManifestRow",
+    "ManifestSummary",
+    "PhotoWithMasks",
     "Provenance",
     "RegionRow",
     "RowError",
+    "Split",
     "canonical_digest",
+    "decode_image",
     "iter_images",
+    "iter_manifest",
     "load_image",
+    "photos_directory",
     "read_regions",
+    "read_sa1b",
     "rows_to_table",
+    "split_heldout",
+    "write_manifest",
     "write_regions",
 ]
+
+
+def photos_directory() -> Path:
+    """The folder of six free photos with nested masks that comes with the package (see its LICENSES.md)."""
+    return Path(__file__).parent / "photos"

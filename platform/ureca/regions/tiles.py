@@ -64,37 +64,44 @@ def mask_tiles(rle: Rle, *, tile_px: int, max_tiles: int) -> np.ndarray:
     x, y, box_width, box_height = (int(value) for value in rle_bbox(rle))
     # (width, height): the runs go down the columns, so this view is the one that lies in order in memory
     crop = decode_rle(rle).T[x : x + box_width, y : y + box_height]
-    row_cells, by_rows = _average_last_axis(crop, y, height, rows * tile_px)
-    col_cells, by_cols = _average_last_axis(np.ascontiguousarray(by_rows.T), x, width, cols * tile_px)
-    canvas = np.zeros((rows * tile_px, cols * tile_px), dtype=np.float32)
-    canvas[row_cells, col_cells] = by_cols
+    first_row, by_rows = _average_last_axis(crop, y, height, rows * tile_px)
+    first_col, cells = _average_last_axis(np.ascontiguousarray(by_rows.T), x, width, cols * tile_px)
 
-    tiles = canvas.reshape(rows, tile_px, cols, tile_px).swapaxes(1, 2).reshape(-1, 1, tile_px, tile_px)
-    if len(tiles) > 1:
-        # a thumbnail's cell is made of rows x cols of the grid's cells, all of one size
-        thumbnail = canvas.reshape(tile_px, rows, tile_px, cols).mean(axis=(1, 3))
-        tiles = np.concatenate([tiles, thumbnail[None, None]])
-    return np.ascontiguousarray(tiles)
+    num_tiles = cols * rows
+    tiles = np.zeros((num_tiles + (num_tiles > 1), 1, tile_px, tile_px), dtype=np.float32)
+    for tile in range(num_tiles):
+        top, left = tile // cols * tile_px, tile % cols * tile_px
+        y0, y1 = np.clip([first_row - top, first_row + cells.shape[0] - top], 0, tile_px)
+        x0, x1 = np.clip([first_col - left, first_col + cells.shape[1] - left], 0, tile_px)
+        tiles[tile, 0, y0:y1, x0:x1] = cells[
+            y0 + top - first_row : y1 + top - first_row, x0 + left - first_col : x1 + left - first_col
+        ]
+    if num_tiles > 1:
+        # the grid's cells divide the thumbnail's evenly, so averaging them again loses nothing
+        x0, cells = _average_last_axis(cells, first_col, cols * tile_px, tile_px)
+        y0, cells = _average_last_axis(np.ascontiguousarray(cells.T), first_row, rows * tile_px, tile_px)
+        tiles[-1, 0, y0 : y0 + cells.shape[1], x0 : x0 + cells.shape[0]] = cells.T
+    return tiles
 
 
-def _average_last_axis(
-    values: np.ndarray, start: int, length: int, num_cells: int
-) -> tuple[slice, np.ndarray]:
+def _average_last_axis(values: np.ndarray, start: int, length: int, num_cells: int) -> tuple[int, np.ndarray]:
     """Average `values` (n, m) over the cells its last axis lies in.
 
     That axis holds the places start, start + 1, … of one of `length`, which is divided into `num_cells` equal
-    cells; places outside `values` count as 0. Returns the k touched cells and their averages, float32 (n, k).
+    cells; places outside `values` count as 0. Returns the first touched cell and the averages of
+    the k touched ones, float32 (n, k).
     """
     num_values = values.shape[1]
     first = start * num_cells // length
     stop = -((start + num_values) * num_cells // -length)
     if num_cells == length:
-        return slice(first, stop), values.astype(np.float32, copy=False)
-    # between two places the running sum grows linearly, so that a border between cells may cut a place in two
+        return first, values.astype(np.float32, copy=False)
+    # A cell's sum is what the running sum gains between its borders; a border inside a place cuts off the
+    # share of that place that lies behind it.
     borders = np.clip(np.arange(first, stop + 1) * (length / num_cells) - start, 0, num_values)
     places = np.minimum(borders.astype(np.int64), num_values - 1)
-    sums = np.cumsum(values, axis=1, dtype=np.int32 if values.dtype == bool else np.float64)
-    at_places = values[:, places]
-    at_borders = sums[:, places] - at_places + (borders - places) * at_places
-    averages = np.diff(at_borders, axis=1) * (num_cells / length)
-    return slice(first, stop), np.clip(averages, 0, 1).astype(np.float32)
+    running = np.cumsum(values, axis=1, dtype=np.int32 if values.dtype == bool else np.float64)
+    behind = (places + 1 - borders).astype(np.float32) * np.take(values, places, axis=1)
+    gained = np.diff(np.take(running, places, axis=1), axis=1).astype(np.float32)
+    averages = (gained - np.diff(behind, axis=1)) * np.float32(num_cells / length)
+    return first, np.clip(averages, 0, 1)

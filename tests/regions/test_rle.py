@@ -1,0 +1,217 @@
+"""Run-length masks: what comes from outside is refused with a clear text, what is accepted is exact."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from ureca.errors import MaskError, MaskSizeError
+from ureca.regions.rle import (
+    box_to_rle,
+    check_rle,
+    containment_matrix,
+    decode_rle,
+    encode_mask,
+    iou_matrix,
+    polygon_to_rle,
+    rle_area,
+    rle_bbox,
+)
+
+
+def random_masks(num: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.random(rng.integers(1, 14, 2)) < rng.random() for _ in range(num)]
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    """Uncompressed COCO counts, pixel by pixel: down the columns, background first."""
+    runs, value = [0], False
+    for pixel in mask.T.ravel():
+        if pixel != value:
+            runs.append(0)
+            value = bool(pixel)
+        runs[-1] += 1
+    return runs
+
+
+def test_encoding_area_and_box_equal_those_of_the_dense_mask():
+    for mask in random_masks(300, seed=0):
+        rle = encode_mask(mask)
+        np.testing.assert_array_equal(decode_rle(rle), mask)
+        assert decode_rle(rle).dtype == bool
+        assert rle_area(rle) == mask.sum()
+        ys, xs = np.nonzero(mask)
+        if len(ys):
+            box = (xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1)
+            assert rle_bbox(rle) == box
+
+
+@pytest.mark.parametrize("form", ["str", "bytes", "list", "list with empty runs"])
+def test_every_form_of_counts_reads_as_the_same_mask(form: str):
+    for mask in random_masks(300, seed=1):
+        if not mask.any():
+            continue
+        rle = encode_mask(mask)
+        counts = {
+            "str": lambda rle=rle: rle["counts"],
+            "bytes": lambda rle=rle: rle["counts"].encode(),
+            "list": lambda mask=mask: runs_of(mask),
+            # each run cut in two by an empty one
+            "list with empty runs": lambda mask=mask: [
+                part for run in runs_of(mask) for part in (run // 2, 0, run - run // 2)
+            ],
+        }[form]()
+        assert check_rle({"size": list(mask.shape), "counts": counts}, mask.shape, where="test") == rle
+
+
+def test_compressed_string_with_empty_runs_is_written_anew():
+    with_empty_runs = coco_mask.frPyObjects({"size": [4, 4], "counts": [2, 3, 0, 2, 0, 1, 8]}, 4, 4)
+    assert len(with_empty_runs["counts"]) == 7
+    mask = np.zeros(16, dtype=bool)
+    mask[2:8] = True
+    assert check_rle(with_empty_runs, (4, 4), where="test") == encode_mask(mask.reshape(4, 4, order="F"))
+
+
+def test_large_image_uses_multi_symbol_runs():
+    mask = np.zeros((3000, 4000), dtype=bool)
+    mask[100:2900, 1500] = mask[7, 3000:] = True
+    rle = encode_mask(mask)
+    assert check_rle(rle, (3000, 4000), where="test") == rle
+    assert rle_area(rle) == 2800 + 1000
+
+
+def test_rle_of_another_size_names_both_sizes_and_the_usual_cause():
+    with pytest.raises(MaskSizeError) as error:
+        check_rle(encode_mask(np.ones((5, 4), dtype=bool)), (4, 5), where="sa_1.json: region '7'")
+    assert str(error.value) == (
+        "sa_1.json: region '7' has an RLE of size [5, 4], its image is [4, 5] (height, width). "
+        "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common cause."
+    )
+
+
+def test_empty_mask_is_refused():
+    with pytest.raises(
+        MaskError, match="here is an empty mask: no pixel is set. Remove it or encode it again."
+    ):
+        check_rle(encode_mask(np.zeros((4, 5), dtype=bool)), (4, 5), where="here")
+
+
+GOOD = encode_mask(np.pad(np.ones((20, 30), dtype=bool), 10))["counts"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        (GOOD[:-1], "damaged or cut off|runs sum to"),
+        (GOOD[:5], "damaged or cut off|runs sum to"),
+        ("", "damaged or cut off"),
+        ("no RLE\n", "damaged or cut off"),
+        ("P" * 40, "damaged or cut off"),
+        ("\x7f", "damaged or cut off"),
+        ("é", "damaged or cut off"),
+        ([10, 20], "runs sum to 30, its image has 2000 pixels"),
+        ([10, -5, 1995], "not whole numbers >= 0"),
+        ([10.0, 1990.0], "not whole numbers >= 0"),
+        ([10, 10**30], "not whole numbers >= 0"),
+        ([], "not whole numbers >= 0"),
+        (None, "counts are NoneType"),
+    ],
+)
+def test_damaged_counts_are_refused_before_pycocotools_sees_them(counts: object, text: str):
+    with pytest.raises(MaskError, match=text):
+        check_rle({"size": [40, 50], "counts": counts}, (40, 50), where="test")
+
+
+def test_every_cut_of_a_string_is_refused():
+    for length in range(len(GOOD)):
+        with pytest.raises(MaskError):
+            check_rle({"size": [40, 50], "counts": GOOD[:length]}, (40, 50), where="test")
+
+
+@pytest.mark.parametrize(
+    "segmentation", [[[1, 2, 3, 4, 5, 6]], {"counts": "x"}, {"size": 5, "counts": "x"}, "x"]
+)
+def test_polygon_or_other_json_in_place_of_an_rle_is_refused(segmentation: object):
+    with pytest.raises(MaskError, match="is not an RLE.*polygons must be converted first"):
+        check_rle(segmentation, (4, 5), where="test")  # type: ignore[arg-type]
+
+
+def test_containment_and_iou_equal_dense_ones():
+    rng = np.random.default_rng(2)
+    masks = [rng.random((9, 11)) < share for share in (0, 0.1, 0.4, 0.7, 1)]
+    rles = [encode_mask(mask) for mask in masks]
+    for i, a in enumerate(masks):
+        for j, b in enumerate(masks):
+            intersection = (a & b).sum()
+            assert containment_matrix(rles)[i, j] == (intersection / a.sum() if a.any() else 0)
+            assert iou_matrix(rles)[i, j] == (intersection / (a | b).sum() if (a | b).any() else 0)
+    assert containment_matrix([]).shape == iou_matrix([]).shape == (0, 0)
+
+
+def test_box_covers_the_pixels_it_touches():
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        height, width = rng.integers(1, 12, 2)
+        left, right = sorted(rng.uniform(-3, width + 3, 2))
+        top, bottom = sorted(rng.uniform(-3, height + 3, 2))
+        expected = np.zeros((height, width), dtype=bool)
+        for y in range(height):
+            for x in range(width):
+                expected[y, x] = left < x + 1 and right > x and top < y + 1 and bottom > y
+        if expected.any():
+            rle = box_to_rle((left, top, right, bottom), (height, width))
+            np.testing.assert_array_equal(decode_rle(rle), expected)
+            assert check_rle(rle, (height, width), where="box") == rle
+
+
+@pytest.mark.parametrize("box", [(5, 5, 5, 8), (20, 0, 30, 5), (8, 0, 2, 5), (-9, -9, 0, 0)])
+def test_box_without_pixels_is_refused(box: tuple[float, ...]):
+    with pytest.raises(MaskError, match=r"covers no pixel of its image of \[10, 20\] \(height, width\)"):
+        box_to_rle(box, (10, 20))
+
+
+@pytest.mark.parametrize("box", [(1, 2, 3), (0, 0, float("nan"), 5), "abcd", None, (0, 0, float("inf"), 1)])
+def test_box_that_is_not_four_numbers_is_refused(box: object):
+    with pytest.raises(MaskError, match="give four numbers, left, top, right, bottom, in pixels"):
+        box_to_rle(box, (10, 20))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [2, 1, 8, 1, 8, 5, 2, 5],
+        [[2, 1], [8, 1], [8, 5], [2, 5]],
+        [[2, 1, 5, 1, 5, 5, 2, 5], [5, 1, 8, 1, 8, 5, 5, 5]],
+    ],
+)
+def test_polygon_forms_fill_the_same_rectangle(polygon: list):
+    expected = np.zeros((10, 20), dtype=bool)
+    expected[1:5, 2:8] = True
+    np.testing.assert_array_equal(decode_rle(polygon_to_rle(polygon, (10, 20))), expected)
+
+
+def test_polygon_is_cut_at_the_border():
+    mask = decode_rle(polygon_to_rle([-5, -5, 4, -5, 4, 4, -5, 4], (10, 20)))
+    assert mask[:4, :4].all()
+    assert mask.sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("polygon", "text"),
+    [
+        ([], "at least three points"),
+        ([1, 2, 3, 4], "at least three points"),
+        ([1, 2, 3, 4, 5, 6, 7], "at least three points"),
+        ([1, 2, 3, 4, 5, float("nan")], "at least three points"),
+        ([0, 0, 1e9, 0, 0, 1e9], "reaches far outside its image"),
+        ([-8, -8, -6, -8, -6, -6], "covers no pixel"),
+    ],
+)
+def test_polygon_that_cannot_be_a_mask_is_refused(polygon: list, text: str):
+    with pytest.raises(MaskError, match=text):
+        polygon_to_rle(polygon, (10, 20))
+
+
+def test_mask_with_a_channel_axis_is_refused():
+    with pytest.raises(MaskError, match=r"a mask of shape \(4, 5, 1\)"):
+        encode_mask(np.ones((4, 5, 1), dtype=bool))
