@@ -2,5 +2,6 @@
 
 from ureca.scenes.draw import Scene, SceneConfig, SceneRegion, draw_scene
 from ureca.scenes.files import read_truth, write_scenes
+from ureca.scenes.kinds import KIND_WORDS
 
-__all__ = ["Scene", "SceneConfig", "SceneRegion", "draw_scene", "read_truth", "write_scenes"]
+__all__ = ["KIND_WORDS", "Scene", "SceneConfig", "SceneRegion", "draw_scene", "read_truth", "write_scenes"]

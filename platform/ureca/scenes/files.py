@@ -1,7 +1,7 @@
 """Scenes as files: SA-1B pairs (NAME.jpg with NAME.json) and one scenes.jsonl with what is true of them.
 
     scene_000123.jpg    JPEG, quality 95
-    scene_000123.json   {"image": {image_id, width, height, file_name}, "annotations": [{id, segmentation, ...}]}
+    scene_000123.json   {"image": {image_id, width, ...}, "annotations": [{id, segmentation, ...}, ...]}
     scenes.jsonl        {"image_id", "seed", "regions": {region_id: {"parent_id", "attributes"}}} per line
 
 The masks' tree and attributes stand in scenes.jsonl only: a reader of the pairs knows as little as of photos.

@@ -31,27 +31,27 @@ def car(rng: Generator) -> Sketch:
     s = Sketch("car", 1.7)
     s.box(0, 0.0, 0.4, 1.7, 0.82)
     s.polygon(0, [(0.22, 0.4), (0.42, 0.0), (1.28, 0.0), (1.48, 0.4)])
-    if rng.random() < 0.5:
-        s.block("window", 0.5, 0.08, 0.83, 0.34, role="window", shape="irregular")
-        s.block("window", 0.91, 0.08, 1.22, 0.34, role="window", shape="irregular")
-    else:
-        s.block("window", 0.55, 0.08, 1.1, 0.34, role="window", shape="rectangular")
     for x in (0.38, 1.32):
         wheel = s.disc("wheel", x, 0.77, 0.23, role="wheel")
         s.disc("hub", x, 0.77, 0.115, role="hub", parent=wheel)
+    if rng.random() < 0.5:
+        s.block("window", 0.44, 0.09, 0.82, 0.34, role="window", shape="rectangular")
+        s.block("window", 0.9, 0.09, 1.28, 0.34, role="window", shape="rectangular")
+    else:
+        s.block("window", 0.55, 0.08, 1.1, 0.34, role="window", shape="rectangular")
     return s
 
 
 def tree(rng: Generator) -> Sketch:
-    s = Sketch("tree", 0.76)
-    s.block("trunk", 0.26, 0.55, 0.5, 1.0, role="trunk", shape="irregular")
+    s = Sketch("tree", 0.7)
+    s.block("trunk", 0.23, 0.5, 0.47, 1.0, role="trunk", shape="rectangular")
     if rng.random() < 0.6:
-        crown = s.disc("crown", 0.38, 0.34, 0.34, role="main")
-        spots = [(0.24, 0.3), (0.5, 0.24), (0.4, 0.52)]
+        crown = s.disc("crown", 0.35, 0.31, 0.31, role="main")
+        spots = [(0.22, 0.28), (0.46, 0.22), (0.38, 0.47)]
     else:
-        points = [(0.38, 0.0), (0.76, 0.72), (0.0, 0.72)]
+        points = [(0.35, 0.0), (0.7, 0.62), (0.0, 0.62)]
         crown = s.patch("crown", points, role="main", shape="triangular")
-        spots = [(0.38, 0.3), (0.22, 0.58), (0.54, 0.58)]
+        spots = [(0.35, 0.26), (0.21, 0.49), (0.49, 0.49)]
     for x, y in spots[: rng.integers(1, 4)]:
         s.disc("fruit", x, y, 0.085, role="fruit", parent=crown)
     return s
@@ -78,7 +78,7 @@ def robot(rng: Generator) -> Sketch:
     for x0, x1 in ((0.2, 0.34), (0.46, 0.6)):
         s.box(0, x0, 0.8, x1, 1.0)
     s.box(0, 0.0, 0.48, 0.8, 0.6)
-    body = s.block("body", 0.12, 0.42, 0.68, 0.84, role="main", shape="irregular")
+    body = s.block("body", 0.11, 0.43, 0.69, 0.83, role="main", shape="rectangular")
     if rng.random() < 0.5:
         s.disc("button", 0.4, 0.62, 0.1, role="button", parent=body)
     else:
@@ -108,8 +108,8 @@ def cup(rng: Generator) -> Sketch:
 def fish(rng: Generator) -> Sketch:
     s = Sketch("fish", 1.6)
     s.patch("tail", [(1.05, 0.54), (1.6, 0.14), (1.6, 0.94)], role="tail", shape="irregular")
-    s.patch("fin", [(0.4, 0.34), (0.86, 0.0), (0.96, 0.34)], role="tail", shape="irregular")
     s.ellipse(0, 0.62, 0.56, 0.62, 0.4)
+    s.patch("fin", [(0.42, 0.32), (0.86, 0.0), (0.98, 0.36)], role="tail", shape="triangular")
     eye = s.disc("eye", 0.32, 0.48, 0.14, role="eye")
     s.disc("pupil", 0.3, 0.48, 0.075, role="pupil", parent=eye)
     if rng.random() < 0.5:
@@ -178,7 +178,7 @@ def kite(rng: Generator) -> Sketch:
 
 def lamp(rng: Generator) -> Sketch:
     s = Sketch("lamp", 0.8)
-    s.block("stand", 0.35, 0.45, 0.45, 0.88, role="stand", shape="thin")
+    s.block("stand", 0.355, 0.45, 0.445, 0.88, role="stand", shape="thin")
     s.block("foot", 0.16, 0.87, 0.64, 1.0, role="foot", shape="thin")
     shade = s.patch("shade", [(0.22, 0.0), (0.58, 0.0), (0.8, 0.52), (0.0, 0.52)], role="main")
     for x in ([0.4], [0.25, 0.55])[rng.integers(0, 2)]:
@@ -188,8 +188,8 @@ def lamp(rng: Generator) -> Sketch:
 
 def mushroom(rng: Generator) -> Sketch:
     s = Sketch("mushroom", 1.1)
-    stem = s.block("stem", 0.36, 0.45, 0.74, 1.0, role="stem", shape="rectangular")
-    s.block("door", 0.46, 0.72, 0.64, 1.0, role="door", shape="rectangular", parent=stem)
+    stem = s.block("stem", 0.4, 0.45, 0.7, 1.0, role="stem", shape="rectangular")
+    s.block("door", 0.465, 0.72, 0.635, 1.0, role="door", shape="rectangular", parent=stem)
     arc = [(0.55 - 0.55 * cos(pi * k / 24), 0.55 - 0.55 * sin(pi * k / 24)) for k in range(25)]
     cap = s.patch("cap", arc, role="main")
     for x, y in ((0.3, 0.36), (0.66, 0.22), (0.84, 0.42))[: rng.integers(1, 4)]:
@@ -225,22 +225,22 @@ def star(rng: Generator) -> Sketch:
 
 def gift(rng: Generator) -> Sketch:
     s = Sketch("gift", 0.9)
-    s.box(0, 0.0, 0.22, 0.9, 1.0)
+    s.box(0, 0.0, 0.34, 0.9, 1.0)
     x = (0.36, 0.24)[rng.integers(0, 2)]
-    s.block("ribbon", x, 0.22, x + 0.17, 1.0, role="ribbon", shape="thin")
-    s.patch("bow", [(x + 0.085, 0.22), (x - 0.15, 0.0), (x - 0.15, 0.22)], role="ribbon", shape="irregular")
-    s.patch("bow", [(x + 0.085, 0.22), (x + 0.32, 0.0), (x + 0.32, 0.22)], role="ribbon", shape="irregular")
-    tag = s.block("tag", 0.58, 0.5, 0.84, 0.76, role="tag", shape="square")
-    s.disc("dot", 0.71, 0.63, 0.08, role="dot", parent=tag)
+    s.block("ribbon", x, 0.34, x + 0.17, 1.0, role="ribbon", shape="thin")
+    s.patch("bow", [(x + 0.085, 0.34), (x - 0.18, 0.0), (x - 0.18, 0.34)], role="ribbon", shape="triangular")
+    s.patch("bow", [(x + 0.085, 0.34), (x + 0.35, 0.0), (x + 0.35, 0.34)], role="ribbon", shape="triangular")
+    tag = s.block("tag", 0.6, 0.55, 0.84, 0.79, role="tag", shape="square")
+    s.disc("dot", 0.72, 0.67, 0.08, role="dot", parent=tag)
     return s
 
 
 def snowman(rng: Generator) -> Sketch:
     s = Sketch("snowman", 0.72)
     s.ellipse(0, 0.36, 0.7, 0.3, 0.3)
-    head = s.disc("head", 0.36, 0.31, 0.19, role="main")
-    hat = s.block("hat", 0.22, 0.0, 0.5, 0.18, role="hat", shape="rectangular")
-    s.block("band", 0.22, 0.1, 0.5, 0.18, role="band", shape="thin", parent=hat)
+    head = s.disc("head", 0.36, 0.32, 0.19, role="main")
+    hat = s.block("hat", 0.21, 0.0, 0.51, 0.15, role="hat", shape="rectangular")
+    s.block("band", 0.21, 0.075, 0.51, 0.15, role="band", shape="thin", parent=hat)
     s.disc("eye", 0.4, 0.3, 0.07, role="button", parent=head)
     for y in ([0.7], [0.62, 0.82])[rng.integers(0, 2)]:
         s.disc("button", 0.36, y, 0.075, role="button")
@@ -250,6 +250,16 @@ def snowman(rng: Generator) -> Sketch:
 KINDS: dict[str, Callable[[Generator], Sketch]] = {
     draw.__name__: draw
     for draw in (
-        house, car, tree, flower, robot, cup, fish, boat, clock, ball, kite, lamp, mushroom, ring, star, gift, snowman
+        house, car, tree, flower, robot, cup, fish, boat, clock,
+        ball, kite, lamp, mushroom, ring, star, gift, snowman,
     )
 }  # fmt: skip
+
+PART_NAMES = (
+    "band", "body", "bow", "button", "cap", "center", "crown", "door", "dot", "eye", "face", "fin", "flag", "foot",
+    "fruit", "gill", "hand", "handle", "hat", "head", "hub", "hull", "knob", "leaf", "panel", "patch", "porthole",
+    "ribbon", "roof", "sail", "shade", "spot", "stand", "stem", "stripe", "tag", "tail", "trunk", "wheel", "window",
+)  # fmt: skip
+"""Every name that a piece of a sketch may have."""
+
+KIND_WORDS = tuple(sorted({*KINDS, *PART_NAMES}))

@@ -3,6 +3,7 @@
 Light and noise stay within a few percent, so that a region's commonest color is its named one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,20 @@ class Backdrop:
     mean_rgb: tuple[int, int, int]
 
 
+PLAIN = ("smooth", "")
+"""Texture and second color of a surface of one color."""
+
+
+@dataclass(frozen=True)
+class Coat:
+    """How a region's own pixels are painted; `scale` is the thing's height in px and sets the texture's."""
+
+    color: str
+    texture: str
+    second_color: str
+    scale: float
+
+
 def color_distance(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
     """Euclidean distance in RGB, 0 to 442."""
     return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
@@ -61,21 +76,21 @@ def paint_regions(
     rng: Generator,
     backdrop: Backdrop,
     owner: np.ndarray,
-    colors: list[str],
-    textures: list[tuple[str, str] | None],
-    scales: list[float],
+    coats: Sequence[Coat],
 ) -> np.ndarray:
     """uint8 (H, W, 3) from the owner of each pixel (uint8 (H, W), 0 = background, k + 1 = region k)."""
     height, width = owner.shape
     jitter: dict[str, np.ndarray] = {}
-    for name in colors:
-        if name not in jitter:
-            jitter[name] = np.asarray(COLORS[name], np.float32) + rng.uniform(-7, 7, 3).astype(np.float32)
-    table = np.stack([np.zeros(3, np.float32), *(jitter[name] for name in colors)])
+    for coat in coats:
+        if coat.color not in jitter:
+            jitter[coat.color] = np.asarray(COLORS[coat.color], np.float32) + rng.uniform(-7, 7, 3).astype(
+                np.float32
+            )
+    table = np.stack([np.zeros(3, np.float32), *(jitter[coat.color] for coat in coats)])
     pixels = table[owner]
-    for index, texture in enumerate(textures):
-        if texture is not None:
-            _paint_texture(rng, pixels, owner, index + 1, texture, scales[index])
+    for index, coat in enumerate(coats):
+        if coat.texture != "smooth":
+            _paint_texture(rng, pixels, owner, index + 1, coat)
 
     thing = owner > 0
     pixels = np.where(thing[:, :, None], pixels, backdrop.pixels)
@@ -93,29 +108,27 @@ def paint_regions(
     return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
 
 
-def _paint_texture(
-    rng: Generator, pixels: np.ndarray, owner: np.ndarray, label: int, texture: tuple[str, str], scale: float
-) -> None:
+def _paint_texture(rng: Generator, pixels: np.ndarray, owner: np.ndarray, label: int, coat: Coat) -> None:
     """Paint the second color over 15 to 38 percent of a region, in place."""
-    name, second = texture
     where = owner == label
     rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     where = where[box]
     height, width = where.shape
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
-    pitch = int(np.clip(round(scale * 0.1), 7, 13))
-    if name == "striped":
+    pitch = int(np.clip(round(coat.scale * 0.1), 7, 13))
+    if coat.texture == "striped":
         # The scale decides the turn, so that alike things of one size are striped alike.
         along = (x + y, x + 0 * y, y + 0 * x)[pitch % 3]
         pattern = along % pitch < max(2, round(0.36 * pitch))
-    elif name == "checkered":
+    elif coat.texture == "checkered":
         band = max(2, round(0.2 * pitch))
         pattern = (x % pitch < band) | (y % pitch < band)
-    elif name == "dotted":
+    elif coat.texture == "dotted":
         half = (pitch - 1) / 2
-        pattern = (x % pitch - half) ** 2 + (y % pitch - half) ** 2 <= (0.3 * pitch) ** 2
+        shifted = x + (y // pitch % 2) * (pitch // 2)
+        pattern = (shifted % pitch - half) ** 2 + (y % pitch - half) ** 2 <= (0.3 * pitch) ** 2
     else:
         grains = rng.random((height // 2 + 1, width // 2 + 1)) < 0.24
         pattern = grains.repeat(2, 0).repeat(2, 1)[:height, :width]
-    pixels[box][where & pattern] = COLORS[second]
+    pixels[box][where & pattern] = COLORS[coat.second_color]

@@ -6,7 +6,7 @@ pixel belongs to the last piece painted there. A region's mask is its own pixels
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,14 +16,15 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Stroke:
-    """One painted form of a piece: an ellipse (box corners) or a polygon; `hole` gives its pixels to nobody."""
+    """One painted form of a piece: "ellipse", "box" (both by two corners) or "polygon". A hole is nobody's."""
 
+    piece: int
     form: str
     points: tuple[Point, ...]
     hole: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Piece:
     """One region of the thing. `role` names its color: pieces of one role share it."""
 
@@ -31,15 +32,18 @@ class Piece:
     parent: int
     role: str
     shape: str
-    strokes: list[Stroke] = field(default_factory=list)
 
 
 class Sketch:
-    """Pieces of a thing; piece 0 is the thing itself."""
+    """Pieces of a thing and its strokes, in painting order.
+
+    Piece 0 is the thing itself; piece 1 is the part without which nobody would recognize it.
+    """
 
     def __init__(self, kind: str, ratio: float, shape: str = "irregular") -> None:
         self.ratio = ratio
         self.pieces = [Piece(kind, -1, "main", shape)]
+        self.strokes: list[Stroke] = []
 
     def piece(self, name: str, *, role: str, shape: str, parent: int = 0) -> int:
         """Add a region without pixels; returns its index."""
@@ -48,15 +52,15 @@ class Sketch:
 
     def ellipse(self, piece: int, cx: float, cy: float, rx: float, ry: float, *, hole: bool = False) -> int:
         corners = ((cx - rx, cy - ry), (cx + rx, cy + ry))
-        self.pieces[piece].strokes.append(Stroke("ellipse", corners, hole))
+        self.strokes.append(Stroke(piece, "ellipse", corners, hole))
         return piece
 
     def polygon(self, piece: int, points: Iterable[Point]) -> int:
-        self.pieces[piece].strokes.append(Stroke("polygon", tuple(points)))
+        self.strokes.append(Stroke(piece, "polygon", tuple(points)))
         return piece
 
     def box(self, piece: int, x0: float, y0: float, x1: float, y1: float) -> int:
-        self.pieces[piece].strokes.append(Stroke("box", ((x0, y0), (x1, y1))))
+        self.strokes.append(Stroke(piece, "box", ((x0, y0), (x1, y1))))
         return piece
 
     def disc(self, name: str, cx: float, cy: float, r: float, *, role: str, parent: int = 0) -> int:
@@ -76,26 +80,30 @@ class Sketch:
         return self.polygon(self.piece(name, role=role, shape=shape, parent=parent), points)
 
 
+def painted_size(sketch: Sketch, scale: float) -> tuple[int, int]:
+    """(height, width) in px of a thing that is `scale` px high."""
+    return round(scale), round(scale * sketch.ratio)
+
+
 def paint(sketch: Sketch, scale: float, kept: frozenset[int], mirrored: bool) -> np.ndarray:
     """Owner of each pixel, uint8 (h, w): 0 = nobody, i + 1 = piece i. `scale` is the thing's height in px.
 
     Pieces outside `kept` are not painted.
     """
-    height, width = round(scale), round(scale * sketch.ratio)
+    height, width = painted_size(sketch, scale)
     canvas = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(canvas)
-    for index, piece in enumerate(sketch.pieces):
-        if index not in kept:
+    for stroke in sketch.strokes:
+        if stroke.piece not in kept:
             continue
-        for stroke in piece.strokes:
-            fill = 0 if stroke.hole else index + 1
-            points = [(round(x * (scale - 1)), round(y * (scale - 1))) for x, y in stroke.points]
-            if stroke.form == "ellipse":
-                draw.ellipse(points, fill=fill)
-            elif stroke.form == "box":
-                draw.rectangle(points, fill=fill)
-            else:
-                draw.polygon(points, fill=fill)
+        fill = 0 if stroke.hole else stroke.piece + 1
+        points = [(round(x * (scale - 1)), round(y * (scale - 1))) for x, y in stroke.points]
+        if stroke.form == "ellipse":
+            draw.ellipse(points, fill=fill)
+        elif stroke.form == "box":
+            draw.rectangle(points, fill=fill)
+        else:
+            draw.polygon(points, fill=fill)
     owner = np.asarray(canvas)
     return np.ascontiguousarray(owner[:, ::-1]) if mirrored else owner
 
@@ -109,9 +117,9 @@ def region_areas(owner: np.ndarray, sketch: Sketch) -> tuple[np.ndarray, np.ndar
     return own, whole
 
 
-def members(sketch: Sketch) -> list[list[int]]:
-    """For each piece: itself and its descendants."""
-    result = [[index] for index in range(len(sketch.pieces))]
+def piece_tables(sketch: Sketch) -> np.ndarray:
+    """bool (pieces, pieces + 1): [i][owner] is the mask of piece i, its descendants included."""
+    tables = np.eye(len(sketch.pieces), len(sketch.pieces) + 1, k=1, dtype=bool)
     for index in range(len(sketch.pieces) - 1, 0, -1):
-        result[sketch.pieces[index].parent] += result[index]
-    return result
+        tables[sketch.pieces[index].parent] |= tables[index]
+    return tables

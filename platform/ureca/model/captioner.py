@@ -1,0 +1,312 @@
+"""The captioner: InternVL, a mask encoder, and (from stage 2 on) a LoRA adapter on the language model.
+
+Model directory:
+    captioner_config.json        base, its hash, tile limit, mask encoder
+    mask_encoder.safetensors     the mask encoder with its delimiters
+    adapter/                     peft's LoRA adapter, if stage 2 ran
+    tokenizer and processor files
+The base's own weights are not copied: they are loaded from `base` and refused if their hash differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import InternVLForConditionalGeneration
+
+from ureca.errors import CheckpointError
+from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig, tile_boxes
+from ureca.model.packing import IGNORED, PackedBatch, attention_mask, kept_tiles
+from ureca.model.presets import preset_path
+from ureca.model.processor import CaptionerProcessor
+from ureca.regions.rle import Rle
+
+CONFIG_FILE = "captioner_config.json"
+MASK_ENCODER_FILE = "mask_encoder.safetensors"
+# The vision tower has modules of the same names, so the pattern must say where it looks.
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig:
+    base: str
+    """Hub name or folder of the HF-native InternVL; `nano` is the one in the package."""
+    base_hash: str
+    """SHA-256 of the base's weights, see `weights_hash`."""
+    tile_limit: int
+    mask: MaskEncoderConfig
+
+    def save(self, directory: Path) -> None:
+        (directory / CONFIG_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> CaptionerConfig:
+        path = directory / CONFIG_FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"{directory}: no {CONFIG_FILE} in it, so it is no captioner; give a model directory "
+                "that train_stage1 or train_stage2 wrote, or an export"
+            )
+        record = json.loads(path.read_text())
+        return cls(**{**record, "mask": MaskEncoderConfig(**record["mask"])})
+
+
+def weights_hash(base: nn.Module) -> str:
+    """SHA-256 over names, shapes and a bf16 copy of every weight, so the storage's dtype does not matter."""
+    digest = hashlib.sha256()
+    for name, value in sorted(base.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_base(base: str, dtype: torch.dtype) -> InternVLForConditionalGeneration:
+    """Load an HF-native InternVL. Raises CheckpointError that names the folder or hub name and the remedy."""
+    try:
+        return InternVLForConditionalGeneration.from_pretrained(preset_path(base), dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{base}: no HF-native InternVL could be loaded ({error}); give a folder with config.json and "
+            "model.safetensors, or a hub name this machine can reach"
+        ) from error
+
+
+class Captioner(nn.Module):
+    """See the module's docstring. `base` is transformers' own class, never changed but for LoRA layers."""
+
+    def __init__(
+        self,
+        base: InternVLForConditionalGeneration,
+        mask_encoder: MaskEncoder,
+        config: CaptionerConfig,
+        processor: CaptionerProcessor,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.mask_encoder = mask_encoder
+        self.config = config
+        self.processor = processor
+        self._peft: list[PeftModel] = []  # in a list, so that nn.Module does not register the base twice
+
+    # ---- making, loading, saving
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str,
+        *,
+        tile_limit: int,
+        tokens_per_tile: int = 8,
+        kind: str = "tokens",
+        projection: str = "mlp",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> Captioner:
+        """A captioner with a fresh mask encoder (drawn from `seed`) on an untouched base."""
+        model = load_base(base, dtype)
+        processor = CaptionerProcessor.from_pretrained(preset_path(base), tile_limit=tile_limit)
+        embeddings = model.get_input_embeddings().weight
+        mask = MaskEncoderConfig(
+            kind=kind,  # type: ignore[arg-type]
+            tokens_per_tile=tokens_per_tile,
+            projection=projection,  # type: ignore[arg-type]
+            tile_px=processor.tile_px,
+            hidden_size=embeddings.shape[1],
+            embedding_norm=round(float(embeddings.detach().float().square().mean().sqrt()), 6),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = MaskEncoder(mask).to(dtype)
+        config = CaptionerConfig(base=base, base_hash=weights_hash(model), tile_limit=tile_limit, mask=mask)
+        return cls(model, encoder, config, processor).eval()
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> Captioner:
+        """Load a model directory, or an export (which holds the whole base). Raises CheckpointError."""
+        directory = Path(directory)
+        config = CaptionerConfig.load(directory)
+        exported = (directory / "config.json").is_file()
+        base = load_base(str(directory) if exported else config.base, dtype)
+        if not exported and (found := weights_hash(base)) != config.base_hash:
+            raise CheckpointError(
+                f"{directory}: was trained on {config.base} with weights {config.base_hash[:12]}, but the base "
+                f"found there has {found[:12]}; use the base it was trained on, or train again"
+            )
+        encoder = MaskEncoder(config.mask).to(dtype)
+        try:
+            encoder.load_state_dict(load_file(directory / MASK_ENCODER_FILE))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{directory / MASK_ENCODER_FILE}: does not fit {CONFIG_FILE} beside it ({error}); "
+                "the two must come from one training run"
+            ) from error
+        processor = CaptionerProcessor.from_pretrained(str(directory), tile_limit=config.tile_limit)
+        captioner = cls(base, encoder, config, processor)
+        if (directory / "adapter").is_dir():
+            captioner._peft.append(PeftModel.from_pretrained(base, str(directory / "adapter")))
+        return captioner.eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a model directory (see the module's docstring)."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.config.save(directory)
+        state = {name: value.detach().contiguous() for name, value in self.mask_encoder.state_dict().items()}
+        save_file(state, directory / MASK_ENCODER_FILE, metadata={"format": "pt"})
+        self.processor.save_pretrained(str(directory))
+        for peft_model in self._peft:
+            peft_model.save_pretrained(str(directory / "adapter"))
+
+    def add_lora(self, *, rank: int, alpha: int | None = None, dropout: float = 0.05) -> None:
+        """Put LoRA on the language model's linear layers (alpha 2 * rank unless given, as in the paper's code)."""
+        config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS)
+        self._peft = [get_peft_model(self.base, config)]
+
+    def merge_lora(self) -> InternVLForConditionalGeneration:
+        """Fold the adapter, if any, into the base and return it: a plain HF-native InternVL."""
+        if self._peft:
+            self.base = self._peft.pop().merge_and_unload()
+        return self.base
+
+    def trainable(self, stage: int, *, tune_mask_encoder: bool = False) -> list[str]:
+        """Set `requires_grad` for a stage and return the names that train.
+
+        Stage 1: the mask encoder. Stage 2: LoRA, and the mask encoder where `tune_mask_encoder` says so.
+        """
+        for name, parameter in self.named_parameters():
+            in_encoder, in_lora = name.startswith("mask_encoder."), ".lora_" in name
+            parameter.requires_grad_(
+                in_encoder if stage == 1 else in_lora or (in_encoder and tune_mask_encoder)
+            )
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    # ---- the forward pass
+
+    def mask_tokens(self, tiles: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Mask tiles of each region, `(T, 1, tile, tile)` on a (columns, rows) grid -> `(M, D)`, delimiters included.
+
+        Regions whose grids agree are encoded in one batch.
+        """
+        out: list[Tensor | None] = [None] * len(tiles)
+        by_grid: dict[tuple[int, int], list[int]] = {}
+        for index, grid in enumerate(grids):
+            by_grid.setdefault(grid, []).append(index)
+        encoder = self.mask_encoder
+        dtype = encoder.start.dtype
+        for grid, indices in by_grid.items():
+            masks = torch.stack([tiles[i] for i in indices]).to(encoder.start.device, dtype)
+            tokens = encoder(masks, tile_boxes(*grid).to(masks))
+            for row, index in enumerate(indices):
+                kept = kept_tiles(tiles[index], drop_empty=self.drops_empty_tiles)
+                middle = tokens[row, kept].flatten(0, 1)
+                out[index] = torch.cat([encoder.start[None], middle, encoder.end[None]])
+        return [tokens for tokens in out if tokens is not None]
+
+    @property
+    def drops_empty_tiles(self) -> bool:
+        return self.config.mask.kind == "tokens"
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """`(T, 3, tile, tile)` -> image tokens `(T, 256, D)`. Frozen in every stage, so no gradient is kept."""
+        with torch.no_grad():
+            return self.base.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+
+    def forward(self, batch: PackedBatch, image_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy over caption tokens, and their number: `(loss_sum, num_tokens)`, both scalars.
+
+        The caller divides by the count of the whole step, so packing, batching and the number of workers don't
+        change the loss.
+        """
+        hidden = self.hidden_states(batch, image_features)
+        kept = batch.labels != IGNORED
+        logits = self.base.lm_head(hidden[kept])
+        loss = nn.functional.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits,
+                                           batch.labels[kept], reduction="sum")
+        return loss, kept.sum()
+
+    def hidden_states(self, batch: PackedBatch, image_features: Tensor | None = None) -> Tensor:
+        """Last hidden states `(B, S, D)` of a packed batch."""
+        if image_features is None:
+            image_features = self.image_features(batch.pixel_values)
+        x = self.base.get_input_embeddings()(batch.input_ids)
+        is_image = (batch.input_ids == self.processor.image_token_id) & ~batch.is_mask
+        x = x.masked_scatter(is_image.unsqueeze(-1), image_features.to(x.dtype).flatten(0, 1))
+        if batch.mask_tiles:
+            tokens = torch.cat(self.mask_tokens(batch.mask_tiles, batch.grids)).to(x.dtype)
+            x = x.masked_scatter(batch.is_mask.unsqueeze(-1), tokens)
+        language_model = self.base.model.language_model
+        return language_model(
+            inputs_embeds=x,
+            attention_mask={"full_attention": attention_mask(batch.branch)},
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def generate(
+        self,
+        image: np.ndarray | Image.Image,
+        segmentations: Sequence[Rle | None],
+        queries: Sequence[str],
+        *,
+        max_new_tokens: int = 96,
+    ) -> list[str]:
+        """Caption regions of one image with transformers' own greedy `generate`, all in one left-padded batch."""
+        embeddings, mask = self.prompt_embeddings(image, segmentations, queries)
+        ids = self.base.generate(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=self.processor.end_token_id,
+            pad_token_id=self.processor.end_token_id,
+        )
+        texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [re.sub(r"\s+", " ", text).strip() for text in texts]
+
+    @torch.no_grad()
+    def prompt_embeddings(
+        self,
+        image: np.ndarray | Image.Image,
+        segmentations: Sequence[Rle | None],
+        queries: Sequence[str],
+    ) -> tuple[Tensor, Tensor]:
+        """Embedded prompts `(R, S, D)`, padded on the left, and their attention mask `(R, S)`."""
+        processor, device = self.processor, self.base.device
+        pixels = processor.image_inputs(image).to(device, self.base.dtype)
+        features = self.image_features(pixels).flatten(0, 1)
+        embed = self.base.get_input_embeddings()
+        prefix_ids = torch.tensor(processor.prefix_ids(len(pixels)), device=device)
+        prefix = embed(prefix_ids)
+        prefix = prefix.masked_scatter((prefix_ids == processor.image_token_id)[:, None], features.to(prefix))
+        given = [s for s in segmentations if s is not None]
+        tiles = [processor.mask_tiles(s) for s in given]
+        tokens = iter(self.mask_tokens(tiles, [processor.grid(tuple(s["size"])) for s in given]))
+        rows = []
+        for segmentation, query in zip(segmentations, queries, strict=True):
+            branch = embed(torch.tensor(processor.branch_ids(query), device=device))
+            cue = [next(tokens).to(prefix)] if segmentation is not None else []
+            rows.append(torch.cat([prefix, *cue, branch]))
+        length = max(len(row) for row in rows)
+        padded = prefix.new_zeros(len(rows), length, prefix.shape[1])
+        mask = torch.zeros(len(rows), length, dtype=torch.long, device=device)
+        for number, row in enumerate(rows):
+            padded[number, length - len(row) :] = row
+            mask[number, length - len(row) :] = 1
+        return padded, mask
+
+    def pack_options(self) -> dict[str, Any]:
+        """Keyword arguments that `pack` needs to fit this captioner."""
+        return {"tokens_per_tile": self.config.mask.tokens_per_tile, "drop_empty": self.drops_empty_tiles}

@@ -1,0 +1,46 @@
+"""Export: merge LoRA and write what a server loads.
+
+A plain HF-native InternVL checkpoint (any stock vLLM server loads it) with `mask_encoder.safetensors`,
+`captioner_config.json` and the processor beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ureca.model.captioner import MASK_ENCODER_FILE, Captioner
+
+
+def export(model_dir: str | Path, out_dir: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Merge the model directory's adapter into its base and write the export atomically.
+
+    Args:
+        dtype: of the stored weights.
+
+    Returns:
+        `out_dir`. Raises CheckpointError if `model_dir` is no model directory or its base differs.
+    """
+    out = Path(out_dir)
+    captioner = Captioner.from_pretrained(model_dir)
+    base = captioner.merge_lora().to(dtype)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        base.save_pretrained(scratch)
+        captioner.processor.save_pretrained(str(scratch))
+        captioner.config.save(scratch)
+        state = {k: v.to(dtype).contiguous() for k, v in captioner.mask_encoder.state_dict().items()}
+        save_file(state, scratch / MASK_ENCODER_FILE, metadata={"format": "pt"})
+        scratch.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out

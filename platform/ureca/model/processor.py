@@ -1,0 +1,150 @@
+"""From an image, a region and a query to what the model eats; the one place that knows the sequence.
+
+    <|im_start|>user\\n<img>IMG_CONTEXT x 256 T</img>\\n   prefix: one per image
+    [start, N x T' mask tokens, end]                       mask: one per region
+    \\nQUERY<|im_end|>\\n<|im_start|>assistant\\n            branch: after the mask
+    CAPTION<|im_end|>                                      target
+
+Source: order image, mask, query: URECA (arXiv 2504.05305) figure 3. Tiles and image tokens are transformers' own
+InternVL processor's; the mask is cut on the same grid. Image first lets all regions of an image share its prefix.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+from ureca.errors import CheckpointError, ConfigError
+from ureca.regions.rle import Rle
+from ureca.regions.tiles import mask_tiles, tile_grid
+
+Style = Literal["brief", "detailed", "unique"]
+Cue = Literal["mask", "none", "box", "image"]
+
+STYLE_QUERIES: dict[str, str] = {
+    "brief": "name this region briefly.",
+    "detailed": "describe this region in detail.",
+    "unique": "describe this region so that no other fits.",
+}
+IMAGE_QUERY = "what is in the picture?"
+BOX_QUERY = "what fills {box}?"
+GRID = 16
+"""Cells a side of the grid of location tokens (nano's own vocabulary: <p000> .. <p255>, row by row)."""
+
+
+def location_token(x: float, y: float) -> str:
+    """Location token of the point (x, y), both in 0..1 of the image."""
+    column = min(int(x * GRID), GRID - 1)
+    row = min(int(y * GRID), GRID - 1)
+    return f"<p{row * GRID + column:03d}>"
+
+
+class CaptionerProcessor:
+    """Turns images, masks and queries into model inputs. Thread-safe; holds no state of a request."""
+
+    def __init__(self, hf: ProcessorMixin, *, tile_limit: int) -> None:
+        """`hf`: transformers' InternVLProcessor; `tile_limit`: most tiles, thumbnail not counted."""
+        self.hf = hf
+        self.tile_limit = tile_limit
+        self.tokenizer: PreTrainedTokenizerBase = hf.tokenizer  # type: ignore[attr-defined]
+        self.image_processor: Any = hf.image_processor  # type: ignore[attr-defined]
+        self.image_processor.max_patches = tile_limit
+        self.image_processor.min_patches = 1
+        self.tile_px: int = self.image_processor.size["height"]
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, tile_limit: int) -> CaptionerProcessor:
+        """Load the InternVL processor of a base or export. Raises CheckpointError where there is none."""
+        try:
+            hf = AutoProcessor.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: no InternVL processor could be loaded ({error}); give a folder that holds "
+                "processor_config.json and tokenizer.json, or a hub name this machine can reach"
+            ) from error
+        return cls(hf, tile_limit=tile_limit)
+
+    def image_inputs(self, image: np.ndarray | Image.Image) -> Tensor:
+        """`(H, W, 3)` uint8 RGB -> pixel values `(T, 3, tile, tile)` float32, thumbnail last."""
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        values = self.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        return values.reshape(-1, *values.shape[-3:])
+
+    def prefix_ids(self, num_tiles: int) -> list[int]:
+        """Token ids of everything before a region's mask tokens, the image's placeholders included."""
+        length = self.hf.image_seq_length * num_tiles  # type: ignore[attr-defined]
+        tokens = self.tokenizer
+        image = f"<img>{'<IMG_CONTEXT>' * length}</img>"
+        return tokens(f"<|im_start|>user\n{image}\n", add_special_tokens=False)["input_ids"]
+
+    def branch_ids(self, query: str) -> list[int]:
+        """Token ids between the mask tokens and the caption."""
+        text = f"\n{query}<|im_end|>\n<|im_start|>assistant\n"
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def caption_ids(self, caption: str) -> list[int]:
+        """Token ids of a caption, the end marker included: exactly what the loss covers."""
+        return self.tokenizer(f"{caption}<|im_end|>", add_special_tokens=False)["input_ids"]
+
+    @cached_property
+    def image_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+
+    @cached_property
+    def end_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(columns, rows) of tiles for an image of `size` (height, width)."""
+        return tile_grid(size, self.tile_px, self.tile_limit)
+
+    def mask_tiles(self, segmentation: Rle) -> Tensor:
+        """Mask tiles `(T, 1, tile, tile)` in 0..1 of a COCO RLE, on the image's own grid, thumbnail last."""
+        return torch.from_numpy(mask_tiles(segmentation, tile_px=self.tile_px, max_tiles=self.tile_limit))
+
+    def query(
+        self,
+        style: str,
+        *,
+        cue: Cue = "mask",
+        box: tuple[float, float, float, float] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> str:
+        """The question to ask.
+
+        `mask` and `none` ask in the style's words, with or without mask tokens before them; `box` and `image` ask
+        an untuned base in its own words about the box (x, y, w, h) in an image of `size` (h, w), or about the
+        whole image. Raises ConfigError for an unknown style.
+        """
+        if style not in STYLE_QUERIES:
+            raise ConfigError(f"unknown style {style!r}; known: {', '.join(STYLE_QUERIES)}")
+        if cue == "image":
+            return IMAGE_QUERY
+        if cue == "box":
+            assert box is not None
+            assert size is not None
+            return BOX_QUERY.format(box=self.box_text(box, size))
+        return STYLE_QUERIES[style]
+
+    def box_text(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> str:
+        """A box (x, y, w, h) of an image of `size` (h, w) in words that the base knows.
+
+        Location tokens where the vocabulary has them (nano), else InternVL's form `<box>[[x0, y0, x1, y1]]</box>`
+        in thousandths.
+        """
+        x, y, w, h = box
+        height, width = size
+        x0, y0, x1, y1 = x / width, y / height, (x + w) / width, (y + h) / height
+        if "<p000>" in self.tokenizer.get_vocab():
+            return f"{location_token(x0, y0)} {location_token(max(x1 - 1e-6, 0), max(y1 - 1e-6, 0))}"
+        corners = ", ".join(str(round(v * 1000)) for v in (x0, y0, x1, y1))
+        return f"<box>[[{corners}]]</box>"
+
+    def save_pretrained(self, directory: str) -> None:
+        self.hf.save_pretrained(directory)

@@ -1,0 +1,153 @@
+"""Things to draw: a sketch with colors, a texture and a scale, alone or in a group of alike ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.random import Generator
+
+from ureca.attributes.vocabulary import COLORS
+from ureca.scenes.kinds import KINDS
+from ureca.scenes.paint import color_distance
+from ureca.scenes.sketch import Sketch, paint, piece_tables, region_areas
+
+MIN_SIDE_PX = 6
+MIN_AREA_PX = 70
+MAX_SHARE_OF_PARENT = 0.8
+"""Well under the tree's limit for near-duplicates, so that no part is folded into its parent."""
+MIN_MAIN_SHARE = 0.5
+"""Least share of a region's mask in its own color; less, and another color would be the true one."""
+MIN_TEXTURED_PX = 900
+MIN_TEXTURED_SHARE = 0.55
+"""Least share of a region's mask under its texture."""
+GAP_PX = 3
+"""Least distance of a thing from the border of its cell: things never touch."""
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in px."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a thing looks like; alike things share all but one of these fields.
+
+    `palette` maps roles to color names; `texture` (name, second color) covers the pieces of role "main".
+    """
+
+    sketch: Sketch
+    palette: dict[str, str]
+    texture: tuple[str, str]
+    scale: float
+    mirrored: bool
+
+
+def alike_things(rng: Generator, kind: str, boxes: Sequence[Box], names: list[str]) -> list[Thing]:
+    """One thing per box; the second and third differ from the first in one attribute, or in place only."""
+    sketch = KINDS[kind](rng)
+    fits = [
+        min(y1 - y0 - 2 * GAP_PX, (x1 - x0 - 2 * GAP_PX) / sketch.ratio) * rng.uniform(0.84, 1.0)
+        for x0, y0, x1, y1 in boxes
+    ]
+    palette: dict[str, str] = {}
+    for piece in sketch.pieces:
+        if piece.role not in palette:
+            palette[piece.role] = _pick_color(rng, names, sketch, palette, piece.parent)
+    first = Thing(sketch, palette, _pick_texture(rng, palette["main"]), min(fits), bool(rng.random() < 0.5))
+    things = [first]
+    if len(boxes) > 1:
+        difference = str(rng.choice(["color", "color", "size", "texture", "place"]))
+        for _ in boxes[1:]:
+            things.append(_changed(rng, difference, things, names))
+    return things
+
+
+def _changed(rng: Generator, difference: str, things: list[Thing], names: list[str]) -> Thing:
+    """A thing like the first of `things` but for one attribute that none of them has."""
+    first = things[0]
+    if difference == "color":
+        taken = set(first.palette.values()) | {thing.palette["main"] for thing in things} | {first.texture[1]}
+        free = [name for name in names if name not in taken]
+        if free:
+            return replace(first, palette={**first.palette, "main": str(rng.choice(free))})
+    if difference == "size" and len(things) == 1:
+        return replace(first, scale=first.scale * 0.6)
+    if difference == "texture":
+        other = _pick_texture(rng, first.palette["main"])
+        if all(other[0] != thing.texture[0] for thing in things):
+            return replace(first, texture=other)
+    return first
+
+
+def _pick_color(
+    rng: Generator, names: list[str], sketch: Sketch, palette: dict[str, str], parent: int
+) -> str:
+    """A color far from the parent's; pieces that touch the background keep away from its color too."""
+    if parent < 0:
+        return str(rng.choice(names))
+    above = palette[sketch.pieces[parent].role]
+    on_top = sketch.pieces[parent].parent >= 0
+    free = [
+        name for name in (COLORS if on_top else names) if color_distance(COLORS[name], COLORS[above]) > 100
+    ]
+    unused = [name for name in free if name not in palette.values()]
+    return str(rng.choice(unused or free))
+
+
+def _pick_texture(rng: Generator, main: str) -> tuple[str, str]:
+    """Texture of the main pieces and its second color."""
+    name = "smooth"
+    if rng.random() < 0.55:
+        name = str(rng.choice(["striped", "checkered", "dotted", "speckled"]))
+    far = [other for other, rgb in COLORS.items() if color_distance(rgb, COLORS[main]) > 130]
+    return name, str(rng.choice(far))
+
+
+def kept_pieces(thing: Thing, smallest_px: float) -> frozenset[int] | None:
+    """The pieces of at least `smallest_px` pixels that leave their parents' color the main one.
+
+    None where the part that makes the thing recognizable would be lost.
+    """
+    sketch = thing.sketch
+    tables = piece_tables(sketch)
+    kept = frozenset(range(len(sketch.pieces)))
+    while (bad := _unfit_piece(thing, tables, kept, max(smallest_px, MIN_AREA_PX))) is not None:
+        kept -= frozenset(np.flatnonzero(tables[bad][1:]).tolist())
+        if 1 not in kept:
+            return None
+    return kept
+
+
+def _unfit_piece(thing: Thing, tables: np.ndarray, kept: frozenset[int], smallest_px: float) -> int | None:
+    """A piece that has to go, or None."""
+    sketch = thing.sketch
+    owner = paint(sketch, thing.scale, kept, thing.mirrored)
+    own, whole = region_areas(owner, sketch)
+    for piece in sorted(kept, reverse=True):
+        this = sketch.pieces[piece]
+        if whole[piece] < smallest_px:
+            return piece
+        if this.parent >= 0 and whole[piece] > MAX_SHARE_OF_PARENT * whole[this.parent]:
+            return piece
+        mask = tables[piece][owner]
+        if min(mask.any(0).sum(), mask.any(1).sum()) < MIN_SIDE_PX:
+            return piece
+        inside = [m for m in sorted(kept) if tables[piece][m + 1]]
+        if sum(own[m] for m in inside if sketch.pieces[m].role == this.role) < MIN_MAIN_SHARE * whole[piece]:
+            return inside[-1]
+    return None
+
+
+def textured_pieces(thing: Thing, owner: np.ndarray) -> frozenset[int]:
+    """Pieces that carry the texture: those of role "main", if large and little covered by parts.
+
+    `owner` is the painted thing. Empty where the texture would not be that of the whole thing.
+    """
+    if thing.texture[0] == "smooth":
+        return frozenset()
+    own, whole = region_areas(owner, thing.sketch)
+    carriers = frozenset(
+        index
+        for index, piece in enumerate(thing.sketch.pieces)
+        if piece.role == "main" and own[index] >= max(MIN_TEXTURED_PX, MIN_TEXTURED_SHARE * whole[index])
+    )
+    return carriers if sum(own[index] for index in carriers) >= MIN_TEXTURED_SHARE * whole[0] else frozenset()
