@@ -165,10 +165,8 @@ class _Canvas:
             mask = np.zeros(self.owner.shape, bool)
             mask[window] = inside
             texture = thing.texture if carries_texture[local[inside]].mean() >= MIN_TEXTURED_SHARE else PLAIN
-            self._add_region(thing, this, index_of[this.parent], texture[0], mask)
-            coat = Coat(
-                thing.palette[this.role], *(thing.texture if piece in textured else PLAIN), thing.scale
-            )
+            self._add_region(thing, this, index_of[this.parent], texture.name, mask)
+            coat = Coat(thing.palette[this.role], thing.texture if piece in textured else PLAIN, thing.scale)
             self.coats.append(coat)
         self.owner[window] = labels[local]
         return self.regions[index_of[0]]

@@ -226,10 +226,12 @@ def star(rng: Generator) -> Sketch:
 def gift(rng: Generator) -> Sketch:
     s = Sketch("gift", 0.9)
     s.box(0, 0.0, 0.34, 0.9, 1.0)
-    x = (0.36, 0.24)[rng.integers(0, 2)]
+    x = (0.365, 0.24)[rng.integers(0, 2)]
+    bow = s.piece("bow", role="ribbon", shape="irregular")
+    for reach in (-0.27, 0.27):
+        middle = x + 0.085
+        s.polygon(bow, [(middle, 0.34), (middle + reach, 0.0), (middle + reach, 0.34)])
     s.block("ribbon", x, 0.34, x + 0.17, 1.0, role="ribbon", shape="thin")
-    s.patch("bow", [(x + 0.085, 0.34), (x - 0.18, 0.0), (x - 0.18, 0.34)], role="ribbon", shape="triangular")
-    s.patch("bow", [(x + 0.085, 0.34), (x + 0.35, 0.0), (x + 0.35, 0.34)], role="ribbon", shape="triangular")
     tag = s.block("tag", 0.6, 0.55, 0.84, 0.79, role="tag", shape="square")
     s.disc("dot", 0.72, 0.67, 0.08, role="dot", parent=tag)
     return s

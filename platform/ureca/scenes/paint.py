@@ -36,8 +36,16 @@ class Backdrop:
     mean_rgb: tuple[int, int, int]
 
 
-PLAIN = ("smooth", "")
-"""Texture and second color of a surface of one color."""
+@dataclass(frozen=True)
+class Texture:
+    """A pattern by its vocabulary name, the color of its marks, and the way its stripes run (0, 1, 2)."""
+
+    name: str
+    second_color: str = ""
+    direction: int = 0
+
+
+PLAIN = Texture("smooth")
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,7 @@ class Coat:
     """How a region's own pixels are painted; `scale` is the thing's height in px and sets the texture's."""
 
     color: str
-    texture: str
-    second_color: str
+    texture: Texture
     scale: float
 
 
@@ -89,7 +96,7 @@ def paint_regions(
     table = np.stack([np.zeros(3, np.float32), *(jitter[coat.color] for coat in coats)])
     pixels = table[owner]
     for index, coat in enumerate(coats):
-        if coat.texture != "smooth":
+        if coat.texture.name != "smooth":
             _paint_texture(rng, pixels, owner, index + 1, coat)
 
     thing = owner > 0
@@ -117,18 +124,16 @@ def _paint_texture(rng: Generator, pixels: np.ndarray, owner: np.ndarray, label:
     height, width = where.shape
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
     pitch = int(np.clip(round(coat.scale * 0.1), 7, 13))
-    if coat.texture == "striped":
-        # The scale decides the turn, so that alike things of one size are striped alike.
-        along = (x + y, x + 0 * y, y + 0 * x)[pitch % 3]
-        pattern = along % pitch < max(2, round(0.36 * pitch))
-    elif coat.texture == "checkered":
-        band = max(2, round(0.2 * pitch))
-        pattern = (x % pitch < band) | (y % pitch < band)
-    elif coat.texture == "dotted":
+    if coat.texture.name == "striped":
+        along = (x + y, x + 0 * y, y + 0 * x)[coat.texture.direction]
+        pattern = along % pitch < round(0.33 * pitch)
+    elif coat.texture.name == "checkered":
+        pitch = max(10, pitch)
+        pattern = (x % pitch < 2) | (y % pitch < 2)
+    elif coat.texture.name == "dotted":
         half = (pitch - 1) / 2
-        shifted = x + (y // pitch % 2) * (pitch // 2)
-        pattern = (shifted % pitch - half) ** 2 + (y % pitch - half) ** 2 <= (0.3 * pitch) ** 2
+        pattern = (x % pitch - half) ** 2 + (y % pitch - half) ** 2 <= (0.26 * pitch) ** 2
     else:
         grains = rng.random((height // 2 + 1, width // 2 + 1)) < 0.24
         pattern = grains.repeat(2, 0).repeat(2, 1)[:height, :width]
-    pixels[box][where & pattern] = COLORS[coat.second_color]
+    pixels[box][where & pattern] = COLORS[coat.texture.second_color]

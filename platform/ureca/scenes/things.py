@@ -8,7 +8,7 @@ from numpy.random import Generator
 
 from ureca.attributes.vocabulary import COLORS
 from ureca.scenes.kinds import KINDS
-from ureca.scenes.paint import color_distance
+from ureca.scenes.paint import Texture, color_distance
 from ureca.scenes.sketch import Sketch, paint, piece_tables, region_areas
 
 MIN_SIDE_PX = 6
@@ -31,12 +31,12 @@ Box = tuple[int, int, int, int]
 class Thing:
     """What a thing looks like; alike things share all but one of these fields.
 
-    `palette` maps roles to color names; `texture` (name, second color) covers the pieces of role "main".
+    `palette` maps roles to color names; `texture` covers the pieces of role "main".
     """
 
     sketch: Sketch
     palette: dict[str, str]
-    texture: tuple[str, str]
+    texture: Texture
     scale: float
     mirrored: bool
 
@@ -65,7 +65,11 @@ def _changed(rng: Generator, difference: str, things: list[Thing], names: list[s
     """A thing like the first of `things` but for one attribute that none of them has."""
     first = things[0]
     if difference == "color":
-        taken = set(first.palette.values()) | {thing.palette["main"] for thing in things} | {first.texture[1]}
+        taken = (
+            set(first.palette.values())
+            | {thing.palette["main"] for thing in things}
+            | {first.texture.second_color}
+        )
         free = [name for name in names if name not in taken]
         if free:
             return replace(first, palette={**first.palette, "main": str(rng.choice(free))})
@@ -73,7 +77,7 @@ def _changed(rng: Generator, difference: str, things: list[Thing], names: list[s
         return replace(first, scale=first.scale * 0.6)
     if difference == "texture":
         other = _pick_texture(rng, first.palette["main"])
-        if all(other[0] != thing.texture[0] for thing in things):
+        if all(other.name != thing.texture.name for thing in things):
             return replace(first, texture=other)
     return first
 
@@ -93,13 +97,13 @@ def _pick_color(
     return str(rng.choice(unused or free))
 
 
-def _pick_texture(rng: Generator, main: str) -> tuple[str, str]:
-    """Texture of the main pieces and its second color."""
+def _pick_texture(rng: Generator, main: str) -> Texture:
+    """Texture of the main pieces."""
     name = "smooth"
     if rng.random() < 0.55:
         name = str(rng.choice(["striped", "checkered", "dotted", "speckled"]))
     far = [other for other, rgb in COLORS.items() if color_distance(rgb, COLORS[main]) > 130]
-    return name, str(rng.choice(far))
+    return Texture(name, str(rng.choice(far)), int(rng.integers(3)))
 
 
 def kept_pieces(thing: Thing, smallest_px: float) -> frozenset[int] | None:
@@ -142,7 +146,7 @@ def textured_pieces(thing: Thing, owner: np.ndarray) -> frozenset[int]:
 
     `owner` is the painted thing. Empty where the texture would not be that of the whole thing.
     """
-    if thing.texture[0] == "smooth":
+    if thing.texture.name == "smooth":
         return frozenset()
     own, whole = region_areas(owner, thing.sketch)
     carriers = frozenset(
