@@ -1,0 +1,127 @@
+"""Plots for reports and documents, drawn by matplotlib without a display.
+
+    loss_curves   loss against step, several runs; each a faint raw line under its smoothed one
+    score_bars    one metric, one bar a variant, with its interval
+
+Both return a picture's bytes, equal for equal input (no dates inside).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+__all__ = ["Curve", "loss_curves", "score_bars", "smoothed"]
+
+Format = Literal["png", "svg"]
+
+INK, FAINT = "#2b303b", "#d5d8dd"
+LINE_COLORS = ("#0f766e", "#b45309", "#4f5bd5", "#9d3c72", "#64748b")
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#9aa0aa",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "path",  # looks the same wherever it is opened
+    "svg.hashsalt": "ureca",  # ids inside the SVG would be random else
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one run."""
+
+    label: str
+    steps: Sequence[float]
+    losses: Sequence[float]
+
+
+def smoothed(values: Sequence[float], *, share: float = 0.05) -> NDArray[np.float64]:
+    """Mean over a window of `share` of the values, centered so that it does not lag, smaller at the ends."""
+    half = max(1, round(len(values) * share / 2))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    middle = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(middle, len(values) - 1 - middle))
+    first, last = middle - reach, middle + reach + 1
+    means: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    return means
+
+
+def loss_curves(curves: Sequence[Curve], *, format: Format = "svg") -> bytes:  # noqa: A002
+    """Loss against step. Values that are not finite leave a gap."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(5.4, 3.2)
+        for index, curve in enumerate(curves):
+            steps, losses = (np.asarray(each, dtype=np.float64) for each in (curve.steps, curve.losses))
+            finite = np.isfinite(losses)
+            steps, losses = steps[finite], losses[finite]
+            if not len(losses):
+                continue
+            color = LINE_COLORS[index % len(LINE_COLORS)]
+            axes.plot(steps, losses, color=color, alpha=0.22, linewidth=0.8)
+            axes.plot(steps, smoothed(losses.tolist()), color=color, linewidth=1.8, label=curve.label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss per caption token")
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False)
+        return _bytes(figure, format)
+
+
+def score_bars(
+    title: str,
+    scores: Mapping[str, Mapping[str, float]],
+    *,
+    colors: Mapping[str, str],
+    ceiling: float | None = None,
+    format: Format = "svg",  # noqa: A002
+) -> bytes:
+    """Horizontal bars of one metric, first on top: `scores` maps a label to {"value", "low", "high"}.
+
+    `ceiling` is marked by a dashed line.
+    """
+    with rc_context(_STYLE):
+        figure, axes = _figure(3.6, 0.62 + 0.3 * len(scores))
+        rows = np.arange(len(scores))
+        values = np.array([score["value"] for score in scores.values()])
+        ends = np.array([[score["low"], score["high"]] for score in scores.values()]).reshape(-1, 2)
+        spread = np.clip(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0, None)
+        axes.barh(rows, values, color=[colors.get(label, LINE_COLORS[0]) for label in scores], height=0.66)
+        axes.errorbar(values, rows, xerr=spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
+        limit = max([*ends[:, 1].tolist(), *values.tolist(), ceiling or 0.0, 1e-6]) * 1.04
+        if ceiling is not None:
+            axes.axvline(ceiling, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+        axes.set_xlim(0, limit)
+        axes.set_yticks(rows, list(scores))
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        return _bytes(figure, format)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of its own, in inches: pyplot's global state would leak in long jobs."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _bytes(figure: Figure, format: Format) -> bytes:  # noqa: A002
+    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if format == "svg" else {"Software": None}
+    figure.savefig(buffer, format=format, dpi=200, metadata=metadata)
+    return buffer.getvalue()
