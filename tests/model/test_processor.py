@@ -1,0 +1,36 @@
+"""The sequence: image prefix, mask tokens, query, caption, as transformers' own processor and template write it."""
+
+import numpy as np
+from ureca.model import Captioner
+from ureca.model.processor import location_token
+
+
+def test_prefix_and_branch_are_what_the_chat_template_gives(tiny_captioner_f64: Captioner) -> None:
+    processor = tiny_captioner_f64.processor
+    image = np.zeros((300, 500, 3), dtype=np.uint8)
+    query = processor.query("unique")
+    content = [{"type": "image", "image": image}, {"type": "text", "text": f"\n{query}"}]
+    rendered = processor.hf.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    tiles = len(processor.image_inputs(image))
+    expected = processor.prefix_ids(tiles) + processor.branch_ids(query)
+    assert list(rendered["input_ids"][0]) == expected
+
+
+def test_image_tiles_and_mask_tiles_share_the_grid(tiny_captioner_f64: Captioner) -> None:
+    from ureca.regions.rle import encode_mask
+
+    processor = tiny_captioner_f64.processor
+    for size in ((200, 200), (300, 500), (256, 1500), (900, 256)):
+        mask = np.ones(size, dtype=bool)
+        columns, rows = processor.grid(size)
+        tiles = columns * rows + (columns * rows > 1)
+        assert len(processor.image_inputs(np.zeros((*size, 3), dtype=np.uint8))) == tiles
+        assert len(processor.mask_tiles(encode_mask(mask))) == tiles
+
+
+def test_a_box_in_words_names_its_first_and_last_cell(tiny_captioner_f64: Captioner) -> None:
+    processor = tiny_captioner_f64.processor
+    assert processor.box_text((0, 0, 100, 50), (100, 100)) == "<p000> <p127>"
+    assert location_token(1.0, 1.0) == "<p255>"
