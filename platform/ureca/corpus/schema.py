@@ -72,6 +72,16 @@ REGION_TABLE_SCHEMA = pa.schema(
 )
 
 
+def _items(values: Iterable[Any] | None) -> Iterable[Any]:
+    """Other writers may store an empty list as null; pandas hands out arrays, which have no truth value."""
+    return () if values is None else values
+
+
+def _whole(value: Any) -> int | None:
+    """pandas turns a column of whole numbers with nulls into floats with NaN."""
+    return None if value is None or value != value else int(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distractor:
     """A region of the same image that the caption might be taken for."""
@@ -133,12 +143,12 @@ class RegionRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read one element of `regions`, as pyarrow (`to_pylist`) or Ray Data hands it out."""
+        """Read one element of `regions`, as pyarrow, pandas or Ray Data hands it out."""
         x, y, width, height = (float(value) for value in record["bbox"])
         segmentation, attributes = record["segmentation"], record["attributes"]
         return cls(
             region_id=record["region_id"],
-            merged_ids=tuple(record["merged_ids"]),
+            merged_ids=tuple(_items(record["merged_ids"])),
             parent=int(record["parent"]),
             depth=int(record["depth"]),
             segmentation={
@@ -156,10 +166,10 @@ class RegionRow:
                     similarity=float(item["similarity"]),
                     told_apart_by=item["told_apart_by"],
                 )
-                for item in record["distractors"]
+                for item in _items(record["distractors"])
             ),
             uniqueness=None if record["uniqueness"] is None else float(record["uniqueness"]),
-            flags=tuple(record["flags"]),
+            flags=tuple(_items(record["flags"])),
             attributes=None if attributes is None else dict(attributes),
         )
 
@@ -264,21 +274,20 @@ class ImageRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read one row as pyarrow (`to_pylist`) or Ray Data hands it out.
+        """Read one row as pyarrow (`to_pylist`), pandas or Ray Data hands it out.
 
         Raises:
             InputError: the row contradicts itself, e.g. a region whose parent stands after it.
         """
         image, error, provenance = record["image"] or {}, record["error"], record["provenance"]
-        regions: Iterable[Mapping[str, Any]] = () if record["regions"] is None else record["regions"]
         return cls(
             image_id=record["image_id"],
             image_path=image.get("path"),
             image_bytes=image.get("bytes"),
-            height=None if record["height"] is None else int(record["height"]),
-            width=None if record["width"] is None else int(record["width"]),
+            height=_whole(record["height"]),
+            width=_whole(record["width"]),
             status=record["status"],
             error=None if error is None else RowError(**error),
-            regions=tuple(RegionRow.from_record(region) for region in regions),
+            regions=tuple(RegionRow.from_record(region) for region in _items(record["regions"])),
             provenance=None if provenance is None else Provenance(**provenance),
         )
