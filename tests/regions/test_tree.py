@@ -1,8 +1,10 @@
 """The mask tree against a plain reading of its rules on dense masks."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -350,3 +352,18 @@ def test_part_that_sticks_out_by_some_pixels_stays_with_its_whole(
 
     assert parent_name(TreeConfig()) == whole
     assert parent_name(TreeConfig(containment_margin=0)) == without_margin
+
+
+@pytest.mark.skipif(
+    "URECA_TEST_DATA" not in os.environ, reason="URECA_TEST_DATA, the folder with coco/, is not set"
+)
+def test_trees_of_coco_photos():
+    photos = sorted(Path(os.environ["URECA_TEST_DATA"], "coco").glob("*.jpg"))
+    assert len(photos) == 30
+    for path in photos:
+        photo = read_sa1b(path, path.with_suffix(".json"))
+        for preset in ("default", "paper"):
+            tree = build_mask_tree(photo.masks, photo.size, TreeConfig.preset(preset))
+            merged = sum(len(region.merged_ids) for region in tree.regions)
+            assert len(tree.regions) + merged + len(tree.dropped) == len(photo.masks)
+            assert preset == "paper" or len(tree.regions) > 0.9 * len(photo.masks)
