@@ -101,18 +101,19 @@ def _directions() -> np.ndarray:
 def _name_correlation(correlation: np.ndarray) -> str:
     lines = _directions()
     along = correlation[lines[..., 0], lines[..., 1]]  # (24, L)
-    if along[:, 2:11].min(1).max() > 0.55:
+    band = int(np.argmax(along[:, 2:11].min(1)))
+    across = along[(band + 12) % 24, 5:]
+    # An edge between two plain colors is also alike along one direction, but does not come back across it.
+    if along[band, 2:11].min() > 0.55 and across.max() > max(0.35, across.min() + 0.3):
         return "striped"
     y, x = np.ogrid[-_MAX_SHIFT : _MAX_SHIFT + 1, -_MAX_SHIFT : _MAX_SHIFT + 1]
     distance = np.hypot(y, x)
-    ring = np.where((distance >= 5) & (distance <= _MAX_SHIFT), correlation, -1.0)
+    ring = np.where((distance >= 6) & (distance <= _MAX_SHIFT), correlation, -1.0)
     highest = ring.max()
-    if highest > 0.45:
-        # The nearest of the peaks is one period away.
-        peak = int(np.argmin(np.where(ring > 0.85 * highest, distance, np.inf)))
-        half_y, half_x = (np.array(np.unravel_index(peak, ring.shape)) + _MAX_SHIFT) // 2
-        near = correlation[half_y - 1 : half_y + 2, half_x - 1 : half_x + 2]
-        return "checkered" if near.mean() > -0.1 else "dotted"
-    if along[:, 3].mean() < 0.4:
-        return "speckled"
-    return "smooth"
+    # The nearest of the peaks is one period away.
+    peak = int(np.argmin(np.where(ring > 0.85 * highest, distance, np.inf)))
+    half_y, half_x = (np.array(np.unravel_index(peak, ring.shape)) + _MAX_SHIFT) // 2
+    halfway = correlation[half_y, half_x]
+    if highest > 0.45 and halfway < highest - 0.2:
+        return "checkered" if halfway > 0.08 else "dotted"
+    return "speckled" if along[:, 3].mean() < 0.2 else "smooth"
