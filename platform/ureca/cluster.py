@@ -1,8 +1,8 @@
 """The one place where a job meets Ray: joins a cluster, or starts one on this machine.
 
-A cluster's machines need not have this package: it is sent along (`py_modules`), also where they have an older
-copy installed. The package's own folder is sent and not `platform/`, whose name would shadow the standard
-library's module if it ever became a package.
+A cluster's machines need not have this package: it is sent along (`py_modules`), also where they have an
+older copy installed. The package's own folder is sent and not `platform/`, whose name would shadow the
+standard library's module if it ever became a package.
 """
 
 import logging
@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["connect"]
 
-# A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own, though
-# most of them wait most of the time: on a small machine Ray is told of more CPUs than there are.
+# A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own,
+# though most of them wait most of the time: on a small machine Ray is told of more CPUs than there are.
 _LEAST_LOGICAL_CPUS = 4
 
 
@@ -27,8 +27,9 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    # Ray's own account of its start and of the package it sends would bury the job's lines.
-    settings: dict[str, Any] = {"logging_level": logging.WARNING}
+    # Ray's account of its start and its workers' chatter would bury the job's lines. What a worker raises
+    # reaches the driver in any case; what it prints is in /tmp/ray/session_latest/logs (or the dashboard).
+    settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         package = str(Path(__file__).resolve().parent)

@@ -1,0 +1,26 @@
+#!/usr/bin/env python
+"""Train stage 1: the mask encoder learns to say which region is meant; the base is frozen.
+
+Laptop:   python jobs/train_stage1.py --config stage1_nano --table runs/label_corpus/regions
+Cluster:  ray job submit --working-dir . -- python jobs/train_stage1.py --config stage1_nano --table s3://…
+The same command again goes on where it was. Next: jobs/train_stage2.py --init runs/train_stage1/model
+"""
+
+import dataclasses
+
+import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+
+from ureca.config import load_config
+from ureca.runs import Run, run_job
+from ureca.training import Stage1Config, fit
+
+
+def main() -> None:
+    config = load_config(Stage1Config, description=__doc__ or "")  # YAML, then --section.key=value
+    run = Run.start("train_stage1", config, directory=config.run_directory or None)
+    result = fit(config, run.directory)  # Ray Train + DeepSpeed
+    run.finish(dataclasses.asdict(result))  # summary.json
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,27 @@
+#!/usr/bin/env python
+"""Train stage 2: LoRA on the language model, starting from stage 1's mask encoder.
+
+Laptop:   python jobs/train_stage2.py --config stage2_nano --table runs/label_corpus/regions
+Cluster:  ray job submit --working-dir . -- python jobs/train_stage2.py --config stage2_nano --table s3://…
+Control:  the same with --cue none --run_directory runs/train_tuned_none: no sign of which region is meant.
+The same command again goes on where it was. Next: jobs/export.py --model runs/train_stage2/model
+"""
+
+import dataclasses
+
+import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+
+from ureca.config import load_config
+from ureca.runs import Run, run_job
+from ureca.training import Stage2Config, fit
+
+
+def main() -> None:
+    config = load_config(Stage2Config, description=__doc__ or "")  # YAML, then --section.key=value
+    run = Run.start("train_stage2", config, directory=config.run_directory or None)
+    result = fit(config, run.directory)  # Ray Train + DeepSpeed
+    run.finish(dataclasses.asdict(result))  # summary.json
+
+
+if __name__ == "__main__":
+    run_job(main)

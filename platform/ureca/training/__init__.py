@@ -1,0 +1,25 @@
+"""Training the captioner: Ray Train starts the workers, DeepSpeed shares out their states.
+
+config.py      what can be set, stage by stage       index.py      which images a step trains on
+plan.py        one stage, settled                    examples.py   from the region table to examples
+driver.py      the driver's side                     loop.py       the workers' side
+checkpoints.py for going on after an interruption    zero.py       DeepSpeed's settings, learning rate
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ureca.training.config import Stage1Config, Stage2Config
+
+if TYPE_CHECKING:
+    from ureca.training.driver import TrainingResult, fit
+
+__all__ = ["Stage1Config", "Stage2Config", "TrainingResult", "fit"]
+
+
+def __getattr__(name: str) -> Any:
+    # Ray, torch and transformers take seconds to import: a wrong option is told before that.
+    if name in ("TrainingResult", "fit"):
+        import ureca.training.driver as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,167 @@
+"""What can be set about training. The defaults are the paper's where it or its scripts name a value.
+
+Source: URECA (arXiv 2504.05305) appendix A; learning rates, warm-up, decay and LoRA's alpha and dropout from
+the authors' training scripts.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ureca.errors import ConfigError
+
+__all__ = [
+    "BatchConfig",
+    "CheckpointConfig",
+    "Cue",
+    "LoraConfig",
+    "MaskConfig",
+    "OptimizerConfig",
+    "Stage1Config",
+    "Stage2Config",
+    "WorkersConfig",
+]
+
+Cue = Literal["mask", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    tokens_per_tile: int | None = None
+    """Mask tokens for each mask tile; null takes the preset's."""
+    kind: Literal["tokens", "channels"] = "tokens"
+    """`tokens` knows tile and place, `channels` is the authors' architecture."""
+    projection: Literal["mlp", "linear"] = "mlp"
+    """The encoder's last part: two layers as in the paper's text, or one as in its code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    images_per_step: int = 8
+    """Images in an optimizer step, all workers together; a multiple of the number of workers."""
+    images_per_device: int = 2
+    """Images that a worker packs into one forward pass. Changes memory and speed, not the result."""
+    regions_per_image: int = 16
+    """Regions of an image shown in one step; of more, some are drawn anew each epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_step", "images_per_device", "regions_per_image"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"batch.{name}={getattr(self, name)}: must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    learning_rate: float
+    """Peak; rises over the warm-up, then falls to zero along a cosine."""
+    epochs: float = 1.0
+    """Passes over the images; parts of one are allowed."""
+    warmup_share: float = 0.03
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    """Gradients longer than this (L2 norm over all trained weights) are shortened to it."""
+
+    def __post_init__(self) -> None:
+        if not self.epochs > 0:
+            raise ConfigError(f"optimizer.epochs={self.epochs}: must be above 0.")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ConfigError(f"optimizer.learning_rate={self.learning_rate}: must be a number above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    num_workers: int = 2
+    """Training processes; with GPUs, one on each."""
+    use_gpu: bool = False
+    zero_stage: Literal[1, 2, 3] = 1
+    """DeepSpeed ZeRO: what the workers share out. 1 optimizer states, 2 gradients too, 3 weights too."""
+    bf16: bool = False
+    """Compute in bfloat16 with 32-bit master weights. For GPUs; slow on CPUs."""
+    max_failures: int = 2
+    """Restarts from the latest checkpoint after a worker or its machine died."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ConfigError(f"workers.num_workers={self.num_workers}: must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 100
+    """Steps between checkpoints: what an interruption can cost at most."""
+    num_to_keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.num_to_keep < 1:
+            raise ConfigError(
+                f"checkpoints.every_steps={self.every_steps}, num_to_keep={self.num_to_keep}: "
+                "both must be at least 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    rank: int | None = None
+    """Null takes the preset's."""
+    alpha: int | None = None
+    """Null takes twice the rank."""
+    dropout: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StageConfig:
+    table: str
+    """Region table to learn from: a parquet file or a folder of them, written by label_corpus."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    preset: str = "nano"
+    """Base by name: nano, internvl2.5-1b to -8b, internvl3-1b to -8b."""
+    base: str | None = None
+    """Folder or hub name of another HF-native InternVL in place of the preset's."""
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: int = 0
+    """Of the mask encoder's and LoRA's first weights, the order of images, and every draw."""
+    run_directory: str = ""
+    """Where the run keeps its files; the same folder again goes on where it was. Empty: runs/<job>.
+    Workers write there too: with several machines it must be on a file system that all of them see."""
+
+    def __post_init__(self) -> None:
+        if self.batch.images_per_step % self.workers.num_workers:
+            raise ConfigError(
+                f"batch.images_per_step={self.batch.images_per_step} is no multiple of "
+                f"workers.num_workers={self.workers.num_workers}: every worker takes an equal share of it."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(_StageConfig):
+    """Stage 1: the mask encoder learns, everything else is frozen."""
+
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """The mask encoder to train."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(_StageConfig):
+    """Stage 2: LoRA on the language model learns; the mask encoder is frozen unless told otherwise."""
+
+    init: str = ""
+    """Model directory of stage 1. Only with `cue: none` it may be left out."""
+    cue: Cue = "mask"
+    """`none` is the control: the same training without any sign of which region is meant."""
+    tune_mask_encoder: bool = False
+    """Let the mask encoder learn on. The paper freezes it."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-5))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cue == "mask" and not self.init:
+            raise ConfigError(
+                "init is missing: stage 2 starts from stage 1's model directory. "
+                "Run jobs/train_stage1.py and give its runs/train_stage1/model with --init."
+            )
+        if self.cue == "none" and self.tune_mask_encoder:
+            raise ConfigError("tune_mask_encoder with cue: none: without masks their encoder can't learn.")

@@ -1,0 +1,147 @@
+"""The driver's side of training: start the workers, show where they are, hand back what they made."""
+
+import shutil
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from ureca.cluster import connect
+from ureca.config import config_to_dict
+from ureca.errors import UrecaError
+from ureca.runs import Progress
+from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, steps_done
+from ureca.training.config import Stage1Config, Stage2Config
+from ureca.training.examples import LabeledImages
+from ureca.training.index import StepIndex
+from ureca.training.loop import MODEL_DIRECTORY, train_worker
+from ureca.training.metrics import FILE, last_line, loss_first_last, read_metrics
+from ureca.training.plan import Plan
+
+__all__ = ["TrainingResult", "fit"]
+
+_LOOK_EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training leaves: its model directory, and figures for the run's summary."""
+
+    model: str
+    """Folder of the trained model."""
+    images: int
+    """Labeled images it learned from."""
+    steps: int
+    regions: int
+    """Regions shown, repetitions counted."""
+    loss_first: float
+    """Mean over the first twentieth of the steps: cross-entropy a caption token, in nats."""
+    loss_last: float
+    regions_per_second: float
+    """Over all workers, while training; start and interruptions left out."""
+
+
+def fit(config: Stage1Config | Stage2Config, directory: Path) -> TrainingResult:
+    """Train a stage on Ray, with its files in `directory`; there already begun, go on; there finished, don't.
+
+    Raises:
+        ConfigError, CheckpointError, InputError: before any process starts, as far as they can be known then.
+        TrainingError: the loss or a gradient became non-finite.
+    """
+    plan = Plan.of(config, directory)
+    num_images = len(LabeledImages(plan.table))
+    index = StepIndex(num_images=num_images, images_per_step=plan.batch.images_per_step, seed=plan.seed)
+    num_steps = index.num_steps(plan.optimizer.epochs)
+    model = directory / MODEL_DIRECTORY
+    done = steps_done(plan)
+    if done == num_steps and model.is_dir():
+        print(f"train  {model} is there already: all {num_steps} steps were done", file=sys.stderr)
+    else:
+        if not done:  # an earlier start that came to no checkpoint
+            shutil.rmtree(directory / CHECKPOINTS_DIRECTORY, ignore_errors=True)
+            (directory / FILE).unlink(missing_ok=True)
+        connect()
+        _run(plan, num_steps, done)
+    return _result(directory, model, num_images)
+
+
+def _run(plan: Plan, num_steps: int, done: int) -> None:
+    workers = plan.workers
+    start = f"at step {done + 1} of {num_steps}" if done else f"{num_steps} steps"
+    print(f"train  starting {workers.num_workers} workers, {start}", file=sys.stderr, flush=True)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config_to_dict(plan),
+        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu),
+        run_config=RunConfig(  # type: ignore[call-arg]  # Ray's types are those of Train V1
+            name=CHECKPOINTS_DIRECTORY,
+            storage_path=plan.directory,
+            checkpoint_config=CheckpointConfig(num_to_keep=plan.checkpoints.num_to_keep),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            worker_runtime_env={"env_vars": _worker_environment(workers.use_gpu)},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    outcome: dict[str, BaseException] = {}
+
+    def train() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the thread that waits
+            outcome["error"] = error
+
+    # Not in the main thread: there Ray Train would take Ctrl-C for itself and end the job with exit code 0.
+    thread = threading.Thread(target=train, name="ray-train", daemon=True)
+    thread.start()
+    progress = Progress("train", num_steps, unit="steps")
+    metrics = Path(plan.directory) / FILE
+    while thread.is_alive():
+        thread.join(_LOOK_EVERY_SECONDS)
+        line = last_line(metrics)
+        if line is not None and line["step"] > done:
+            progress.update(
+                line["step"], loss=round(line["loss"], 4), **{"regions/s": line["regions_per_second"]}
+            )
+    progress.close()
+    if "error" in outcome:
+        raise _users_error(outcome["error"]) from outcome["error"]
+
+
+def _worker_environment(use_gpu: bool) -> dict[str, str]:
+    # Workers with several threads each on few cores take turns badly: seen at a quarter of the speed.
+    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if not use_gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def _users_error(error: BaseException) -> BaseException:
+    """The error that a worker raised for the user, out of what Ray Train wraps it in; else as it came."""
+    if not isinstance(error, WorkerGroupError):
+        return error
+    for failure in error.worker_failures.values():
+        for candidate in (failure, getattr(failure, "_base_exc", None), getattr(failure, "cause", None)):
+            if isinstance(candidate, UrecaError):
+                return candidate
+    return error
+
+
+def _result(directory: Path, model: Path, num_images: int) -> TrainingResult:
+    lines = read_metrics(directory / FILE)
+    first, last = loss_first_last(lines)
+    regions = sum(line["num_regions"] for line in lines)
+    seconds = sum(line["num_regions"] / line["regions_per_second"] for line in lines)
+    return TrainingResult(
+        model=str(model),
+        images=num_images,
+        steps=len(lines),
+        regions=regions,
+        loss_first=round(first, 4),
+        loss_last=round(last, 4),
+        regions_per_second=round(regions / seconds, 1),
+    )

@@ -1,0 +1,210 @@
+"""What each training worker runs: build the model, go on where the latest checkpoint stands, step, save.
+
+    step k:  images of the step (index.py) -> packed batches, one a pass -> tokens of the whole step
+             (all-reduce) -> forward, backward for each pass -> clip, AdamW -> loss of the whole step
+
+Ray Train starts one process per worker and joins them in a process group (gloo on CPUs, nccl on GPUs);
+DeepSpeed shares out optimizer states, gradients or weights among them.
+"""
+
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import ray.train
+import torch
+import torch.distributed
+from torch import Tensor
+
+from ureca.config import config_from_dict
+from ureca.errors import UrecaError
+from ureca.model import Captioner, PackedBatch, pack
+from ureca.model.packing import IGNORED
+from ureca.training.checkpoints import load_checkpoint, report_checkpoint
+from ureca.training.examples import LabeledImages, make_example
+from ureca.training.index import StepIndex
+from ureca.training.metrics import MetricsWriter
+from ureca.training.plan import Plan
+from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward
+
+__all__ = ["MODEL_DIRECTORY", "TrainingError", "train_worker"]
+
+MODEL_DIRECTORY = "model"
+"""Where in a run's folder the trained model directory appears when training is done."""
+
+
+class TrainingError(UrecaError):
+    """Training can't go on: the loss or the gradient is no longer a number."""
+
+
+@dataclass(frozen=True)
+class _StepResult:
+    loss: float
+    """Mean cross-entropy over the caption tokens of the whole step."""
+    grad_norm: float
+    """Before clipping."""
+    num_tokens: int
+    num_regions: int
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train one plan (`config_to_dict(plan)`) from its latest checkpoint to its end. Ray Train calls this.
+
+    Raises:
+        CheckpointError: the latest checkpoint was made from another base or another plan.
+        TrainingError: loss or gradient became non-finite; names the step.
+        InputError: an image or a caption can't be read.
+    """
+    plan = config_from_dict(Plan, settings, where="training plan")
+    if not plan.workers.use_gpu:
+        # DeepSpeed would compile a shared-memory all-reduce at run time: a minute, or an error without a
+        # compiler. Its table of operators that may be compiled is left empty instead; gloo does the work.
+        deepspeed.ops.__compatible_ops__ = {}
+    images = LabeledImages(plan.table)
+    index = StepIndex(num_images=len(images), images_per_step=plan.batch.images_per_step, seed=plan.seed)
+    worker = _Worker(plan, images, index)
+    try:
+        worker.train(num_steps=index.num_steps(plan.optimizer.epochs))
+    finally:
+        worker.engine.destroy()
+
+
+class _Worker:
+    """One process of a training: its model in a DeepSpeed engine, its share of every step."""
+
+    def __init__(self, plan: Plan, images: LabeledImages, index: StepIndex) -> None:
+        context = ray.train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.plan, self.images, self.index = plan, images, index
+        self.captioner: Captioner = plan.captioner()
+        passes = len(self._passes(0))
+        self.engine, *_ = deepspeed.initialize(
+            model=self.captioner,
+            model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
+            config=deepspeed_config(
+                plan.optimizer,
+                plan.workers,
+                images_per_pass=min(
+                    plan.batch.images_per_device, plan.batch.images_per_step // self.num_workers
+                ),
+                passes=passes,
+            ),
+        )
+        self.device = self.engine.device
+
+    def train(self, num_steps: int) -> None:
+        """Step from the latest checkpoint to the end, then write the model directory."""
+        plan = self.plan
+        base_hash = self.captioner.config.base_hash
+        first = load_checkpoint(self.engine, plan, base_hash)
+        metrics = MetricsWriter(plan.directory, first_step=first) if self.rank == 0 else None
+        for step in range(first, num_steps):
+            started = time.monotonic()
+            rate = learning_rate(step, num_steps, plan.optimizer)
+            result = self._step(step, rate)
+            if metrics:
+                metrics.write(
+                    step=step + 1,
+                    num_steps=num_steps,
+                    loss=result.loss,
+                    learning_rate=rate,
+                    grad_norm=result.grad_norm,
+                    num_tokens=result.num_tokens,
+                    num_regions=result.num_regions,
+                    regions_per_second=round(result.num_regions / (time.monotonic() - started), 2),
+                )
+            if (step + 1) % plan.checkpoints.every_steps == 0 or step + 1 == num_steps:
+                report_checkpoint(self.engine, plan, base_hash, step=step + 1)
+        if metrics:
+            metrics.close()
+        self._save_model()
+
+    def _passes(self, step: int) -> list[list[Any]]:
+        return self.index.passes(
+            step,
+            rank=self.rank,
+            num_workers=self.num_workers,
+            images_per_device=self.plan.batch.images_per_device,
+        )
+
+    def _batches(self, step: int) -> Iterator[PackedBatch]:
+        plan, processor = self.plan, self.captioner.processor
+        for visits in self._passes(step):
+            examples = [
+                make_example(
+                    self.images[visit.image],
+                    visit,
+                    processor,
+                    cue=plan.cue,
+                    regions_per_image=plan.batch.regions_per_image,
+                    seed=plan.seed,
+                )
+                for visit in visits
+            ]
+            yield pack(examples, processor, **self.captioner.pack_options())
+
+    def _step(self, step: int, rate: float) -> _StepResult:
+        """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""
+        # Dropout: the same draws whether or not the run was interrupted before this step.
+        torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step, self.rank]).generate_state(1)[0]))
+        batches = list(self._batches(step))
+        counts = self._sum_over_workers(
+            [
+                float(sum(int((batch.labels != IGNORED).sum()) for batch in batches)),
+                float(sum(batch.num_regions for batch in batches)),
+            ]
+        )
+        num_tokens, num_regions = (round(count) for count in counts)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        loss_sum = 0.0
+        for batch in batches:
+            pass_loss, _ = self.engine(batch.to(self.device))
+            loss_sum += float(pass_loss.detach())
+            scaled = loss_for_backward(pass_loss, num_tokens, self.num_workers)
+            self.engine.backward(scaled, scale_wrt_gas=False)
+            self.engine.step()  # changes weights at the last pass only
+        loss = self._sum_over_workers([loss_sum])[0] / num_tokens
+        grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"step {step + 1}: the {name} is {value}. Nothing of this step was saved. "
+                    "Lower --optimizer.learning_rate, or look for a broken image among those of this step."
+                )
+        return _StepResult(loss=loss, grad_norm=grad_norm, num_tokens=num_tokens, num_regions=num_regions)
+
+    def _sum_over_workers(self, values: list[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return [float(value) for value in total]
+
+    def _save_model(self) -> None:
+        """Write `<run>/model` in one piece: it is either absent or whole."""
+        target = Path(self.plan.directory) / MODEL_DIRECTORY
+        # ZeRO 3 spreads weights over the workers; elsewhere there is nothing to gather.
+        with deepspeed.zero.GatheredParameters(self._parameters_to_save()):
+            if self.rank == 0:
+                partial = target.with_name(f".{MODEL_DIRECTORY}.{uuid.uuid4().hex}.partial")
+                try:
+                    self.captioner.save_pretrained(partial)
+                    shutil.rmtree(target, ignore_errors=True)
+                    os.replace(partial, target)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+        torch.distributed.barrier()
+
+    def _parameters_to_save(self) -> list[Tensor]:
+        return [
+            parameter
+            for name, parameter in self.captioner.named_parameters()
+            if parameter.requires_grad or name.startswith("mask_encoder.")
+        ]

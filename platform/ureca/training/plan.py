@@ -1,0 +1,166 @@
+"""One stage of training, settled: what both stages come down to before any process starts.
+
+The driver makes a plan from a stage's configuration, the workers get it as plain values, and a checkpoint
+holds it, so that another plan is refused where it would silently change the run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ureca.config import config_to_dict
+from ureca.errors import CheckpointError
+from ureca.model import Captioner, CaptionerConfig, preset
+from ureca.training.config import (
+    BatchConfig,
+    CheckpointConfig,
+    Cue,
+    LoraConfig,
+    MaskConfig,
+    OptimizerConfig,
+    Stage1Config,
+    Stage2Config,
+    WorkersConfig,
+)
+
+__all__ = ["Plan", "refuse_other_plan"]
+
+# What may change between an interruption and its continuation: none of it bears on the weights.
+_MAY_CHANGE = ("directory", "checkpoints", "workers.max_failures", "batch.images_per_device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a training worker needs to know. Paths are absolute: workers have another working folder."""
+
+    stage: Literal[1, 2]
+    directory: str
+    """The run's folder, seen by driver and workers."""
+    table: str
+    init: str
+    """Model directory to start from; empty: the base itself."""
+    preset: str
+    base: str
+    """Folder or hub name of the base."""
+    mask: MaskConfig | None
+    """The mask encoder to make; None takes the one in `init`, or the default where no mask is shown."""
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    workers: WorkersConfig
+    checkpoints: CheckpointConfig
+    seed: int
+    cue: Cue
+    tune_mask_encoder: bool
+    lora: LoraConfig | None
+
+    @classmethod
+    def of(cls, config: Stage1Config | Stage2Config, directory: Path) -> "Plan":
+        """The plan of a stage's configuration.
+
+        Raises:
+            ConfigError: unknown preset.
+            CheckpointError: `init` is no model directory of stage 1, or was trained on another base.
+        """
+        second = config if isinstance(config, Stage2Config) else None
+        init = str(Path(second.init).resolve()) if second and second.init else ""
+        base = _base(config)
+        if init:
+            _check_init(Path(init), base)
+        return cls(
+            stage=2 if second else 1,
+            directory=str(directory.resolve()),
+            table=config.table if "://" in config.table else str(Path(config.table).resolve()),
+            init=init,
+            preset=config.preset,
+            base=base,
+            mask=config.mask if isinstance(config, Stage1Config) else None,
+            batch=config.batch,
+            optimizer=config.optimizer,
+            workers=config.workers,
+            checkpoints=config.checkpoints,
+            seed=config.seed,
+            cue=second.cue if second else "mask",
+            tune_mask_encoder=bool(second and second.tune_mask_encoder),
+            lora=second.lora if second else None,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a continuation must share, flat: `{"batch.images_per_step": 8, …}`."""
+        flat = _flatten(config_to_dict(self))
+        return {key: value for key, value in flat.items() if not key.startswith(_MAY_CHANGE)}
+
+    def captioner(self) -> Captioner:
+        """Build the model this plan starts from, its parts that train switched on (32-bit, on the CPU).
+
+        Raises:
+            CheckpointError: base or model directory can't be loaded, or don't belong together.
+        """
+        chosen = preset(self.preset)
+        if self.init:
+            captioner = Captioner.from_pretrained(self.init)
+        else:
+            mask = self.mask or MaskConfig()
+            captioner = Captioner.from_base(
+                self.base,
+                tile_limit=chosen.tile_limit,
+                tokens_per_tile=mask.tokens_per_tile or chosen.tokens_per_tile,
+                kind=mask.kind,
+                projection=mask.projection,
+                seed=self.seed,
+            )
+        if self.lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                captioner.add_lora(
+                    rank=self.lora.rank or chosen.lora_rank,
+                    alpha=self.lora.alpha,
+                    dropout=self.lora.dropout,
+                )
+        captioner.trainable(self.stage, tune_mask_encoder=self.tune_mask_encoder)
+        return captioner
+
+
+def refuse_other_plan(where: str, recorded: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Raise CheckpointError if a checkpoint was made under another plan, and name both sides."""
+    missing = object()
+    differing = [
+        f"{key}={recorded.get(key)!r} there, {mine.get(key)!r} here"
+        for key in {**recorded, **mine}
+        if recorded.get(key, missing) != mine.get(key, missing)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{where}: its checkpoint belongs to another training: {'; '.join(differing)}. "
+            "Go on with the settings it was made with, or give another --run_directory."
+        )
+
+
+def _base(config: Stage1Config | Stage2Config) -> str:
+    base = config.base or preset(config.preset).base
+    return str(Path(base).resolve()) if config.base and Path(base).is_dir() else base
+
+
+def _check_init(init: Path, base: str) -> None:
+    config = CaptionerConfig.load(init)
+    if config.base != base:
+        raise CheckpointError(
+            f"{init}: was trained on the base {config.base}, this run asks for {base}. "
+            "Set --preset or --base to the one it was trained on, or run stage 1 on the other."
+        )
+    if (init / "adapter").is_dir() or (init / "config.json").is_file():
+        raise CheckpointError(
+            f"{init}: already went through stage 2. Give the model directory of stage 1, as train_stage1 "
+            "wrote it."
+        )
+
+
+def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

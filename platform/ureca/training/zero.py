@@ -1,0 +1,60 @@
+"""DeepSpeed: its configuration, and the learning rate.
+
+Gradients. The loss of a step is the sum over its caption tokens divided by their number, over all workers and
+passes. DeepSpeed averages gradients over workers (and would divide each pass's loss by the number of passes);
+`loss_for_backward` undoes that, so the step's gradient is the gradient of the step's loss however the step
+was cut up. With a mean of means a worker with few tokens would count as much as one with many.
+"""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from ureca.training.config import OptimizerConfig, WorkersConfig
+
+__all__ = ["deepspeed_config", "learning_rate", "loss_for_backward"]
+
+
+def deepspeed_config(
+    optimizer: OptimizerConfig, workers: WorkersConfig, *, images_per_pass: int, passes: int
+) -> dict[str, Any]:
+    """DeepSpeed's JSON for a plan. `passes`: forward passes of a worker in one step."""
+    return {
+        "train_micro_batch_size_per_gpu": images_per_pass,
+        "gradient_accumulation_steps": passes,
+        "optimizer": {
+            "type": "AdamW",
+            # torch_adam: DeepSpeed's own would be compiled at run time
+            "params": {
+                "torch_adam": True,
+                "lr": optimizer.learning_rate,
+                "betas": [0.9, 0.999],
+                "eps": 1e-8,
+                "weight_decay": optimizer.weight_decay,
+            },
+        },
+        "gradient_clipping": optimizer.clip_norm,
+        "bf16": {"enabled": workers.bf16},
+        # a CPU has no streams to overlap communication with
+        "zero_optimization": {"stage": workers.zero_stage, "overlap_comm": workers.use_gpu},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def loss_for_backward(loss_sum: Tensor, tokens_of_step: int, num_workers: int) -> Tensor:
+    """A pass's summed loss, scaled so that DeepSpeed's average over workers is the step's mean over tokens.
+
+    For `engine.backward(..., scale_wrt_gas=False)`, which leaves out the division by the number of passes.
+    """
+    return loss_sum * (num_workers / tokens_of_step)
+
+
+def learning_rate(step: int, num_steps: int, optimizer: OptimizerConfig) -> float:
+    """Linear warm-up to the peak, then a cosine to zero. A function of the step: nothing to restore."""
+    warmup = max(1, round(num_steps * optimizer.warmup_share))
+    if step < warmup:
+        return optimizer.learning_rate * (step + 1) / warmup
+    progress = (step - warmup + 1) / max(1, num_steps - warmup + 1)
+    return optimizer.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ureca.errors import CheckpointError, ConfigError
+from ureca.model import Captioner
+from ureca.training import Stage1Config, Stage2Config
+from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, WorkersConfig
+from ureca.training.plan import Plan, refuse_other_plan
+
+
+@pytest.fixture(scope="module")
+def stage1_model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage1") / "model"
+    Plan.of(Stage1Config(table="t", base=str(tiny_base)), folder.parent).captioner().save_pretrained(folder)
+    return folder
+
+
+def trained(captioner: Captioner) -> set[str]:
+    return {name for name, parameter in captioner.named_parameters() if parameter.requires_grad}
+
+
+def test_stage_1_trains_the_mask_encoder_only(tiny_base: Path, tmp_path: Path) -> None:
+    captioner = Plan.of(Stage1Config(table="t", base=str(tiny_base)), tmp_path).captioner()
+    names = trained(captioner)
+    assert names
+    assert all(name.startswith("mask_encoder.") for name in names)
+    assert {name for name, _ in captioner.mask_encoder.named_parameters(prefix="mask_encoder")} == names
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_stage_2_trains_lora_and_the_mask_encoder_if_told(
+    tune: bool, tiny_base: Path, stage1_model: Path, tmp_path: Path
+) -> None:
+    config = Stage2Config(table="t", base=str(tiny_base), init=str(stage1_model), tune_mask_encoder=tune)
+    names = trained(Plan.of(config, tmp_path).captioner())
+    lora = {name for name in names if ".lora_" in name}
+    assert lora
+    assert not [name for name in lora if "vision" in name]
+    assert bool(names - lora) is tune
+    assert all(name.startswith("mask_encoder.") for name in names - lora)
+
+
+def test_the_seed_alone_draws_the_first_weights(tiny_base: Path, stage1_model: Path, tmp_path: Path) -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(int(torch.randint(100, (1,))))  # whatever the process drew before
+        config = Stage2Config(
+            table="t", base=str(tiny_base), init=str(stage1_model), lora=LoraConfig(rank=4), seed=seed
+        )
+        captioner = Plan.of(config, tmp_path).captioner()
+        return [value for name, value in captioner.state_dict().items() if "lora_A" in name]
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(3), weights(3), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(3), weights(4), strict=True))
+
+
+def test_model_of_another_base_is_refused_by_name(
+    stage1_model: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        CheckpointError, match=rf"was trained on the base {tiny_base}, this run asks for nano"
+    ):
+        Plan.of(Stage2Config(table="t", init=str(stage1_model)), tmp_path)
+
+
+def test_base_that_changed_under_its_name_is_refused(
+    stage1_model: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "model"
+    other.mkdir()
+    for file in stage1_model.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    record = json.loads((other / "captioner_config.json").read_text())
+    record["base_hash"] = "0" * 64
+    (other / "captioner_config.json").write_text(json.dumps(record))
+    plan = Plan.of(Stage2Config(table="t", base=str(tiny_base), init=str(other)), tmp_path)
+    with pytest.raises(CheckpointError, match="000000000000"):
+        plan.captioner()
+
+
+def test_model_of_stage_2_is_no_start_for_stage_2(
+    stage1_model: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    config = Stage2Config(table="t", base=str(tiny_base), init=str(stage1_model), lora=LoraConfig(rank=4))
+    Plan.of(config, tmp_path).captioner().save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="already went through stage 2"):
+        Plan.of(Stage2Config(table="t", base=str(tiny_base), init=str(tmp_path / "model")), tmp_path)
+
+
+def test_what_is_no_model_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no captioner"):
+        Plan.of(Stage2Config(table="t", init=str(tmp_path)), tmp_path)
+
+
+def test_unknown_preset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown model preset 'mini'"):
+        Plan.of(Stage1Config(table="t", preset="mini"), tmp_path)
+
+
+def test_a_checkpoint_of_another_plan_is_refused_and_both_sides_named(tmp_path: Path) -> None:
+    here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
+    there = Plan.of(
+        Stage1Config(table="t", seed=1, workers=WorkersConfig(num_workers=1)), tmp_path
+    ).identity()
+    with pytest.raises(CheckpointError) as refused:
+        refuse_other_plan("runs/x", there, here)
+    assert str(refused.value) == (
+        "runs/x: its checkpoint belongs to another training: workers.num_workers=1 there, 2 here; "
+        "seed=1 there, 0 here. Go on with the settings it was made with, or give another --run_directory."
+    )
+
+
+def test_settings_that_do_not_bear_on_the_weights_may_change(tmp_path: Path) -> None:
+    other = Stage1Config(
+        table="t",
+        checkpoints=CheckpointConfig(every_steps=7),
+        workers=WorkersConfig(max_failures=9),
+        batch=BatchConfig(images_per_device=1),
+    )
+    here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
+    refuse_other_plan("runs/x", Plan.of(other, tmp_path / "moved").identity(), here)
