@@ -49,9 +49,10 @@ class SceneConfig:
     """Share of scenes in which two or three things differ in one attribute only."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_objects <= self.max_objects:
+        if not 1 <= self.min_objects <= self.max_objects <= len(KINDS):
             raise ConfigError(
-                f"min_objects={self.min_objects}, max_objects={self.max_objects}: need 1 <= min <= max"
+                f"min_objects={self.min_objects}, max_objects={self.max_objects}: "
+                f"need 1 <= min <= max <= {len(KINDS)}, the number of kinds"
             )
         if not self.min_objects <= self.min_regions <= self.max_regions <= 200:
             raise ConfigError(
@@ -128,8 +129,10 @@ def _draw_once(rng: Generator, seed: int, config: SceneConfig) -> Scene | None:
             return None
         if len(canvas.regions) + len(things) * len(kept) > config.max_regions:
             return None
+        # Decided on the smallest for all: alike things differ in nothing but the one attribute.
+        textured = textured_pieces(smallest, kept)
         wholes = [
-            canvas.add(thing, kept, *_corner(rng, thing, box))
+            canvas.add(thing, kept, textured, *_corner(rng, thing, box))
             for thing, box in zip(things, group, strict=True)
         ]
         if len({_seen_attributes(whole) for whole in wholes}) < len(wholes):
@@ -147,11 +150,15 @@ class _Canvas:
     regions: list[SceneRegion] = field(default_factory=list)
     coats: list[Coat] = field(default_factory=list)
 
-    def add(self, thing: Thing, kept: frozenset[int], y0: int, x0: int) -> SceneRegion:
-        """Draw a thing with its upper left corner at (y0, x0); returns the whole thing's region."""
+    def add(
+        self, thing: Thing, kept: frozenset[int], textured: frozenset[int], y0: int, x0: int
+    ) -> SceneRegion:
+        """Draw a thing with its upper left corner at (y0, x0); returns the whole thing's region.
+
+        `textured` are the pieces that carry its texture.
+        """
         sketch = thing.sketch
         local = paint(sketch, thing.scale, kept, thing.mirrored)
-        textured = textured_pieces(thing, local)
         carries_texture = np.isin(np.arange(len(sketch.pieces) + 1), [piece + 1 for piece in textured])
         tables = piece_tables(sketch)
         window = np.s_[y0 : y0 + local.shape[0], x0 : x0 + local.shape[1]]

@@ -15,15 +15,15 @@ from ureca.scenes.sketch import Point, Sketch
 
 def house(rng: Generator) -> Sketch:
     s = Sketch("house", 1.0)
-    s.box(0, 0.1, 0.36, 0.9, 1.0)
-    s.patch("roof", [(0.0, 0.36), (0.5, 0.0), (1.0, 0.36)], role="roof", shape="triangular")
+    s.box(0, 0.08, 0.34, 0.92, 1.0)
+    s.patch("roof", [(0.03, 0.34), (0.5, 0.0), (0.97, 0.34)], role="roof", shape="triangular")
     left = rng.random() < 0.5
     x = 0.17 if left else 0.56
-    door = s.block("door", x, 0.54, x + 0.27, 1.0, role="door", shape="rectangular")
-    s.disc("knob", x + 0.18, 0.78, 0.075, role="knob", parent=door)
-    x = 0.55 if left else 0.17
-    window = s.block("window", x, 0.48, x + 0.28, 0.76, role="window", shape="square")
-    s.block("pane", x + 0.06, 0.54, x + 0.22, 0.7, role="pane", shape="square", parent=window)
+    door = s.block("door", x, 0.57, x + 0.27, 1.0, role="door", shape="rectangular")
+    s.disc("knob", x + 0.17, 0.78, 0.08, role="knob", parent=door)
+    if rng.random() < 0.7:
+        x = 0.56 if left else 0.18
+        s.block("window", x, 0.46, x + 0.26, 0.72, role="window", shape="square")
     return s
 
 
@@ -49,9 +49,9 @@ def tree(rng: Generator) -> Sketch:
         crown = s.disc("crown", 0.35, 0.31, 0.31, role="main")
         spots = [(0.22, 0.28), (0.46, 0.22), (0.38, 0.47)]
     else:
-        points = [(0.35, 0.0), (0.7, 0.62), (0.0, 0.62)]
+        points = [(0.35, 0.0), (0.7, 0.66), (0.0, 0.66)]
         crown = s.patch("crown", points, role="main", shape="triangular")
-        spots = [(0.35, 0.26), (0.21, 0.49), (0.49, 0.49)]
+        spots = [(0.35, 0.28), (0.21, 0.53), (0.49, 0.53)]
     for x, y in spots[: rng.integers(1, 4)]:
         s.disc("fruit", x, y, 0.085, role="fruit", parent=crown)
     return s
@@ -110,8 +110,7 @@ def fish(rng: Generator) -> Sketch:
     s.patch("tail", [(1.05, 0.54), (1.6, 0.14), (1.6, 0.94)], role="tail", shape="irregular")
     s.ellipse(0, 0.62, 0.56, 0.62, 0.4)
     s.patch("fin", [(0.42, 0.32), (0.86, 0.0), (0.98, 0.36)], role="tail", shape="triangular")
-    eye = s.disc("eye", 0.32, 0.48, 0.14, role="eye")
-    s.disc("pupil", 0.3, 0.48, 0.075, role="pupil", parent=eye)
+    s.disc("eye", 0.32, 0.48, 0.14, role="eye")
     if rng.random() < 0.5:
         s.patch("gill", [(0.6, 0.56), (0.88, 0.38), (0.88, 0.74)], role="gill", shape="triangular")
     return s
@@ -178,7 +177,7 @@ def kite(rng: Generator) -> Sketch:
 
 def lamp(rng: Generator) -> Sketch:
     s = Sketch("lamp", 0.8)
-    s.block("stand", 0.355, 0.45, 0.445, 0.88, role="stand", shape="thin")
+    s.block("stand", 0.36, 0.45, 0.44, 0.88, role="stand", shape="thin")
     s.block("foot", 0.16, 0.87, 0.64, 1.0, role="foot", shape="thin")
     shade = s.patch("shade", [(0.22, 0.0), (0.58, 0.0), (0.8, 0.52), (0.0, 0.52)], role="main")
     for x in ([0.4], [0.25, 0.55])[rng.integers(0, 2)]:
@@ -240,10 +239,10 @@ def gift(rng: Generator) -> Sketch:
 def snowman(rng: Generator) -> Sketch:
     s = Sketch("snowman", 0.72)
     s.ellipse(0, 0.36, 0.7, 0.3, 0.3)
-    head = s.disc("head", 0.36, 0.32, 0.19, role="main")
-    hat = s.block("hat", 0.21, 0.0, 0.51, 0.15, role="hat", shape="rectangular")
-    s.block("band", 0.21, 0.075, 0.51, 0.15, role="band", shape="thin", parent=hat)
-    s.disc("eye", 0.4, 0.3, 0.07, role="button", parent=head)
+    head = s.disc("head", 0.36, 0.35, 0.18, role="main")
+    hat = s.block("hat", 0.2, 0.0, 0.52, 0.17, role="hat", shape="rectangular")
+    s.block("band", 0.2, 0.1, 0.52, 0.17, role="band", shape="thin", parent=hat)
+    s.disc("eye", 0.4, 0.33, 0.07, role="button", parent=head)
     for y in ([0.7], [0.62, 0.82])[rng.integers(0, 2)]:
         s.disc("button", 0.36, y, 0.075, role="button")
     return s
@@ -258,10 +257,12 @@ KINDS: dict[str, Callable[[Generator], Sketch]] = {
 }  # fmt: skip
 
 PART_NAMES = (
-    "band", "body", "bow", "button", "cap", "center", "crown", "door", "dot", "eye", "face", "fin", "flag", "foot",
-    "fruit", "gill", "hand", "handle", "hat", "head", "hub", "hull", "knob", "leaf", "panel", "patch", "porthole",
-    "ribbon", "roof", "sail", "shade", "spot", "stand", "stem", "stripe", "tag", "tail", "trunk", "wheel", "window",
+    "band", "body", "bow", "button", "cap", "center", "crown", "door", "dot", "eye", "face", "fin", "flag",
+    "foot", "fruit", "gill", "hand", "handle", "hat", "head", "hub", "hull", "knob", "leaf", "panel", "patch",
+    "porthole", "ribbon", "roof", "sail", "shade", "spot", "stand", "stem", "stripe", "tag", "tail", "trunk",
+    "wheel", "window",
 )  # fmt: skip
-"""Every name that a piece of a sketch may have."""
+"""Every name that a part may have."""
 
 KIND_WORDS = tuple(sorted({*KINDS, *PART_NAMES}))
+"""Every name that a region may have, of a whole thing or a part."""

@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Stroke:
-    """One painted form of a piece: "ellipse", "box" (both by two corners) or "polygon". A hole is nobody's."""
+    """One painted form of a piece: "ellipse", "box" (each by two corners), "polygon". A hole is nobody's."""
 
     piece: int
     form: str

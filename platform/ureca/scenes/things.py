@@ -9,17 +9,19 @@ from numpy.random import Generator
 from ureca.attributes.vocabulary import COLORS
 from ureca.scenes.kinds import KINDS
 from ureca.scenes.paint import Texture, color_distance
-from ureca.scenes.sketch import Sketch, paint, piece_tables, region_areas
+from ureca.scenes.sketch import Sketch, paint, painted_size, piece_tables, region_areas
 
 MIN_SIDE_PX = 6
 MIN_AREA_PX = 70
 MAX_SHARE_OF_PARENT = 0.8
 """Well under the tree's limit for near-duplicates, so that no part is folded into its parent."""
-MIN_MAIN_SHARE = 0.5
+MIN_MAIN_SHARE = 0.52
 """Least share of a region's mask in its own color; less, and another color would be the true one."""
 MIN_TEXTURED_PX = 900
 MIN_TEXTURED_SHARE = 0.55
 """Least share of a region's mask under its texture."""
+MAX_MARKS_SHARE = 0.4
+"""Most of a surface that the marks of any texture cover."""
 GAP_PX = 3
 """Least distance of a thing from the border of its cell: things never touch."""
 
@@ -52,7 +54,7 @@ def alike_things(rng: Generator, kind: str, boxes: Sequence[Box], names: list[st
     for piece in sketch.pieces:
         if piece.role not in palette:
             palette[piece.role] = _pick_color(rng, names, sketch, palette, piece.parent)
-    first = Thing(sketch, palette, _pick_texture(rng, palette["main"]), min(fits), bool(rng.random() < 0.5))
+    first = Thing(sketch, palette, _pick_texture(rng, palette), min(fits), bool(rng.random() < 0.5))
     things = [first]
     if len(boxes) > 1:
         difference = str(rng.choice(["color", "color", "size", "texture", "place"]))
@@ -76,7 +78,7 @@ def _changed(rng: Generator, difference: str, things: list[Thing], names: list[s
     if difference == "size" and len(things) == 1:
         return replace(first, scale=first.scale * 0.6)
     if difference == "texture":
-        other = _pick_texture(rng, first.palette["main"])
+        other = _pick_texture(rng, first.palette)
         if all(other.name != thing.texture.name for thing in things):
             return replace(first, texture=other)
     return first
@@ -97,13 +99,14 @@ def _pick_color(
     return str(rng.choice(unused or free))
 
 
-def _pick_texture(rng: Generator, main: str) -> Texture:
-    """Texture of the main pieces."""
-    name = "smooth"
+def _pick_texture(rng: Generator, palette: dict[str, str]) -> Texture:
+    """Texture of the main pieces; its marks are not of the color of a part, which would look like a hole."""
+    pattern = "smooth"
     if rng.random() < 0.55:
-        name = str(rng.choice(["striped", "checkered", "dotted", "speckled"]))
-    far = [other for other, rgb in COLORS.items() if color_distance(rgb, COLORS[main]) > 130]
-    return Texture(name, str(rng.choice(far)), int(rng.integers(3)))
+        pattern = str(rng.choice(["striped", "checkered", "dotted", "speckled"]))
+    far = [name for name, rgb in COLORS.items() if color_distance(rgb, COLORS[palette["main"]]) > 130]
+    unused = [name for name in far if name not in palette.values()]
+    return Texture(pattern, str(rng.choice(unused or far)), int(rng.integers(3)))
 
 
 def kept_pieces(thing: Thing, smallest_px: float) -> frozenset[int] | None:
@@ -112,6 +115,8 @@ def kept_pieces(thing: Thing, smallest_px: float) -> frozenset[int] | None:
     None where the part that makes the thing recognizable would be lost.
     """
     sketch = thing.sketch
+    if min(painted_size(sketch, thing.scale)) < MIN_SIDE_PX:
+        return None
     tables = piece_tables(sketch)
     kept = frozenset(range(len(sketch.pieces)))
     while (bad := _unfit_piece(thing, tables, kept, max(smallest_px, MIN_AREA_PX))) is not None:
@@ -141,17 +146,25 @@ def _unfit_piece(thing: Thing, tables: np.ndarray, kept: frozenset[int], smalles
     return None
 
 
-def textured_pieces(thing: Thing, owner: np.ndarray) -> frozenset[int]:
-    """Pieces that carry the texture: those of role "main", if large and little covered by parts.
+def textured_pieces(thing: Thing, kept: frozenset[int]) -> frozenset[int]:
+    """Pieces that can carry a texture: those of role "main", if large and little covered by parts.
 
-    `owner` is the painted thing. Empty where the texture would not be that of the whole thing.
+    Empty where the texture would not be that of the whole thing, or its marks would leave less of the main
+    color than there is of a part's.
     """
-    if thing.texture.name == "smooth":
-        return frozenset()
-    own, whole = region_areas(owner, thing.sketch)
+    sketch = thing.sketch
+    own, whole = region_areas(paint(sketch, thing.scale, kept, thing.mirrored), sketch)
     carriers = frozenset(
         index
-        for index, piece in enumerate(thing.sketch.pieces)
+        for index, piece in enumerate(sketch.pieces)
         if piece.role == "main" and own[index] >= max(MIN_TEXTURED_PX, MIN_TEXTURED_SHARE * whole[index])
     )
-    return carriers if sum(own[index] for index in carriers) >= MIN_TEXTURED_SHARE * whole[0] else frozenset()
+    carried = sum(own[index] for index in carriers)
+    of_role: dict[str, int] = {}
+    for index in kept:
+        role = sketch.pieces[index].role
+        of_role[role] = of_role.get(role, 0) + int(own[index])
+    main = of_role.pop("main") - MAX_MARKS_SHARE * carried
+    if carried < MIN_TEXTURED_SHARE * whole[0] or main < 1.2 * max(of_role.values(), default=0):
+        return frozenset()
+    return carriers
