@@ -1,0 +1,274 @@
+"""Captions for all regions of an image from one vLLM engine.
+
+The first region of an image goes alone until its first token is there: by then the image prefix lies in the
+KV cache, and the other regions follow together and find it. (Sent at once they would all miss, and each would
+compute the image anew.)
+The engine is vLLM's `AsyncLLM`: it batches over everything that is asked at one time, so callers call
+concurrently and nothing here queues. Cancelling a call, or closing its stream, aborts its requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ureca.engine.caption import Caption
+from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
+from ureca.errors import ConfigError, InputError
+from ureca.regions.rle import Rle
+
+__all__ = ["CaptionEngine"]
+
+# Set on purpose, where the user has not: vLLM's own choices would take every core and half of the memory.
+_CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS decides; binding ties all engines to one core
+    "OMP_NUM_THREADS": "1",
+}
+# A dozen warnings about what a CPU lacks would bury our own lines; INFO shows vLLM's account of its start.
+_QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class CaptionEngine:
+    """One vLLM engine with the mask encoder beside it. `await start()` first, `close()` last."""
+
+    def __init__(
+        self,
+        export_dir: str | Path,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.9,
+    ) -> None:
+        """Read the export; no process is started yet.
+
+        Args:
+            export_dir: what `ureca.model.export` wrote.
+            dtype: "float32", "bfloat16", or "auto": float32 on a CPU (captions then equal transformers'),
+                bfloat16 on a GPU.
+            max_model_len: most tokens of prompt and caption; None: what the image prefix, the mask and a
+                caption of 256 tokens can need at the export's tile limit.
+            max_num_seqs: most regions in one step of the engine.
+            tensor_parallel_size: GPUs that share the model.
+            gpu_memory_utilization: share of each GPU's memory that the engine may take.
+
+        Raises:
+            CheckpointError: the folder is no export, or its parts don't fit each other.
+        """
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"engine dtype={dtype!r}: use 'auto', 'float32' or 'bfloat16'")
+        self.export_dir = Path(export_dir)
+        self.prompts = PromptBuilder(export_dir)
+        self.max_model_len = max_model_len or self._longest_sequence()
+        self._dtype = dtype
+        self._options: dict[str, Any] = {
+            "max_num_seqs": max_num_seqs,
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+        }
+        self._llm: Any = None
+
+    async def start(self) -> None:
+        """Start vLLM's processes and load the weights: 20 to 60 s on two cores.
+
+        A script that calls this needs `if __name__ == "__main__":` around what it runs: vLLM's processes
+        import it.
+        """
+        for name, value in {**_CPU_ENVIRONMENT, **_QUIET_ENVIRONMENT}.items():
+            os.environ.setdefault(name, value)
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        on_cpu = current_platform.is_cpu()
+        dtype = ("float32" if on_cpu else "bfloat16") if self._dtype == "auto" else self._dtype
+        options: dict[str, Any] = {"dtype": dtype, **self._options}
+        if on_cpu:
+            del options["gpu_memory_utilization"]
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=str(self.export_dir),
+                max_model_len=self.max_model_len,
+                enable_prompt_embeds=True,
+                enable_prefix_caching=True,
+                limit_mm_per_prompt={"image": 1, "video": 0},
+                enforce_eager=on_cpu,  # compiling takes longer there than it saves
+                generation_config="vllm",  # the caller says how to sample, not the base's authors
+                disable_log_stats=True,
+                distributed_executor_backend="mp" if self._options["tensor_parallel_size"] > 1 else None,
+                **options,
+            )
+        )
+
+    def close(self) -> None:
+        """End vLLM's processes. The engine can be started again."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    async def check_health(self) -> None:
+        """Ask the engine, without making it generate. Raises if it was not started or its process died."""
+        if self._llm is None:
+            raise RuntimeError("the caption engine was not started")
+        await self._llm.check_health()
+
+    async def caption(
+        self,
+        image: np.ndarray | Image.Image,
+        segmentations: Sequence[Rle | None],
+        queries: Sequence[str],
+        *,
+        max_tokens: int = 96,
+        temperature: float = 0.0,
+    ) -> list[Caption]:
+        """Caption regions of one image; arguments and errors as in `stream`."""
+        captions: dict[int, Caption] = {}
+        stream = self.stream(image, segmentations, queries, max_tokens=max_tokens, temperature=temperature)
+        async with contextlib.aclosing(stream):
+            async for index, event in stream:
+                if isinstance(event, Caption):
+                    captions[index] = event
+        return [captions[index] for index in range(len(segmentations))]
+
+    async def stream(
+        self,
+        image: np.ndarray | Image.Image,
+        segmentations: Sequence[Rle | None],
+        queries: Sequence[str],
+        *,
+        max_tokens: int = 96,
+        temperature: float = 0.0,
+    ) -> AsyncGenerator[tuple[int, str | Caption]]:
+        """Caption regions of one image and tell of each piece of text as it comes.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or a PIL image.
+            segmentations: a COCO RLE of the image's size for each region; None asks without a region.
+            queries: one for each region, as `CaptionerProcessor.query` makes them.
+            max_tokens: most tokens of one caption.
+            temperature: 0 takes the likeliest token each time.
+
+        Yields:
+            (number of the region, next piece of its caption), and once for each region, last,
+            (number of the region, its whole `Caption`).
+
+        Raises:
+            InputError: a prompt does not fit `max_model_len`.
+            CheckpointError: the mask encoder gave rows that the language model can't take.
+        """
+        image_prompt, regions = await asyncio.to_thread(
+            self._prepare, image, segmentations, queries, max_tokens
+        )
+        events: asyncio.Queue[tuple[int, str | Caption | None]] = asyncio.Queue()
+        prefix_ready = asyncio.Event()
+
+        async def run(index: int, region: RegionPrompt) -> None:
+            try:
+                if index:
+                    await prefix_ready.wait()
+                async for event in self._generate(image_prompt, region, max_tokens, temperature):
+                    prefix_ready.set()
+                    events.put_nowait((index, event))
+            finally:
+                prefix_ready.set()
+                events.put_nowait((index, None))
+
+        tasks = [asyncio.create_task(run(index, region)) for index, region in enumerate(regions)]
+        try:
+            running = len(tasks)
+            while running:
+                index, event = await events.get()
+                if event is None:
+                    running -= 1
+                    await tasks[index]  # raises what the region's request raised
+                else:
+                    yield index, event
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _generate(
+        self, image: ImagePrompt, region: RegionPrompt, max_tokens: int, temperature: float
+    ) -> AsyncGenerator[str | Caption]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=max_tokens,
+            stop_token_ids=[self.prompts.processor.end_token_id],
+            output_kind=RequestOutputKind.DELTA,
+        )
+        prompt = await self._vllm_prompt(image, region)
+        pieces: list[str] = []
+        token_ids: list[int] = []
+        async with contextlib.aclosing(self._llm.generate(prompt, params, uuid.uuid4().hex)) as outputs:
+            async for output in outputs:
+                [piece] = output.outputs
+                token_ids += piece.token_ids
+                if piece.text:
+                    pieces.append(piece.text)
+                    yield piece.text
+                if output.finished:
+                    yield Caption(
+                        text=" ".join("".join(pieces).split()),
+                        finish_reason=piece.finish_reason or "stop",
+                        token_ids=tuple(token_ids),
+                        prompt_tokens=len(output.prompt_token_ids),
+                        cached_tokens=output.num_cached_tokens or 0,
+                        completion_tokens=len(token_ids),
+                    )
+
+    async def _vllm_prompt(self, image: ImagePrompt, region: RegionPrompt) -> Any:
+        """vLLM's own input for one region. Raises RuntimeError where its ids are not those of training."""
+        prompt: dict[str, Any] = {
+            "prompt_token_ids": self.prompts.sent_ids(image, region),
+            "multi_modal_data": {"image": image.image},
+            "multi_modal_uuids": {"image": [image.digest]},
+        }
+        if region.rows is not None:
+            # The one name here that vLLM does not document: what its chat route hands to the same function.
+            prompt["_prompt_embeds"] = ([region.rows], self.prompts.placeholder_id)
+        engine_input = await self._llm.renderer.process_for_engine_async(prompt, time.time())
+        if list(engine_input["prompt_token_ids"]) != self.prompts.token_ids(image, region):
+            raise RuntimeError(
+                "vLLM expanded the prompt to other token ids than the captioner was trained on"
+            )
+        return engine_input
+
+    def _prepare(
+        self,
+        image: np.ndarray | Image.Image,
+        segmentations: Sequence[Rle | None],
+        queries: Sequence[str],
+        max_tokens: int,
+    ) -> tuple[ImagePrompt, list[RegionPrompt]]:
+        image_prompt = self.prompts.image(image)
+        regions = self.prompts.regions(segmentations, queries)
+        for region in regions:
+            needed = len(self.prompts.token_ids(image_prompt, region)) + max_tokens
+            if needed > self.max_model_len:
+                raise InputError(
+                    f"a prompt of {needed - max_tokens} tokens and a caption of {max_tokens} do not fit the "
+                    f"engine's max_model_len={self.max_model_len}; ask for fewer tokens or start it with more"
+                )
+        return image_prompt, regions
+
+    def _longest_sequence(self) -> int:
+        tiles = self.prompts.config.tile_limit
+        tiles += tiles > 1  # the thumbnail
+        mask = self.prompts.config.mask.tokens_per_tile * tiles + 2
+        query_and_caption = 64 + 256
+        return len(self.prompts.processor.prefix_ids(tiles)) + mask + query_and_caption

@@ -1,0 +1,105 @@
+"""Do the engine's captions equal transformers' own, token for token?
+
+Both are greedy in the same precision, yet they sum in another order, so where two tokens are almost equally
+likely they may part. A difference is harmless only there: the token that the engine took must lie within
+`margin` of the best in transformers' logits at the first place where the two part. What comes
+after is not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ureca.engine.caption import Caption
+from ureca.model.captioner import Captioner
+from ureca.regions.rle import Rle
+
+__all__ = ["Difference", "Equality", "compare_with_transformers"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where one request's tokens part."""
+
+    request: int
+    position: int
+    """Number of the token in the caption."""
+    engine_token: str
+    transformers_token: str
+    margin: float
+    """How far below the best logit the engine's token lies in transformers' logits."""
+    harmless: bool
+
+
+@dataclass(frozen=True)
+class Equality:
+    requests: int
+    equal: int
+    differing: tuple[Difference, ...]
+
+    @property
+    def holds(self) -> bool:
+        """All equal, but for harmless differences."""
+        return all(difference.harmless for difference in self.differing)
+
+
+@torch.no_grad()
+def compare_with_transformers(
+    captioner: Captioner,
+    image: np.ndarray | Image.Image,
+    segmentations: Sequence[Rle | None],
+    queries: Sequence[str],
+    captions: Sequence[Caption],
+    *,
+    max_tokens: int,
+    margin: float = 1e-3,
+) -> Equality:
+    """Ask transformers' `generate` what the engine was asked, and compare.
+
+    Args:
+        captioner: the same export, loaded in float32.
+        captions: the engine's, made with temperature 0 and the same `max_tokens`.
+        margin: largest distance of logits at which two tokens count as tied.
+    """
+    embeddings, mask = captioner.prompt_embeddings(image, segmentations, queries)
+    end = captioner.processor.end_token_id
+    base: Any = captioner.base  # its generate() has one type for every way of calling it
+    generated = base.generate(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    tokenizer = captioner.processor.tokenizer
+    differing = []
+    for request, (caption, row) in enumerate(zip(captions, generated.sequences.tolist(), strict=True)):
+        expected = row[: row.index(end) + 1] if end in row else row
+        found = list(caption.token_ids)
+        if found == expected:
+            continue
+        pairs = zip(found, expected, strict=False)
+        # One can't be the other's beginning: each ends with the end token or at max_tokens.
+        position = next(index for index, (ours, theirs) in enumerate(pairs) if ours != theirs)
+        logits = generated.logits[position][request]
+        distance = float(logits.max() - logits[found[position]])
+        differing.append(
+            Difference(
+                request=request,
+                position=position,
+                engine_token=str(tokenizer.decode([found[position]])),
+                transformers_token=str(tokenizer.decode([expected[position]])),
+                margin=distance,
+                harmless=distance <= margin,
+            )
+        )
+    return Equality(requests=len(captions), equal=len(captions) - len(differing), differing=tuple(differing))

@@ -1,0 +1,171 @@
+"""From an image, its regions and queries to the prompts that vLLM takes.
+
+    sent          [ <|im_start|>user\\n IMG_CONTEXT \\n | pad              | branch_ids(query) ]
+    vLLM makes    [ prefix_ids(num_tiles)             | pad x mask rows  | branch_ids(query) ]
+
+The image goes as an image, so that vLLM's own InternVL processor cuts its tiles; the mask rows go as prompt
+embeddings in the middle. Everything before the mask is the same for all regions of an image, so what the
+first region leaves in the KV cache serves the others.
+The ids are sent as ids, not as a chat: no template of an export can change the sequence that was trained.
+Shapes: M rows of mask tokens (delimiters included), D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ureca.errors import CheckpointError
+from ureca.model.captioner import MASK_ENCODER_FILE, CaptionerConfig
+from ureca.model.mask_encoder import MaskEncoder, tile_boxes
+from ureca.model.packing import kept_tiles
+from ureca.model.processor import CaptionerProcessor
+from ureca.regions.rle import Rle
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """What the regions of one image share."""
+
+    image: Image.Image
+    """RGB."""
+    digest: str
+    """SHA-256 of size and pixels: under this name vLLM keeps the processed image and its KV blocks."""
+    prefix_ids: list[int]
+    """Token ids before the mask, image placeholders expanded: what vLLM must arrive at."""
+
+
+@dataclass(frozen=True)
+class RegionPrompt:
+    rows: Tensor | None
+    """(M, D) float32 mask tokens with their delimiters, on the CPU; None asks about no region."""
+    branch_ids: list[int]
+    """Token ids after the mask."""
+
+
+class PromptBuilder:
+    """Reads from an export what stands beside the language model: mask encoder, processor, configuration."""
+
+    def __init__(self, export_dir: str | Path) -> None:
+        """Raises CheckpointError where the folder is no export of a captioner."""
+        directory = Path(export_dir)
+        self.config = CaptionerConfig.load(directory)
+        if not (directory / "config.json").is_file():
+            raise CheckpointError(
+                f"{directory}: is a model directory, which leaves the base's weights where they are; "
+                "serving needs an export: ureca.model.export(model_dir, out_dir) writes one"
+            )
+        base = json.loads((directory / "config.json").read_text())
+        width = base.get("text_config", {}).get("hidden_size")
+        if width != self.config.mask.hidden_size:
+            raise CheckpointError(
+                f"{directory}: its language model is {width} wide, its mask encoder "
+                f"{self.config.mask.hidden_size}; the files come from two models, export again"
+            )
+        self.processor = CaptionerProcessor.from_pretrained(str(directory), tile_limit=self.config.tile_limit)
+        self._encoder = MaskEncoder(self.config.mask)
+        path = directory / MASK_ENCODER_FILE
+        try:
+            self._encoder.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: does not fit the captioner_config.json beside it ({error}); export the model again"
+            ) from error
+        self._encoder.eval().requires_grad_(False)
+
+    @cached_property
+    def placeholder_id(self) -> int:
+        """The token that stands at mask positions: padding, which no prompt holds and every vocabulary has.
+
+        vLLM's chat route puts a new token behind the vocabulary instead, which InternVL's checkpoints, whose
+        embeddings end with the tokenizer's last id, refuse as out of vocabulary.
+        """
+        pad = self.processor.tokenizer.pad_token_id
+        if pad is None or pad == self.processor.end_token_id:
+            raise CheckpointError(
+                "the export's tokenizer has no padding token of its own, which stands at mask positions; "
+                "give its base one (pad_token in tokenizer_config.json) and export the model again"
+            )
+        return int(pad)
+
+    def image(self, image: np.ndarray | Image.Image) -> ImagePrompt:
+        """`image`: (H, W, 3) uint8 RGB, or a PIL image, turned to RGB."""
+        picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+        columns, rows = self.processor.grid((picture.height, picture.width))
+        num_tiles = columns * rows + (columns * rows > 1)
+        digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+        return ImagePrompt(picture, digest, self.processor.prefix_ids(num_tiles))
+
+    def regions(self, segmentations: Sequence[Rle | None], queries: Sequence[str]) -> list[RegionPrompt]:
+        """One prompt for each region of one image. All segmentations must have that image's size."""
+        rows = iter(self._mask_rows([rle for rle in segmentations if rle is not None]))
+        return [
+            RegionPrompt(None if rle is None else next(rows), self.processor.branch_ids(query))
+            for rle, query in zip(segmentations, queries, strict=True)
+        ]
+
+    def token_ids(self, image: ImagePrompt, region: RegionPrompt) -> list[int]:
+        """The sequence as the model sees it."""
+        num_rows = 0 if region.rows is None else len(region.rows)
+        return image.prefix_ids + [self.placeholder_id] * num_rows + region.branch_ids
+
+    def sent_ids(self, image: ImagePrompt, region: RegionPrompt) -> list[int]:
+        """The same with one token for the image and one for the mask: vLLM expands both."""
+        tokenizer: Any = self.processor.tokenizer
+        prefix = image.prefix_ids
+        first = prefix.index(tokenizer.convert_tokens_to_ids("<img>"))
+        last = prefix.index(tokenizer.convert_tokens_to_ids("</img>"))
+        mask = [] if region.rows is None else [self.placeholder_id]
+        return [
+            *prefix[:first],
+            self.processor.image_token_id,
+            *prefix[last + 1 :],
+            *mask,
+            *region.branch_ids,
+        ]
+
+    @torch.inference_mode()
+    def _mask_rows(self, segmentations: Sequence[Rle]) -> list[Tensor]:
+        if not segmentations:
+            return []
+        height, width = segmentations[0]["size"]
+        grid = self.processor.grid((height, width))
+        encoder, drop_empty = self._encoder, self.config.mask.kind == "tokens"
+        tiles = torch.stack([self.processor.mask_tiles(rle) for rle in segmentations])
+        tokens = encoder(tiles, tile_boxes(*grid))
+        rows = []
+        for tile, token in zip(tiles, tokens, strict=True):
+            kept = token[kept_tiles(tile, drop_empty=drop_empty)].flatten(0, 1)
+            rows.append(torch.cat([encoder.start[None], kept, encoder.end[None]]))
+        for row in rows:
+            check_rows(row, self.config.mask.hidden_size)
+        return rows
+
+
+def check_rows(rows: Tensor, hidden_size: int) -> None:
+    """Refuse what vLLM does not check: a wrong width ends its engine for everybody, NaN gives nonsense.
+
+    Raises:
+        CheckpointError: the rows are not (M, hidden_size) finite floats with M >= 1.
+    """
+    if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != hidden_size or not rows.is_floating_point():
+        raise CheckpointError(
+            f"mask tokens of shape {tuple(rows.shape)} and type {rows.dtype}: the language model takes "
+            f"floats of shape (rows, {hidden_size}). The mask encoder belongs to another base, export the model again"
+        )
+    if not bool(torch.isfinite(rows).all()):
+        raise CheckpointError(
+            "mask tokens hold NaN or infinity: the mask encoder's weights are damaged or training diverged; "
+            "export an earlier checkpoint"
+        )
