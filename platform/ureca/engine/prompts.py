@@ -162,7 +162,7 @@ def check_rows(rows: Tensor, hidden_size: int) -> None:
     if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != hidden_size or not rows.is_floating_point():
         raise CheckpointError(
             f"mask tokens of shape {tuple(rows.shape)} and type {rows.dtype}: the language model takes "
-            f"floats of shape (rows, {hidden_size}). The mask encoder belongs to another base, export the model again"
+            f"floats of shape (rows, {hidden_size}). The mask encoder belongs to another base, export again"
         )
     if not bool(torch.isfinite(rows).all()):
         raise CheckpointError(

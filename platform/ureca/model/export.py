@@ -6,12 +6,14 @@ A plain HF-native InternVL checkpoint (any stock vLLM server loads it) with `mas
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ureca.model.captioner import MASK_ENCODER_FILE, Captioner
@@ -33,6 +35,7 @@ def export(model_dir: str | Path, out_dir: str | Path, *, dtype: torch.dtype = t
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         base.save_pretrained(scratch)
+        _write_index(scratch)
         captioner.processor.save_pretrained(str(scratch))
         captioner.config.save(scratch)
         state = {k: v.to(dtype).contiguous() for k, v in captioner.mask_encoder.state_dict().items()}
@@ -44,3 +47,14 @@ def export(model_dir: str | Path, out_dir: str | Path, *, dtype: torch.dtype = t
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def _write_index(directory: Path) -> None:
+    """Say which file holds the base's weights: without an index vLLM loads every *.safetensors there is."""
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        with safe_open(directory / "model.safetensors", "pt") as weights:
+            weight_map = dict.fromkeys(weights.keys(), "model.safetensors")
+        size = (directory / "model.safetensors").stat().st_size
+        record = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        index.write_text(json.dumps(record, indent=2) + "\n")
