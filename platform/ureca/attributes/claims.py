@@ -89,7 +89,9 @@ def _any_of(words: Sequence[str]) -> str:
 
 _SYNONYM = re.compile(rf"\b{_any_of(tuple(_SYNONYMS))}\b")
 _PARTS = re.compile(r"[;.:]|\b(it has|which has|having)\b")
-_ORDER = re.compile(rf"\b{_any_of(RANKS)} from (?:the )?(left|top)(?: of {_any_of(NUMBERS)})?(?: alike)?")
+_ORDER = re.compile(
+    rf"\b(?:the )?{_any_of(RANKS)} from (?:the )?(left|top)(?: of {_any_of(NUMBERS)})?(?: alike)?"
+)
 _CELL = re.compile(rf"\bcolumn {_any_of(NUMBERS)},? (?:and )?row {_any_of(NUMBERS)}\b")
 _IN_PICTURE = re.compile(rf"\b{_any_of(_PLACE_NAMES)} of (?:the |a )?picture\b")
 _IN_PARENT = re.compile(rf"\b{_any_of((*_PLACE_NAMES, MOST))} of (?:the |a |an )?(?=\w)")
@@ -152,54 +154,58 @@ def match_score(claims: Claims, index: int, regions: Sequence[RegionAttributes])
     A shade of the same color, and a neighboring size, count half. Claims about the parent count half as
     much as the region's own. Order is not judged here, for it depends on which other regions fit.
     """
-    scores = list(_judge(claims, index, regions))
-    total = sum(weight for weight, _ in scores)
-    return sum(weight * score for weight, score in scores) / total if total else 0.0
+    judged = list(_judge(claims, index, regions))
+    total = sum(weight for _, weight, _ in judged)
+    return sum(weight * truth for _, weight, truth in judged) / total if total else 0.0
 
 
-def _judge(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> Iterator[tuple[float, float]]:
-    """(weight, how true in 0..1) of each claim."""
+def untrue_claims(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> list[str]:
+    """Names of the claims that are not, or not wholly, true of `regions[index]`; order is not judged here."""
+    return [name for name, _, truth in _judge(claims, index, regions) if truth < 1]
+
+
+def _judge(
+    claims: Claims, index: int, regions: Sequence[RegionAttributes]
+) -> Iterator[tuple[str, float, float]]:
+    """(name, weight, how true in 0..1) of each claim."""
     region = regions[index]
     if claims.color:
-        yield 1.0, _same_color(claims.color, region.color)
+        yield "color", 1.0, _same_color(claims.color, region.color)
     if claims.color2:
-        yield 1.0, _same_color(claims.color2, region.color2) if region.color2 else 0.0
+        yield "color2", 1.0, _same_color(claims.color2, region.color2) if region.color2 else 0.0
     if claims.size:
         steps = abs(list(SIZES).index(claims.size) - list(SIZES).index(region.size))
-        yield 1.0, (1.0, 0.5)[steps] if steps < 2 else 0.0
+        yield "size", 1.0, (1.0, 0.5)[steps] if steps < 2 else 0.0
     for name in ("texture", "shape", "place", "place_in_parent", "noun", "cell"):
         if claimed := getattr(claims, name):
-            yield 1.0, float(claimed == getattr(region, name))
+            yield name, 1.0, float(claimed == getattr(region, name))
     if claims.parent:
         if region.parent < 0:
-            yield 0.5, 0.0
+            yield "parent", 0.5, 0.0
         else:
-            for weight, score in _judge(claims.parent, region.parent, regions):
-                yield weight / 2, score
+            for name, weight, truth in _judge(claims.parent, region.parent, regions):
+                yield f"parent's {name}", weight / 2, truth
 
 
 def _same_color(claimed: str, true: str) -> float:
     return 1.0 if claimed == true else 0.5 if base_color(claimed) == base_color(true) else 0.0
 
 
-def picked_region(
-    text: str, regions: Sequence[RegionAttributes], among: Sequence[int] | None = None
-) -> int | None:
-    """The region that `text` fits best, or None where it fits several alike.
+def fit_scores(claims: Claims, regions: Sequence[RegionAttributes]) -> list[float]:
+    """How well the claims fit each region of an image (0..1), order included.
 
-    `regions` are all regions of the image (a parent is looked up there); `among` limits the choice. An order
-    ("the second from the left of three alike") chooses among those that the rest of the caption fits best.
+    An order ("the second from the left of three alike") chooses among the regions that the rest fits best;
+    the others of them lose half of their score. If they are not as many as it says, it chooses nothing.
     """
-    claims = parse_claims(text)
-    choice = range(len(regions)) if among is None else among
-    scores = {index: match_score(claims, index, regions) for index in choice}
-    best = max(scores.values(), default=0.0)
-    if best == 0.0:
-        return None
-    fitting = [index for index, score in scores.items() if score > best - 1e-9]
-    if claims.order and (claims.order.count in (0, len(fitting))) and claims.order.rank <= len(fitting):
-        return in_order(fitting, claims.order.side, regions)[claims.order.rank - 1]
-    return fitting[0] if len(fitting) == 1 else None
+    scores = [match_score(claims, index, regions) for index in range(len(regions))]
+    best = max(scores, default=0.0)
+    alike = [index for index, score in enumerate(scores) if score > best - 1e-9]
+    if claims.order and claims.order.count in (0, len(alike)) and claims.order.rank <= len(alike):
+        chosen = in_order(alike, claims.order.side, regions)[claims.order.rank - 1]
+        for index in alike:
+            if index != chosen:
+                scores[index] /= 2
+    return scores
 
 
 def in_order(indices: Sequence[int], side: str, regions: Sequence[RegionAttributes]) -> list[int]:
@@ -207,11 +213,20 @@ def in_order(indices: Sequence[int], side: str, regions: Sequence[RegionAttribut
     return sorted(indices, key=lambda index: regions[index].cx if side == "left" else regions[index].cy)
 
 
-def picks_own_region(
-    text: str, index: int, regions: Sequence[RegionAttributes], among: Sequence[int] | None = None
-) -> bool:
-    """Whether `text`, the caption of `regions[index]`, fits that region better than any other."""
-    return picked_region(text, regions, among) == index
+def picked_region(text: str, regions: Sequence[RegionAttributes]) -> int | None:
+    """The region of an image that `text` fits best, or None where it fits several alike, or none at all."""
+    scores = fit_scores(parse_claims(text), regions)
+    best = max(scores, default=0.0)
+    fitting = [index for index, score in enumerate(scores) if score > best - 1e-9]
+    return fitting[0] if best > 0 and len(fitting) == 1 else None
+
+
+def picks_own_region(text: str, index: int, regions: Sequence[RegionAttributes]) -> bool:
+    """Whether `text`, the caption of `regions[index]`, fits that region better than any other.
+
+    `regions` are all regions of the image, for parents and orders are looked up there.
+    """
+    return picked_region(text, regions) == index
 
 
 def attribute_hits(caption: str, reference: str, truth: Mapping[str, str]) -> dict[str, bool]:

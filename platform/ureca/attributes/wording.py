@@ -1,0 +1,54 @@
+"""Claims said in plain English: what `claims.parse_claims` reads, in as few different words as possible.
+
+    a small dark blue striped round part at the top of the red object
+    the small dark blue striped round part in the lower left, at the top of the red object, the second from
+    the left of two alike
+
+`parse_claims(say(claims)) == claims` for everything that can be said (tests/attributes/test_wording.py).
+"""
+
+from collections.abc import Sequence
+
+from ureca.attributes.claims import NUMBERS, RANKS, Claims
+from ureca.attributes.measure import MOST
+from ureca.attributes.vocabulary import PLACES
+
+_PREPOSITIONS = {name: "in" for row in PLACES for name in row}
+_PREPOSITIONS |= {"top": "at", "bottom": "at", "left": "on", "right": "on"}
+
+
+def say(claims: Claims, *, article: str = "a", of_the_picture: bool = False) -> str:
+    """The claims as a noun phrase. `of_the_picture` spells out what the place is a place of."""
+    words = [claims.size, _colors(claims), claims.texture, claims.shape, claims.noun or "part"]
+    text = with_article(" ".join(word for word in words if word), article)
+    if claims.place:
+        text += f" {at_place(claims.place)}" + (" of the picture" if of_the_picture else "")
+    if claims.place_in_parent and claims.parent:
+        comma = "," if claims.place else ""
+        text += f"{comma} {at_place(claims.place_in_parent)} of {say(claims.parent, article='the')}"
+    if claims.order:
+        rank, count = RANKS[claims.order.rank - 1], NUMBERS[claims.order.count - 1]
+        text += f", the {rank} from the {claims.order.side} of {count} alike"
+    if claims.cell:
+        column, row = claims.cell
+        text += f", in column {NUMBERS[column - 1]}, row {NUMBERS[row - 1]}"
+    return text
+
+
+def at_place(place: str, owner: str = "the") -> str:
+    """ "at the top", "in its upper left", "making up most"."""
+    return "making up most" if place == MOST else f"{_PREPOSITIONS[place]} {owner} {place}"
+
+
+def with_article(phrase: str, article: str) -> str:
+    """`article` "a" becomes "an" before a vowel."""
+    return f"an {phrase}" if article == "a" and phrase[0] in "aeiou" else f"{article} {phrase}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """ "x", "x and y", "x, y and z"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _colors(claims: Claims) -> str | None:
+    return f"{claims.color} and {claims.color2}" if claims.color and claims.color2 else claims.color
