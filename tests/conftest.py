@@ -20,6 +20,8 @@ os.environ.update(
 
 import pytest  # noqa: E402
 
+pytest_plugins = ["tiny"]
+
 
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:

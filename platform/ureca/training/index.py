@@ -1,4 +1,4 @@
-"""Which images, regions and captions a step trains on: a function of seed and step, for any number of workers.
+"""Which images, regions and captions a step trains on, from seed and step alone, for any number of workers.
 
     stream of images   [ epoch 0, shuffled by its seed | epoch 1, shuffled by its seed | ... ]
     step k             images k*B .. (k+1)*B - 1 of the stream, B = images_per_step
