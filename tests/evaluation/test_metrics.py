@@ -137,12 +137,16 @@ def test_empty_captions_score_zero(scorer):
     assert all(scores.corpus[name] < 1e-6 for name in CAPTION_METRICS)
 
 
-def test_one_meteor_process_serves_all_scores_and_ends_with_the_scorer():
+def test_one_meteor_process_serves_all_scores(scorer):
+    process = scorer._meteor.meteor_p
+    first = scorer.score(CLIPSCORE_CAPTIONS, CLIPSCORE_REFERENCES).corpus
+    assert scorer.score(CLIPSCORE_CAPTIONS, CLIPSCORE_REFERENCES).corpus == first
+    assert scorer._meteor.meteor_p is process
+
+
+def test_meteor_ends_with_the_scorer():
     with CaptionScorer() as scorer:
         process = scorer._meteor.meteor_p
-        first = scorer.score(CLIPSCORE_CAPTIONS, CLIPSCORE_REFERENCES).corpus
-        assert scorer.score(CLIPSCORE_CAPTIONS, CLIPSCORE_REFERENCES).corpus == first
-        assert scorer._meteor.meteor_p is process
         assert process.poll() is None
     assert process.poll() is not None
     with pytest.raises(ValueError, match="closed"):

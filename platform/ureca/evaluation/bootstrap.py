@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bootstrap", "Interval", "Statistics", "mean_statistics"]
+__all__ = ["Bootstrap", "Interval", "Statistics", "mean_statistics", "share_statistics"]
 
 Floats = NDArray[np.float64]
 
@@ -74,6 +74,12 @@ def mean_statistics(values: Sequence[float] | Floats, *, scale: float = 1.0) -> 
     array = np.asarray(values, dtype=np.float64)
     applies = ~np.isnan(array)
     return Statistics(np.stack([np.where(applies, array, 0.0), applies], axis=1), _mean, scale)
+
+
+def share_statistics(parts: Sequence[float] | Floats, wholes: Sequence[float] | Floats) -> Statistics:
+    """Statistics of summed parts over summed wholes, e.g. right answers over questions."""
+    columns = [np.asarray(each, dtype=np.float64) for each in (parts, wholes)]
+    return Statistics(np.stack(columns, axis=1), _mean)
 
 
 class Bootstrap:

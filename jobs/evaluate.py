@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Score captioners on held-out images, beside their base and beside the control without any region.
+
+    python jobs/evaluate.py --config evaluate_nano        (the same command again goes on where it was)
+
+Reads a region table and takes its held-out images. Captions every labeled region with each variant that a
+model is given for, and writes into runs/evaluate: predictions.jsonl (every caption with its reference),
+scores.json (all scores with their intervals), summary.json. METEOR is METEOR 1.5 (Java).
+"""
+
+import bootstrap  # noqa: F401
+
+from ureca.config import load_config
+from ureca.corpus import iter_images, split_heldout
+from ureca.evaluation.config import EvaluateConfig, variants_of
+from ureca.evaluation.evaluate import evaluate
+from ureca.runs import Run, run_job
+from ureca.scenes import read_truth
+
+
+def main() -> None:
+    config = load_config(EvaluateConfig, description=__doc__)
+    run = Run.start("evaluate", config, directory=config.run_directory or None)
+
+    # The images that training never saw.
+    rows = {row.image_id: row for row in iter_images(config.table)}
+    heldout = split_heldout(rows, config.heldout, config.heldout_seed).heldout
+    truth = {
+        image_id: {region_id: region["attributes"] for region_id, region in regions.items()}
+        for image_id, regions in (read_truth(config.truth) if config.truth else {}).items()
+    }
+
+    # Caption their regions with every variant, and score the captions.
+    evaluation = evaluate(
+        variants_of(config),
+        [rows[image_id] for image_id in heldout],
+        output=run.directory,
+        truth=truth,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+    )
+    print(evaluation.table())
+    run.finish(evaluation.summary())
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,314 @@
+"""Caption held-out regions with every variant, score them, and say how sure that is.
+
+    none          the untuned base, asked about the picture as a whole: no region
+    box           the untuned base, asked about the region's box in words
+    tuned_none    stage 2 without any sign of the region: what the labels' style alone is worth
+    mask_stage1   the mask encoder trained, the rest frozen
+    mask_stage2   and LoRA on the language model
+
+`none` and `mask_stage2` are the ends of the paper's Table 4 (URECA, arXiv 2504.05305); `tuned_none` is the
+control that it lacks. Captions answer the `unique` query and are compared with the labels' unique captions.
+
+Scores lie in 0..1, `cider` is CIDEr / 10. Drawn scenes and photos are scored apart, for CIDEr weighs words by
+the set they are in and only drawn scenes have a truth: `scores` are those of the drawn scenes, or of the
+photos where there are no drawn scenes. Intervals: `ureca.evaluation.bootstrap`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.table import load_image
+from ureca.errors import InputError
+from ureca.evaluation.bootstrap import Bootstrap, Statistics, mean_statistics
+from ureca.evaluation.java import find_java
+from ureca.evaluation.metrics import CAPTION_METRICS, CaptionScorer
+from ureca.evaluation.predictions import Prediction, Variant, captioned_regions, predict
+from ureca.evaluation.uniqueness import (
+    Candidates,
+    RegionCaption,
+    Truth,
+    attribute_statistics,
+    picks_own,
+    region_candidates,
+)
+from ureca.io import write_json
+from ureca.runs import Progress
+from ureca.viewer.report import METRIC_LABELS, VARIANT_LABELS
+
+__all__ = ["METRICS", "PAIRS", "Evaluation", "evaluate", "score"]
+
+METRICS = (*CAPTION_METRICS, "attribute_accuracy", "uniqueness")
+PAIRS = (("mask_stage2", "none"), ("mask_stage2", "tuned_none"))
+"""(better, worse) whose difference is worth an interval of its own."""
+PAIR_METRICS = ("rouge_l", "meteor", "cider", "attribute_accuracy", "uniqueness")
+
+ScoreTable = dict[str, dict[str, dict[str, float]]]
+"""Variant -> metric -> {"value", "low", "high"}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroup:
+    """Scores of one kind of image."""
+
+    num_images: int
+    num_regions: int
+    scores: ScoreTable
+    ceiling: dict[str, dict[str, float]]
+    """What the labels themselves reach in attribute accuracy and uniqueness."""
+    differences: list[dict[str, Any]]
+    """{"metric", "better", "worse", "value", "low", "high"}, paired image by image."""
+    attributes: dict[str, dict[str, float]]
+    """Variant -> attribute -> accuracy; the labels' under "labels"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything that was found out about the variants."""
+
+    groups: dict[str, ScoredGroup]
+    """`drawn` and `photo`, those that there are."""
+    predictions: list[Prediction]
+    picks_own: dict[tuple[str, str, str], bool] = field(repr=False)
+    """(variant, image id, region id) -> whether the caption fits that region alone."""
+    left_out: dict[str, str]
+    """Image id -> why it could not be used."""
+
+    @property
+    def main(self) -> ScoredGroup:
+        """The drawn scenes, or the photos where there are none."""
+        return self.groups.get("drawn") or self.groups["photo"]
+
+    @property
+    def scores(self) -> ScoreTable:
+        return self.main.scores
+
+    def captions_of(self, image_id: str) -> dict[str, dict[str, str]]:
+        """Variant -> region id -> caption, as the report takes it."""
+        found: dict[str, dict[str, str]] = {}
+        for each in self.predictions:
+            if each.image_id == image_id:
+                found.setdefault(each.variant, {})[each.region_id] = each.caption
+        return found
+
+    def picks_own_of(self, image_id: str) -> dict[str, dict[str, bool]]:
+        """Variant -> region id -> whether its caption fits that region alone."""
+        found: dict[str, dict[str, bool]] = {}
+        for (variant, image, region), own in self.picks_own.items():
+            if image == image_id:
+                found.setdefault(variant, {})[region] = own
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: plain scores of the main group, differences as [value, low, high]."""
+        differences: dict[str, dict[str, list[float]]] = {}
+        for each in self.main.differences:
+            pair = differences.setdefault(f"{each['better']} - {each['worse']}", {})
+            pair[each["metric"]] = [round(each[end], 6) for end in ("value", "low", "high")]
+
+        def values(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+            return {metric: round(each["value"], 6) for metric, each in scores.items()}
+
+        return {
+            "metrics": {"meteor": "METEOR 1.5 (Java)", "cider": "CIDEr / 10"},
+            "images": self.main.num_images,
+            "regions": self.main.num_regions,
+            "left_out": len(self.left_out),
+            "scores": {variant: values(scores) for variant, scores in self.main.scores.items()},
+            "ceiling": values(self.main.ceiling),
+            "differences": differences,
+        }
+
+    def details(self) -> dict[str, Any]:
+        """For scores.json: every group with its intervals, and what was left out."""
+        return {
+            "metrics": {"meteor": "METEOR 1.5 (Java)", "cider": "CIDEr / 10"},
+            "groups": {kind: vars(group) for kind, group in self.groups.items()},
+            "left_out": self.left_out,
+        }
+
+    def table(self) -> str:
+        """The scores with their intervals, to print."""
+        parts = []
+        for kind, group in self.groups.items():
+            title = {"drawn": "drawn scenes", "photo": "real photos"}[kind]
+            parts.append(
+                f"{title}: {group.num_regions:,} regions of {group.num_images:,} images, 95% intervals"
+            )
+            parts.append(_as_table({**group.scores, "labels": group.ceiling}))
+            for each in group.differences:
+                parts.append(
+                    f"{METRIC_LABELS[each['metric']]}: {each['better']} - {each['worse']} "
+                    f"{each['value']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
+                )
+            parts.append("")
+        return "\n".join(parts)
+
+
+def evaluate(
+    variants: Sequence[Variant],
+    rows: Sequence[ImageRow],
+    *,
+    output: Path,
+    truth: Mapping[str, Truth] | None = None,
+    max_new_tokens: int = 96,
+    seed: int = 0,
+) -> Evaluation:
+    """Caption the labeled regions of `rows` with each variant and score them.
+
+    Writes predictions.jsonl into `output`, where an evaluation that was stopped goes on, and scores.json.
+    `truth` maps an image id to its regions' true attributes and goes before those in the table. Images that
+    can't be read or have no label are left out and named.
+
+    Raises:
+        InputError: no image is left.
+        MetricError: no Java.
+    """
+    find_java()  # to say that it is missing now, and not after the captions
+    usable, candidates, left_out = _usable(rows, truth or {})
+    if not usable:
+        reason = next((f"{image}: {why}" for image, why in left_out.items()), "there are none")
+        raise InputError(
+            f"nothing to evaluate: of {len(rows)} held-out images none has labels and can be read "
+            f"({reason}). Label the images first, or hold out more of them."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    predictions = predict(variants, usable, output / "predictions.jsonl", max_new_tokens=max_new_tokens)
+    groups, owned = score(usable, candidates, predictions, seed=seed)
+    evaluation = Evaluation(groups=groups, predictions=predictions, picks_own=owned, left_out=left_out)
+    write_json(str(output / "scores.json"), evaluation.details())
+    return evaluation
+
+
+def score(
+    rows: Sequence[ImageRow],
+    candidates: Mapping[str, Candidates],
+    predictions: Sequence[Prediction],
+    *,
+    seed: int = 0,
+) -> tuple[dict[str, ScoredGroup], dict[tuple[str, str, str], bool]]:
+    """Score captions group by group; also whether each picks its own region. `candidates`: by image id."""
+    captions = {(each.variant, each.image_id, each.region_id): each.caption for each in predictions}
+    variants = list(dict.fromkeys(each.variant for each in predictions))
+    kinds: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        drawn = any(true is not None for true in candidates[row.image_id].truth)
+        kinds.setdefault("drawn" if drawn else "photo", []).append(row)
+    groups: dict[str, ScoredGroup] = {}
+    owned: dict[tuple[str, str, str], bool] = {}
+    progress = Progress("score", len(kinds) * len(variants), unit="variants")
+    with CaptionScorer() as scorer:
+        for kind in sorted(kinds):
+            regions = [(row, index) for row in kinds[kind] for index in captioned_regions(row)]
+            statistics: dict[str, dict[str, Statistics]] = {}
+            for variant in variants:
+                items = [
+                    _item(
+                        row, index, candidates, captions[variant, row.image_id, row.regions[index].region_id]
+                    )
+                    for row, index in regions
+                ]
+                own = [picks_own(item) for item in items]
+                scores = scorer.score([each.caption for each in items], [[each.reference] for each in items])
+                statistics[variant] = {**scores.statistics, **_claim_statistics(items, own)}
+                for (row, index), picked in zip(regions, own, strict=True):
+                    owned[variant, row.image_id, row.regions[index].region_id] = picked
+                progress.update(len(groups) * len(variants) + len(statistics), images=kind)
+            labels = [
+                _item(row, index, candidates, row.regions[index].caption or "") for row, index in regions
+            ]
+            ceiling = _claim_statistics(labels, [picks_own(item) for item in labels])
+            bootstrap = Bootstrap([row.image_id for row, _ in regions], seed=seed)
+            groups[kind] = _group(bootstrap, len(regions), statistics, ceiling)
+    progress.close()
+    return groups, owned
+
+
+def _usable(
+    rows: Sequence[ImageRow], truth: Mapping[str, Truth]
+) -> tuple[list[ImageRow], dict[str, Candidates], dict[str, str]]:
+    usable: list[ImageRow] = []
+    candidates: dict[str, Candidates] = {}
+    left_out: dict[str, str] = {}
+    progress = Progress("measure", len(rows), unit="images")
+    for number, row in enumerate(rows, start=1):
+        try:
+            if not captioned_regions(row):
+                raise InputError(row.error.message if row.error else f"{row.status}, no region has a caption")
+            candidates[row.image_id] = region_candidates(load_image(row), row, truth.get(row.image_id))
+            usable.append(row)
+        except InputError as error:
+            left_out[row.image_id] = str(error)
+            print(f"left out {row.image_id}: {error}", file=sys.stderr)
+        progress.update(number, left_out=len(left_out))
+    progress.close()
+    return usable, candidates, left_out
+
+
+def _item(row: ImageRow, index: int, candidates: Mapping[str, Candidates], caption: str) -> RegionCaption:
+    return RegionCaption(caption, row.regions[index].caption or "", index, candidates[row.image_id])
+
+
+def _claim_statistics(items: Sequence[RegionCaption], own: Sequence[bool]) -> dict[str, Statistics]:
+    """Uniqueness, attribute accuracy, and the latter's parts as "attribute:NAME"."""
+    accuracy = attribute_statistics(items)
+    return {
+        "attribute_accuracy": accuracy.pop("all"),
+        "uniqueness": mean_statistics([float(picked) for picked in own]),
+        **{f"attribute:{name}": each for name, each in accuracy.items()},
+    }
+
+
+def _group(
+    bootstrap: Bootstrap,
+    num_regions: int,
+    statistics: Mapping[str, Mapping[str, Statistics]],
+    labels: Mapping[str, Statistics],
+) -> ScoredGroup:
+    def table(of: Mapping[str, Statistics]) -> dict[str, dict[str, float]]:
+        intervals = {name: bootstrap.interval(of[name]) for name in METRICS if name in of}
+        return {name: interval.to_dict() for name, interval in intervals.items() if interval}
+
+    def parts(of: Mapping[str, Statistics]) -> dict[str, float]:
+        totals = {name: each.total() for name, each in of.items() if name.startswith("attribute:")}
+        return {name.removeprefix("attribute:"): value for name, value in totals.items() if value == value}
+
+    differences: list[dict[str, Any]] = []
+    for better, worse in PAIRS:
+        if better in statistics and worse in statistics:
+            for metric in PAIR_METRICS:
+                found = bootstrap.difference(statistics[better][metric], statistics[worse][metric])
+                if found:
+                    differences.append(
+                        {"metric": metric, "better": better, "worse": worse, **found.to_dict()}
+                    )
+    return ScoredGroup(
+        num_images=bootstrap.num_images,
+        num_regions=num_regions,
+        scores={variant: table(of) for variant, of in statistics.items()},
+        ceiling=table(labels),
+        differences=differences,
+        attributes={**{variant: parts(of) for variant, of in statistics.items()}, "labels": parts(labels)},
+    )
+
+
+def _as_table(scores: ScoreTable) -> str:
+    columns = [name for name in METRICS if any(name in of for of in scores.values())]
+    rows = [["", *(METRIC_LABELS[name] for name in columns)]]
+    for variant, of in scores.items():
+        cells = [
+            f"{of[name]['value']:.3f} [{of[name]['low']:.3f}, {of[name]['high']:.3f}]" if name in of else "-"
+            for name in columns
+        ]
+        rows.append(
+            [f"{variant} ({VARIANT_LABELS[variant]})" if variant in VARIANT_LABELS else variant, *cells]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

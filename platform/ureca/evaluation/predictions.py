@@ -1,0 +1,184 @@
+"""Captions of held-out regions by every variant, kept in predictions.jsonl as they come.
+
+    {"image_id", "region_id", "variant", "caption", "reference"}    one line a region and variant
+
+A run that was stopped goes on where it was. Beside the file stands what each variant's captions came from
+(model files, query, length); lines of a variant for which that has changed are dropped and made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.table import load_image
+from ureca.errors import InputError
+from ureca.io import write_bytes, write_json
+from ureca.model import Captioner
+from ureca.model.processor import Cue
+from ureca.runs import Progress
+
+__all__ = ["Prediction", "Variant", "captioned_regions", "predict", "read_predictions"]
+
+STYLE = "unique"
+"""The query: the references are the labels' unique captions."""
+REGIONS_PER_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One line of predictions.jsonl."""
+
+    image_id: str
+    region_id: str
+    variant: str
+    caption: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A captioner, and how it is told which region is meant.
+
+    `mask` shows the region's mask tokens, `none` nothing; `box` and `image` ask an untuned base in its own
+    words about the region's box, or about the picture as a whole.
+    """
+
+    name: str
+    cue: Cue
+    model: str
+    """Folder or hub name of what `load` loads; tells whether earlier captions still hold."""
+    load: Callable[[], Captioner]
+    """Called when the variant's turn comes, so that one model is in memory at a time."""
+
+
+def captioned_regions(row: ImageRow) -> list[int]:
+    """Indices of the regions that have a label to compare with."""
+    return [index for index, region in enumerate(row.regions) if region.caption]
+
+
+def predict(
+    variants: Sequence[Variant], rows: Sequence[ImageRow], path: Path, *, max_new_tokens: int
+) -> list[Prediction]:
+    """Caption the labeled regions of `rows` with every variant, greedily; returns all lines of `path`.
+
+    Raises:
+        InputError: an image can't be read.
+        CheckpointError: a model can't be loaded.
+    """
+    origins = {variant.name: _origin(variant, max_new_tokens) for variant in variants}
+    kept = _kept_predictions(path, origins, rows)
+    done = {(each.variant, each.image_id) for each in kept}
+    predictions = list(kept)
+    progress = Progress("caption", len(variants) * len(rows), unit="images")
+    finished = len(done)
+    with open(path, "a", encoding="utf-8") as file:
+        for variant in variants:
+            left = [row for row in rows if (variant.name, row.image_id) not in done]
+            captioner = variant.load() if left else None
+            for row in left:
+                assert captioner is not None
+                made = _predict_image(variant, captioner, row, max_new_tokens)
+                file.write("".join(json.dumps(asdict(each)) + "\n" for each in made))
+                file.flush()
+                predictions += made
+                finished += 1
+                progress.update(finished, variant=variant.name)
+    progress.close()
+    return predictions
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The lines of a predictions.jsonl; a last line that was cut off is left out.
+
+    Raises:
+        InputError: no such file, or another line is no prediction.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: not found. Give the predictions.jsonl that jobs/evaluate.py wrote.")
+    predictions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            predictions.append(Prediction(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: line {number} is no prediction ({error}). Remove the file.") from error
+    return predictions
+
+
+def _predict_image(
+    variant: Variant, captioner: Captioner, row: ImageRow, max_new_tokens: int
+) -> list[Prediction]:
+    regions = [row.regions[index] for index in captioned_regions(row)]
+    image = load_image(row)
+    captions: list[str] = []
+    if variant.cue in ("none", "image"):  # nothing tells the regions apart: one answer serves all
+        query = captioner.processor.query(STYLE, cue=variant.cue)
+        captions = captioner.generate(image, [None], [query], max_new_tokens=max_new_tokens) * len(regions)
+    else:
+        for start in range(0, len(regions), REGIONS_PER_BATCH):
+            batch = regions[start : start + REGIONS_PER_BATCH]
+            captions += captioner.generate(
+                image,
+                [region.segmentation if variant.cue == "mask" else None for region in batch],
+                [
+                    captioner.processor.query(STYLE, cue=variant.cue, box=region.bbox, size=row.size)
+                    for region in batch
+                ],
+                max_new_tokens=max_new_tokens,
+            )
+    return [
+        Prediction(
+            image_id=row.image_id,
+            region_id=region.region_id,
+            variant=variant.name,
+            caption=caption,
+            reference=region.caption or "",
+        )
+        for region, caption in zip(regions, captions, strict=True)
+    ]
+
+
+def _origin(variant: Variant, max_new_tokens: int) -> str:
+    """A digest of what a variant's captions depend on, with a model's files by name, size and time."""
+    parts = [variant.name, variant.cue, variant.model, STYLE, str(max_new_tokens)]
+    folder = Path(variant.model)
+    if folder.is_dir():
+        for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+            stat = file.stat()
+            parts.append(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _kept_predictions(path: Path, origins: dict[str, str], rows: Iterable[ImageRow]) -> list[Prediction]:
+    """Earlier lines that still hold; the file is left with exactly these.
+
+    An image counts as done by a variant if all its regions are there with the references of today.
+    """
+    beside = path.with_suffix(".origin.json")
+    before: dict[str, str] = {}
+    earlier: dict[tuple[str, str], dict[str, Prediction]] = {}
+    if path.is_file() and beside.is_file():
+        before = json.loads(beside.read_text(encoding="utf-8"))
+        for each in read_predictions(path):
+            earlier.setdefault((each.variant, each.image_id), {})[each.region_id] = each
+    kept: list[Prediction] = []
+    for row in rows:
+        wanted = {
+            row.regions[index].region_id: row.regions[index].caption for index in captioned_regions(row)
+        }
+        for variant, origin in origins.items():
+            made = earlier.get((variant, row.image_id), {})
+            if (
+                before.get(variant) == origin
+                and {key: each.reference for key, each in made.items()} == wanted
+            ):
+                kept += made.values()
+    write_bytes(str(path), "".join(json.dumps(asdict(each)) + "\n" for each in kept).encode())
+    write_json(str(beside), origins)
+    return kept
