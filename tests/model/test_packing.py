@@ -1,11 +1,13 @@
 """Packed = one region at a time: loss and every gradient, to 1e-5 relative in float64."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import ureca.model.captioner as captioner_module
 from ureca.model import Captioner, Example, RegionExample, pack
-from ureca.model.packing import PADDING, PREFIX, attention_mask
+from ureca.model.packing import PADDING, PREFIX, BranchLayout, attend
 from ureca.regions.rle import encode_mask
 
 
@@ -75,10 +77,11 @@ def test_attention_leaking_between_branches_is_noticed(
     examples = [drawn_example(3, seed=4)]
     separate = one_region_at_a_time(tiny_captioner_f64, examples)
 
-    def leaky(branch: torch.Tensor) -> torch.Tensor:
-        return torch.ones(1, 1, branch.shape[1], branch.shape[1], dtype=torch.bool).tril()
+    def leaky(branch: torch.Tensor) -> BranchLayout:
+        """All branches of a row as one: each sees those before it."""
+        return BranchLayout.of(branch.clamp(max=0))
 
-    monkeypatch.setattr(captioner_module, "attention_mask", leaky)
+    monkeypatch.setattr(captioner_module, "BranchLayout", SimpleNamespace(of=leaky))
     with pytest.raises(AssertionError):
         assert_same(loss_and_gradients(tiny_captioner_f64, examples), separate)
 
@@ -101,10 +104,16 @@ def test_labels_cover_the_caption_and_the_end_marker_only(tiny_captioner_f64: Ca
     assert labels[-1] == processor.end_token_id
 
 
-def test_a_token_sees_the_prefix_and_its_own_branch() -> None:
-    branch = torch.tensor([[PREFIX, PREFIX, 0, 0, 1, 1, PADDING]])
-    seen = attention_mask(branch)[0, 0]
-    assert seen[3].tolist() == [True, True, True, True, False, False, False]
-    assert seen[5].tolist() == [True, True, False, False, True, True, False]
-    assert seen[1].tolist() == [True, True, False, False, False, False, False]
-    assert seen[6].tolist() == [False] * 6 + [True]
+def test_attention_equals_one_dense_mask() -> None:
+    """`attend` against scaled dot product attention under the (S, S) mask that the layout stands for."""
+    branch = torch.tensor(
+        [[PREFIX, PREFIX, PREFIX, 0, 0, 1, 1, 1], [PREFIX, PREFIX, 0, 0, 0, 1, PADDING, PADDING]]
+    )
+    causal = torch.ones(8, 8, dtype=torch.bool).tril()
+    key, query = branch[:, None, :], branch[:, :, None]
+    dense = (causal & ((key == PREFIX) | (key == query)))[:, None]
+    q, k, v = torch.randn(3, 2, 4, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense)
+    found = attend(q, k, v, BranchLayout.of(branch), 16**-0.5)
+    kept = (branch != PADDING)[:, None, :, None].expand_as(found)
+    torch.testing.assert_close(found[kept], expected[kept])

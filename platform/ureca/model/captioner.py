@@ -28,7 +28,7 @@ from transformers import InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig, tile_boxes
-from ureca.model.packing import IGNORED, PackedBatch, attention_mask, kept_tiles
+from ureca.model.packing import IGNORED, PACKED_ATTENTION, BranchLayout, PackedBatch, kept_tiles
 from ureca.model.presets import preset_path
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
@@ -98,6 +98,7 @@ class Captioner(nn.Module):
         self.mask_encoder = mask_encoder
         self.config = config
         self.processor = processor
+        base.model.language_model.set_attn_implementation(PACKED_ATTENTION)
         self._peft: list[PeftModel] = []  # in a list, so that nn.Module does not register the base twice
 
     # ---- making, loading, saving
@@ -249,7 +250,7 @@ class Captioner(nn.Module):
         language_model = self.base.model.language_model
         return language_model(
             inputs_embeds=x,
-            attention_mask={"full_attention": attention_mask(batch.branch)},
+            attention_mask={"full_attention": BranchLayout.of(batch.branch)},
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
