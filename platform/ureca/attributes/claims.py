@@ -19,9 +19,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import log
+from typing import Literal
 
 from ureca.attributes.measure import MOST, RegionAttributes
 from ureca.attributes.vocabulary import COLORS, PLACES, SHADES, SHAPES, SIZES, TEXTURES, base_color
+
+OrderBy = Literal["left", "top", "size"]
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 RANKS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -55,10 +59,13 @@ _SYNONYMS = {
 
 @dataclass(frozen=True)
 class Order:
-    """The `rank`-th (1 = first) from `side` of `count` regions that the rest of the caption fits alike."""
+    """The `rank`-th (from 1) of `count` regions that the rest of the caption fits alike.
+
+    Counted from the left, from the top, or by size, largest first. `count` 0: not said.
+    """
 
     rank: int
-    side: str  # "left" or "top"
+    by: OrderBy
     count: int
 
 
@@ -90,7 +97,8 @@ def _any_of(words: Sequence[str]) -> str:
 _SYNONYM = re.compile(rf"\b{_any_of(tuple(_SYNONYMS))}\b")
 _PARTS = re.compile(r"[;.:]|\b(it has|which has|having)\b")
 _ORDER = re.compile(
-    rf"\b(?:the )?{_any_of(RANKS)} from (?:the )?(left|top)(?: of {_any_of(NUMBERS)})?(?: alike)?"
+    rf"\b(?:the )?(?:{_any_of(RANKS)} )?(largest|from (?:the )?(?:left|top))"
+    rf"(?: of {_any_of(NUMBERS)})?(?: alike)?"
 )
 _CELL = re.compile(rf"\bcolumn {_any_of(NUMBERS)},? (?:and )?row {_any_of(NUMBERS)}\b")
 _IN_PICTURE = re.compile(rf"\b{_any_of(_PLACE_NAMES)} of (?:the |a )?picture\b")
@@ -104,12 +112,17 @@ def parse_claims(text: str) -> Claims:
     text = _SYNONYM.sub(lambda match: _SYNONYMS[match[1]], re.sub(r"\s+", " ", text.lower()))
     order = cell = None
     if match := _ORDER.search(text):
-        count = NUMBERS.index(match[3]) + 1 if match[3] else 0
-        order = Order(RANKS.index(match[1]) + 1, match[2], count)
+        order = _parse_order(match)
     if match := _CELL.search(text):
         cell = (NUMBERS.index(match[1]) + 1, NUMBERS.index(match[2]) + 1)
     text = _PARTS.split(_CELL.sub(" ", _ORDER.sub(" ", text)), maxsplit=1)[0]
     return _parse_phrase(text, order, cell)
+
+
+def _parse_order(match: re.Match[str]) -> Order:
+    rank = RANKS.index(match[1]) + 1 if match[1] else 1
+    count = NUMBERS.index(match[3]) + 1 if match[3] else 0
+    return Order(rank, "size" if match[2] == "largest" else "left" if "left" in match[2] else "top", count)
 
 
 def _parse_phrase(text: str, order: Order | None = None, cell: tuple[int, int] | None = None) -> Claims:
@@ -201,16 +214,21 @@ def fit_scores(claims: Claims, regions: Sequence[RegionAttributes]) -> list[floa
     best = max(scores, default=0.0)
     alike = [index for index, score in enumerate(scores) if score > best - 1e-9]
     if claims.order and claims.order.count in (0, len(alike)) and claims.order.rank <= len(alike):
-        chosen = in_order(alike, claims.order.side, regions)[claims.order.rank - 1]
+        chosen = in_order(alike, claims.order.by, regions)[claims.order.rank - 1]
         for index in alike:
             if index != chosen:
                 scores[index] /= 2
     return scores
 
 
-def in_order(indices: Sequence[int], side: str, regions: Sequence[RegionAttributes]) -> list[int]:
-    """`indices` sorted by their regions' centroids, from the left or from the top."""
-    return sorted(indices, key=lambda index: regions[index].cx if side == "left" else regions[index].cy)
+def in_order(indices: Sequence[int], by: OrderBy, regions: Sequence[RegionAttributes]) -> list[int]:
+    """`indices` sorted by their regions' centroids, from the left or from the top, or largest first."""
+    return sorted(indices, key=lambda index: order_keys(regions[index])[by])
+
+
+def order_keys(region: RegionAttributes) -> dict[OrderBy, float]:
+    """By what each order sorts: the centroid in 0..1; size such that 0.1 is about a tenth of it."""
+    return {"left": region.cx, "top": region.cy, "size": -log(region.share)}
 
 
 def picked_region(text: str, regions: Sequence[RegionAttributes]) -> int | None:

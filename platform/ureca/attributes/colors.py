@@ -1,9 +1,10 @@
 """Names of colors: a table from RGB to the vocabulary's shades, and the one or two that a region shows.
 
 The table gives each of 32x32x32 RGB cells the shade whose center is nearest in OKLab (Björn Ottosson, 2020),
-a space in which distances follow the eye; a few further centers stand for colors that photos are full of and
-that no pure shade is near to. Neighboring shades vote for each other, so that a surface whose pixels fall to
-both sides of a border still gets one name.
+with the two color axes stretched, for a tint is named long before it is as far from gray as the pure color. A
+few further centers stand for muted colors that photos are full of (skin, wood, leaves, night sky).
+Neighboring shades vote for each other, so that a surface whose pixels fall to both sides of a border still
+gets one name. Black, gray and white speak a little softer than colors: shadow and glare are theirs.
 """
 
 from functools import cache
@@ -19,12 +20,26 @@ _FURTHER_CENTERS: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("black", (38, 34, 32)),
     ("white", (255, 255, 255)),
     ("white", (228, 228, 226)),
+    ("light pink", (236, 200, 188)),
+    ("light brown", (210, 174, 146)),
+    ("light brown", (166, 142, 112)),
+    ("light brown", (190, 136, 80)),
+    ("brown", (150, 108, 78)),
+    ("brown", (98, 78, 54)),
+    ("orange", (198, 92, 58)),
+    ("orange", (216, 140, 76)),
+    ("green", (124, 128, 66)),
+    ("dark green", (70, 76, 40)),
+    ("dark green", (8, 46, 36)),
+    ("dark blue", (48, 62, 96)),
+    ("dark blue", (34, 26, 66)),
 )
 
 SECOND_COLOR_SHARE = 0.18
 """Smallest share of a region's pixels that is named as its second color."""
 
-_VOTE_WIDTH = 0.07  # OKLab distance over which shades vote for each other
+_STRETCH = 1.7
+_VOTE_WIDTH = 0.1  # distance over which shades vote for each other
 
 
 def to_oklab(rgb: np.ndarray) -> np.ndarray:
@@ -54,7 +69,7 @@ def _table() -> np.ndarray:
     centers = [(name, rgb) for name, rgb in SHADES.items()] + list(_FURTHER_CENTERS)
     steps = np.arange(32) * 8 + 4
     cells = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    distances = _distances(to_oklab(cells), to_oklab(np.array([rgb for _, rgb in centers])))
+    distances = _distances(cells, np.array([rgb for _, rgb in centers]))
     names = np.array([SHADE_NAMES.index(name) for name, _ in centers], dtype=np.uint8)
     return names[np.argmin(distances, axis=1)]
 
@@ -62,12 +77,20 @@ def _table() -> np.ndarray:
 @cache
 def _votes() -> np.ndarray:
     """float64 (S, S): how much a pixel of one shade speaks for another, 1 on the diagonal."""
-    lab = to_oklab(np.array(list(SHADES.values())))
-    return np.exp(-((_distances(lab, lab) / _VOTE_WIDTH) ** 2))
+    centers = np.array(list(SHADES.values()))
+    return np.exp(-((_distances(centers, centers) / _VOTE_WIDTH) ** 2))
+
+
+@cache
+def _loudness() -> np.ndarray:
+    """float64 (S,): weight of a pixel of each shade where the main color is chosen."""
+    return np.array([0.75 if base_color(name) in ("black", "gray", "white") else 1.0 for name in SHADE_NAMES])
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(-1))
+    """float64 (len(a), len(b)): between RGB colors, in OKLab with stretched color axes."""
+    difference = to_oklab(a)[:, None, :] - to_oklab(b)[None, :, :]
+    return np.sqrt((difference**2 * (1.0, _STRETCH**2, _STRETCH**2)).sum(-1))
 
 
 def shade_counts(pixels: np.ndarray) -> np.ndarray:
@@ -84,7 +107,7 @@ def name_colors(counts: np.ndarray) -> tuple[str, str | None]:
     The second differs from the first in more than "dark" or "light".
     """
     votes = _votes()
-    first = int(np.argmax(votes @ counts))
+    first = int(np.argmax(votes @ (counts * _loudness())))
     other = np.array([base_color(name) != base_color(SHADE_NAMES[first]) for name in SHADE_NAMES])
     rest = counts * other * (1 - votes[first])
     second = int(np.argmax(votes @ rest))

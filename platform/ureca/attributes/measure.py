@@ -26,7 +26,7 @@ GRID = 9
 """Cells along each side of the grid that a caption of last resort points into."""
 
 _MOST_SHARE = 0.6
-_OWN_SHARE = 0.3  # a region's own pixels speak for it if they are this share of it
+_OWN_SHARE = 0.5  # a region's own pixels speak for it if they are this share of it
 _SHAPE_PX = 128  # longest side at which shape is measured
 
 
@@ -34,14 +34,15 @@ _SHAPE_PX = 128  # longest side at which shape is measured
 class RegionAttributes:
     """What was measured of one region; words are the vocabulary's.
 
-    `color2` is a second color that covers much of it. `place_in_parent` is on the parent's bounding box, or
-    "most", or None at the top level. `parent` is an index among the image's regions, -1 = none. `share` is of
-    the image's area; `cx`, `cy` are the centroid in 0..1. `cell` is (column, row), from 1, of GRID x GRID.
+    `color2` is a second color that covers much of it; `texture` is None where no word fits it.
+    `place_in_parent` is on the parent's bounding box, or "most", or None at the top level. `parent` is an
+    index among the image's regions, -1 = none. `share` is of the image's area; `cx`, `cy` are the centroid in
+    0..1. `cell` is (column, row), from 1, of GRID x GRID.
     """
 
     color: str
     color2: str | None
-    texture: str
+    texture: str | None
     shape: str
     size: str
     place: str

@@ -102,7 +102,9 @@ def outline(mask: np.ndarray) -> Outline:
 
 def name_shape(geometry: Outline, area_px: int) -> str:
     """The vocabulary's word for a measured outline; `area_px` is the area of the mask that was measured."""
-    if geometry.hole > 0.25:
+    radius_px = np.sqrt(area_px / np.pi)
+    far = _FAR + _PIXEL / radius_px
+    if geometry.hole > 0.25 and np.linalg.norm(geometry.harmonics) < 1.5 * far:
         return "ring-shaped"
     if geometry.elongation >= THIN:
         return "thin"
@@ -111,8 +113,7 @@ def name_shape(geometry: Outline, area_px: int) -> str:
         for name, harmonics in _templates().items()
     }
     name = min(distances, key=distances.__getitem__)
-    radius_px = np.sqrt(area_px / np.pi)
-    if distances[name] > _FAR + _PIXEL / radius_px or geometry.fill < 0.93:
+    if distances[name] > far or geometry.fill < 0.93:
         return "irregular"
     if geometry.elongation >= _STRETCHED:
         return {"round": "oval", "square": "rectangular"}.get(name, name)

@@ -8,7 +8,8 @@ tells the textures apart:
     checkered   a lattice of peaks; halfway to the next peak, along a band, still above zero
     dotted      a lattice of peaks; halfway to the next, below zero
     speckled    falls off within a few pixels and does not come back
-    smooth      too little contrast to be seen, or none of the above
+    smooth      too little contrast to be seen, or only slow changes
+    None        something else, for which there is no word
 
 Shapes: W window side, L largest shift; the autocorrelation is (2L+1, 2L+1) with shift zero in the middle.
 """
@@ -24,11 +25,12 @@ MIN_PIXELS = 150
 """Regions with fewer usable pixels are called smooth: there is no room for a pattern."""
 
 _MAX_SHIFT = 16
-_CONTRAST = 0.05  # standard deviation in OKLab below which a pattern is not seen
+_PLAIN = 0.025  # standard deviation in OKLab up to which a surface is plain
+_CONTRAST = 0.06  # and from which a pattern is seen
 _LIGHT_PX = 19  # window over which light is averaged to be taken out
 
 
-def name_texture(crop: np.ndarray, usable: np.ndarray) -> str:
+def name_texture(crop: np.ndarray, usable: np.ndarray) -> str | None:
     """Texture of the pixels marked in `usable` (bool (H, W)) of `crop` (uint8 (H, W, 3), RGB)."""
     rows, columns = _fullest_window(usable)
     mask = usable[rows, columns]
@@ -36,9 +38,21 @@ def name_texture(crop: np.ndarray, usable: np.ndarray) -> str:
         return "smooth"
     signal = _one_channel(crop[rows, columns], mask)
     contrast = float(np.sqrt((signal[mask] ** 2).mean()))
-    if contrast < _CONTRAST:
+    if contrast < _PLAIN:
         return "smooth"
-    return _name_correlation(_autocorrelation(signal, mask))
+    name = _name_correlation(_autocorrelation(signal, mask), 0.45 * float(np.sqrt(mask.sum())))
+    if name == "smooth" or (contrast >= _CONTRAST and (name != "speckled" or _is_even(signal, mask))):
+        return name
+    return None
+
+
+def _is_even(signal: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether each quarter of the window with enough pixels has about the contrast of the whole."""
+    squares = np.stack([signal**2, mask.astype(np.float64)])
+    halves = [part for rows in np.array_split(squares, 2, axis=1) for part in np.array_split(rows, 2, axis=2)]
+    sums = np.array([part.sum((1, 2)) for part in halves])
+    counted = sums[sums[:, 1] >= 0.1 * mask.sum()]
+    return bool((counted[:, 0] / counted[:, 1]).min() >= 0.4 * sums[:, 0].sum() / sums[:, 1].sum())
 
 
 def _fullest_window(usable: np.ndarray) -> tuple[slice, slice]:
@@ -98,7 +112,8 @@ def _directions() -> np.ndarray:
     return np.rint(lines).astype(np.intp) + _MAX_SHIFT
 
 
-def _name_correlation(correlation: np.ndarray) -> str:
+def _name_correlation(correlation: np.ndarray, longest_period: float) -> str:
+    """Name the pattern; a lattice of a longer period (in pixels) can't be told from a few chance spots."""
     lines = _directions()
     along = correlation[lines[..., 0], lines[..., 1]]  # (24, L)
     band = int(np.argmax(along[:, 2:11].min(1)))
@@ -108,7 +123,7 @@ def _name_correlation(correlation: np.ndarray) -> str:
         return "striped"
     y, x = np.ogrid[-_MAX_SHIFT : _MAX_SHIFT + 1, -_MAX_SHIFT : _MAX_SHIFT + 1]
     distance = np.hypot(y, x)
-    ring = np.where((distance >= 6) & (distance <= _MAX_SHIFT), correlation, -1.0)
+    ring = np.where((distance >= 6) & (distance <= min(_MAX_SHIFT, longest_period)), correlation, -1.0)
     highest = ring.max()
     # The nearest of the peaks is one period away.
     peak = int(np.argmin(np.where(ring > 0.85 * highest, distance, np.inf)))

@@ -9,7 +9,7 @@
 
 from collections.abc import Sequence
 
-from ureca.attributes.claims import NUMBERS, RANKS, Claims
+from ureca.attributes.claims import NUMBERS, RANKS, Claims, Order
 from ureca.attributes.measure import MOST
 from ureca.attributes.vocabulary import PLACES
 
@@ -27,8 +27,7 @@ def say(claims: Claims, *, article: str = "a", of_the_picture: bool = False) -> 
         comma = "," if claims.place else ""
         text += f"{comma} {at_place(claims.place_in_parent)} of {say(claims.parent, article='the')}"
     if claims.order:
-        rank, count = RANKS[claims.order.rank - 1], NUMBERS[claims.order.count - 1]
-        text += f", the {rank} from the {claims.order.side} of {count} alike"
+        text += f", {_order(claims.order)} of {NUMBERS[claims.order.count - 1]} alike"
     if claims.cell:
         column, row = claims.cell
         text += f", in column {NUMBERS[column - 1]}, row {NUMBERS[row - 1]}"
@@ -48,6 +47,12 @@ def with_article(phrase: str, article: str) -> str:
 def listed(items: Sequence[str]) -> str:
     """ "x", "x and y", "x, y and z"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _order(order: Order) -> str:
+    if order.by == "size":
+        return "the largest" if order.rank == 1 else f"the {RANKS[order.rank - 1]} largest"
+    return f"the {RANKS[order.rank - 1]} from the {order.by}"
 
 
 def _colors(claims: Claims) -> str | None:

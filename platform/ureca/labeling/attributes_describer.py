@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from ureca.attributes.claims import NUMBERS, Claims, Order, in_order, match_score
+from ureca.attributes.claims import NUMBERS, Claims, Order, OrderBy, in_order, match_score, order_keys
 from ureca.attributes.measure import MOST, RegionAttributes
 from ureca.attributes.wording import at_place, listed, say, with_article
 from ureca.labeling.describer import Describer, DescribeRequest, Description
 
-MAX_WORDS = {"long": 40, "unique": 30}
+MAX_LONG_WORDS = 40
 
-_CLEARLY_APART = 0.02
-"""Smallest distance, as a share of the picture's side, between neighbors in an order."""
+_CLEARLY_APART: dict[OrderBy, float] = {"left": 0.02, "top": 0.02, "size": 0.2}
+"""Smallest step between neighbors in an order: a share of the picture's side, or about a fifth in size."""
 
 Regions = Sequence[RegionAttributes]
 
@@ -89,7 +89,7 @@ def _long_caption(index: int, children: Sequence[int], regions: Regions) -> str:
         more = sum(size for _, size in groups[count:])
         rest = [f"{_number(more)} more part{'s' if more > 1 else ''}"] if more else []
         whole = f"{text}; it has {listed([phrase for phrase, _ in groups[:count]] + rest)}"
-        if len(whole.split()) <= MAX_WORDS["long"]:
+        if len(whole.split()) <= MAX_LONG_WORDS:
             return whole
     return text
 
@@ -174,7 +174,7 @@ def _extras(region: RegionAttributes, regions: Regions) -> Iterator[_Extra]:
 
     yield _Extra(1, of_parent(size=parent.size))
     yield _Extra(1, of_parent(shape=parent.shape))
-    if parent.texture != "smooth":
+    if parent.texture not in (None, "smooth"):
         yield _Extra(1, of_parent(texture=parent.texture))
     if parent.parent < 0:
         yield _Extra(3, of_parent(place=parent.place))
@@ -190,15 +190,15 @@ def _subsets(extras: Sequence[_Extra]) -> Iterator[tuple[_Extra, ...]]:
 
 
 def _order(index: int, alike: Sequence[int], regions: Regions) -> Order | None:
-    """The region's rank among those that look alike, along the side on which they are clearest apart."""
+    """The region's rank among those alike, from the side on which they are clearest apart, else by size."""
     group = [index, *alike]
     if len(group) > len(NUMBERS):
         return None
-    clearest, best = _CLEARLY_APART, None
-    for side in ("left", "top"):
-        ordered = in_order(group, side, regions)
-        places = [regions[k].cx if side == "left" else regions[k].cy for k in ordered]
-        gap = min(after - before for before, after in zip(places, places[1:], strict=False))
-        if gap > clearest:
-            clearest, best = gap, Order(ordered.index(index) + 1, side, len(group))
+    clearest, best = 1.0, None
+    for by, step in _CLEARLY_APART.items():
+        ordered = in_order(group, by, regions)
+        keys = [order_keys(regions[k])[by] for k in ordered]
+        clearness = min(after - before for before, after in zip(keys, keys[1:], strict=False)) / step
+        if clearness > clearest and not (by == "size" and best):
+            clearest, best = clearness, Order(ordered.index(index) + 1, by, len(group))
     return best
