@@ -12,10 +12,14 @@ def test_help_names_every_subcommand():
     done = ureca("--help")
     assert done.returncode == 0
     assert "ureca doctor" in done.stdout
+    assert "ureca caption PHOTO" in done.stdout
     assert ureca().stdout == done.stdout
 
 
 def test_an_unknown_subcommand_ends_with_code_2_and_one_line():
     done = ureca("train")
     assert done.returncode == 2
-    assert done.stderr == "error: ureca train: no such command. There is: doctor. See ureca --help.\n"
+    assert (
+        done.stderr
+        == "error: ureca train: no such command. There are: doctor, caption, serve. See ureca --help.\n"
+    )

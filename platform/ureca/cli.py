@@ -1,6 +1,8 @@
 """The `ureca` command.
 
     ureca doctor           what this machine has of what ureca needs, and the remedy for what is missing
+    ureca caption PHOTO    caption regions of a photo, found or given, with the shipped nano or your own model
+    ureca serve            the HTTP API on this machine, with the shipped nano or your own model
 
 Everything larger is a job: `python jobs/<job>.py --help`.
 """
@@ -29,11 +31,21 @@ def run(argv: list[str]) -> None:
     Raises:
         ConfigError: there is no such subcommand.
     """
-    command, *_ = argv or ["--help"]
+    command, *rest = argv or ["--help"]
     if command in ("--help", "-h"):
         print(__doc__)
+    elif command == "caption":
+        from ureca.caption import caption_photo
+
+        caption_photo(rest)
+    elif command == "serve":
+        from ureca.serving.local import serve_locally
+
+        serve_locally(rest)
     else:
-        raise ConfigError(f"ureca {command}: no such command. There is: doctor. See ureca --help.")
+        raise ConfigError(
+            f"ureca {command}: no such command. There are: doctor, caption, serve. See ureca --help."
+        )
 
 
 if __name__ == "__main__":

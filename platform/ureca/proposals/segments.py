@@ -1,0 +1,200 @@
+"""Regions of a photo from its colors alone: no model, no download, the same on every machine.
+
+    photo ──Felzenszwalb──> superpixels ──join the likest neighbors, again──> a binary tree of segments
+          ──keep what stays alone longest──> nested masks at the photo's own size
+
+Two neighbors' likeness is Ward's: how much the squared error of mean color grows if they become one, weighed
+by the contrast along their common border. A segment that merges late, compared with how it was made, stands
+out from what surrounds it. These are pieces of one look, not objects: a striped shirt may come in parts. Use
+a SAM-class model where masks of objects matter.
+Sources: superpixels, Felzenszwalb and Huttenlocher 2004; the criterion, Ward 1963.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from skimage.color import rgb2lab
+from skimage.measure import label
+from skimage.segmentation import felzenszwalb
+from skimage.transform import resize
+
+from ureca.regions.rle import encode_mask, iou_matrix
+from ureca.regions.tree import Mask
+
+__all__ = ["ProposalConfig", "propose_masks"]
+
+_LONGEST_PX = 320  # the photo is shrunk to this for segmenting; a third of a second a photo
+_GRAIN, _SMALLEST_PX = 20.0, 16  # of the superpixels: some hundreds of them at that size
+_LEAST_PROMINENCE = 0.5
+_MAX_IOU = 0.75  # of two regions more alike than this only the better one is kept
+_NOISE = 2.0  # a just noticeable difference of color, in Lab
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig:
+    """How many regions to propose, and of what size."""
+
+    max_regions: int = 24
+    """Most regions of a photo; a plain one has fewer."""
+    min_area_share: float = 0.004
+    """Smallest region, as a share of the photo."""
+    max_area_share: float = 0.65
+    """Largest region, as a share of the photo."""
+
+
+def propose_masks(image: np.ndarray, config: ProposalConfig | None = None) -> list[Mask]:
+    """Nested masks of an image, uint8 (H, W, 3) RGB, largest first; ids count from "1". Deterministic.
+
+    An image of one color has none.
+    """
+    config = config or ProposalConfig()
+    lab = rgb2lab(_shrunk(image))
+    superpixels = felzenszwalb(lab, scale=_GRAIN, sigma=0.5, min_size=_SMALLEST_PX, channel_axis=-1)
+    tree = _MergeTree(superpixels, lab)
+    total = superpixels.size
+    smallest, largest = config.min_area_share * total, config.max_area_share * total
+
+    scores = {
+        # Between a speck and an area that stand out alike, the area is more worth a caption.
+        node: tree.prominence(node) + 0.5 * math.log(tree.area[node] / total)
+        for node in range(tree.num_nodes)
+        if smallest <= tree.area[node] <= largest and tree.prominence(node) >= _LEAST_PROMINENCE
+    }
+    height, width = image.shape[:2]
+    rows = np.arange(height) * superpixels.shape[0] // height
+    columns = np.arange(width) * superpixels.shape[1] // width
+    kept: list[tuple[int, Mask]] = []
+    for node in sorted(scores, key=lambda each: (-scores[each], each)):
+        if len(kept) == config.max_regions:
+            break
+        mask = _filled(np.isin(superpixels, tree.leaves(node)))
+        if mask.sum() > largest:
+            continue
+        rle = encode_mask(mask[np.ix_(rows, columns)])
+        others = [other.segmentation for _, other in kept]
+        if iou_matrix([rle, *others])[0, 1:].max(initial=0.0) <= _MAX_IOU:
+            kept.append((int(mask.sum()), Mask("", rle)))
+    kept.sort(key=lambda each: -each[0])
+    return [Mask(str(number), mask.segmentation) for number, (_, mask) in enumerate(kept, start=1)]
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """float (h, w, 3) in 0..1, longest side at most `_LONGEST_PX`."""
+    height, width = image.shape[:2]
+    scale = _LONGEST_PX / max(height, width)
+    if scale >= 1:
+        return image / 255.0
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return resize(image, size, order=1, anti_aliasing=True)
+
+
+class _MergeTree:
+    """Binary tree over superpixels: nodes 0..n-1 are superpixels, each further one joins two earlier ones."""
+
+    def __init__(self, superpixels: np.ndarray, lab: np.ndarray) -> None:
+        num_leaves = int(superpixels.max()) + 1
+        flat = superpixels.ravel()
+        self.area = np.bincount(flat, minlength=num_leaves).astype(float).tolist()
+        sums = np.stack([np.bincount(flat, channel, num_leaves) for channel in lab.reshape(-1, 3).T], axis=1)
+        self._means: list[np.ndarray] = list(sums / np.asarray(self.area)[:, None])
+        self._children: list[tuple[int, int] | None] = [None] * num_leaves
+        self._made_at = [0.0] * num_leaves
+        self._merged_at = [math.inf] * num_leaves
+        self._borders = _borders(superpixels, lab)
+        self._merge_all()
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.area)
+
+    def prominence(self, node: int) -> float:
+        """How much later the node merges than it was made, on a logarithmic scale."""
+        if math.isinf(self._merged_at[node]):
+            return -math.inf
+        # A superpixel was made at no cost: as Ward's measure for two halves that differ just noticeably.
+        noise = _NOISE**2 * self.area[node] / 4
+        return math.log((self._merged_at[node] + noise) / (self._made_at[node] + noise))
+
+    def leaves(self, node: int) -> list[int]:
+        """The superpixels of a node."""
+        found, open_nodes = [], [node]
+        while open_nodes:
+            children = self._children[current := open_nodes.pop()]
+            if children is None:
+                found.append(current)
+            else:
+                open_nodes += children
+        return found
+
+    def _merge_all(self) -> None:
+        heap = [(self._cost(a, b), a, b) for a, b in self._pairs()]
+        heapq.heapify(heap)
+        while heap:
+            cost, a, b = heapq.heappop(heap)
+            if not (math.isinf(self._merged_at[a]) and math.isinf(self._merged_at[b])):
+                continue  # one of them is part of a larger one by now
+            node = self._join(a, b, cost)
+            for neighbor in self._borders[node]:
+                heapq.heappush(heap, (self._cost(neighbor, node), neighbor, node))
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        for a, neighbors in enumerate(self._borders):
+            for b in neighbors:
+                if a < b:
+                    yield a, b
+
+    def _cost(self, a: int, b: int) -> float:
+        difference = self._means[a] - self._means[b]
+        ward = self.area[a] * self.area[b] / (self.area[a] + self.area[b]) * float(difference @ difference)
+        contrast, length = self._borders[a][b]
+        return ward * (0.2 + contrast / length / 10.0)  # a faint border of a slow gradation counts a fifth
+
+    def _join(self, a: int, b: int, cost: float) -> int:
+        node = len(self.area)
+        area = self.area[a] + self.area[b]
+        self._means.append((self._means[a] * self.area[a] + self._means[b] * self.area[b]) / area)
+        self.area.append(area)
+        self._children.append((a, b))
+        # A merge can make the next one cheaper; the tree's scale only grows.
+        cost = max(cost, self._made_at[a], self._made_at[b])
+        self._made_at.append(cost)
+        self._merged_at[a] = self._merged_at[b] = cost
+        self._merged_at.append(math.inf)
+        joined: dict[int, tuple[float, float]] = {}
+        for old in (a, b):
+            for neighbor, (contrast, length) in self._borders[old].items():
+                if neighbor not in (a, b):
+                    before = joined.get(neighbor, (0.0, 0.0))
+                    joined[neighbor] = (before[0] + contrast, before[1] + length)
+                    del self._borders[neighbor][old]
+        self._borders.append(joined)
+        for neighbor, border in joined.items():
+            self._borders[neighbor][node] = border
+        return node
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """The mask without holes: what lies wholly inside a region becomes a part of it."""
+    ground = label(np.pad(~mask, 1, constant_values=True), connectivity=1)
+    return (ground != ground[0, 0])[1:-1, 1:-1]
+
+
+def _borders(superpixels: np.ndarray, lab: np.ndarray) -> list[dict[int, tuple[float, float]]]:
+    """For each superpixel its neighbors: (summed color difference across the border, length), in pixels."""
+    borders: list[dict[int, tuple[float, float]]] = [{} for _ in range(int(superpixels.max()) + 1)]
+    for first, second in (
+        ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
+        ((slice(None, -1), slice(None)), (slice(1, None), slice(None))),
+    ):
+        a, b = superpixels[first], superpixels[second]
+        across = a != b
+        contrast = np.linalg.norm(lab[first] - lab[second], axis=-1)[across]
+        for one, other, value in zip(a[across].tolist(), b[across].tolist(), contrast.tolist(), strict=True):
+            summed, length = borders[one].get(other, (0.0, 0.0))
+            borders[one][other] = borders[other][one] = (summed + value, length + 1.0)
+    return borders

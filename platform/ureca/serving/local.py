@@ -1,0 +1,54 @@
+"""`ureca serve`: the captioner's HTTP API on this machine, from the package alone."""
+
+import argparse
+import os
+import threading
+
+from ureca.errors import ConfigError
+
+__all__ = ["serve_locally"]
+
+
+def serve_locally(argv: list[str]) -> None:
+    """The subcommand: start Ray, the API and one engine, and stay until Ctrl-C.
+
+    Raises:
+        UrecaError: the model can't be used, or the port is taken.
+    """
+    options = _parser().parse_args(argv)
+    if not 0 < options.port < 65536:
+        raise ConfigError(f"--port {options.port}: give a port from 1 to 65535")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+    from ray import serve
+
+    from ureca.cluster import connect
+    from ureca.serving import Settings, build
+
+    application = build(Settings(model=options.model, num_gpus=options.gpus))
+    connect()
+    serve.start(http_options={"host": options.host, "port": options.port})
+    print("starting the engine (about a minute on two cores) …", flush=True)
+    serve.run(application, name="captioner", route_prefix="/")
+    print(f"ready: http://{options.host}:{options.port}/docs   Ctrl-C ends it", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        serve.shutdown()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ureca serve", description="Serve captions over HTTP on this machine."
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="an export (jobs/export.py); default: nano, which ships"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 serves to others; there is no authentication"
+    )
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--gpus", type=float, default=0, help="that the engine may take; default 0: on the CPU"
+    )
+    return parser

@@ -1,0 +1,75 @@
+"""What `serve_apps/captioner.yaml` may say under `args:`; Ray Serve checks it before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+import ureca
+
+__all__ = ["Autoscaling", "Engine", "Limits", "Settings"]
+
+
+class _Strict(BaseModel):
+    # A misspelled key is refused, not ignored; `model_` is no reserved beginning here.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Limits(_Strict):
+    """What one request may ask for; more is answered with 400 or 413."""
+
+    max_request_bytes: Annotated[int, Field(gt=0)] = 48 * 2**20
+    """Of the body; images and masks travel in it as base64."""
+    max_image_pixels: Annotated[int, Field(gt=0)] = 50_000_000
+    """Read from the image's header, before it is decoded."""
+    min_image_side_px: Annotated[int, Field(gt=0)] = 8
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 50.0
+    max_regions: Annotated[int, Field(gt=0)] = 256
+    max_tokens: Annotated[int, Field(gt=0)] = 256
+    """Of one caption."""
+
+
+class Engine(_Strict):
+    """One vLLM engine; see `ureca.engine.CaptionEngine`."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_model_len: Annotated[int | None, Field(gt=0)] = None
+    max_num_seqs: Annotated[int, Field(gt=0)] = 64
+    tensor_parallel_size: Annotated[int, Field(gt=0)] = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class Autoscaling(_Strict):
+    """Replicas of the captioner: how many, and how many requests (images) each should have at a time."""
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    """0 lets the service fall asleep; the next request then waits for an engine to start."""
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 4
+    max_ongoing_requests: Annotated[int, Field(gt=0)] = 8
+    """A replica takes no more at a time; the rest queues in the ingress."""
+    max_queued_requests: Annotated[int, Field(ge=-1)] = 64
+    """Beyond these the answer is 503; -1: no limit."""
+
+
+class Settings(_Strict):
+    """Of the whole application."""
+
+    model: str | None = None
+    """Folder of an export; None: nano's, which ships in the package."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1
+    """That Ray reserves for a captioner replica."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    """The same; `tensor_parallel_size` GPUs for a model that is split."""
+    limits: Limits = Limits()
+    engine: Engine = Engine()
+    autoscaling: Autoscaling = Autoscaling()
+
+    @property
+    def export_dir(self) -> Path:
+        # Not through ureca.model: the ingress gets by without torch.
+        return Path(self.model) if self.model else Path(ureca.__file__).parent / "model" / "nano_captioner"
+
+    @property
+    def model_name(self) -> str:
+        return self.export_dir.name

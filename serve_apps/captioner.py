@@ -1,0 +1,8 @@
+"""The captioner behind an HTTP API. `serve run serve_apps/captioner.yaml`; options stand in the YAML.
+
+On a cluster: `serve deploy serve_apps/captioner.yaml --address http://HEAD:8265`.
+"""
+
+from ureca.serving import Settings, build
+
+__all__ = ["Settings", "build"]
