@@ -7,6 +7,7 @@
 #
 # PYTHON=python3.11   the interpreter to make .venv with
 # LOCK=requirements-gpu.lock   on a machine with an NVIDIA GPU
+# MODEL=runs/demo/export   what make serve serves; without it the nano captioner of the package
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements.lock
@@ -50,7 +51,7 @@ demo: setup
 	@$(BIN)/python jobs/demo.py
 
 serve: setup
-	$(BIN)/serve run serve_apps/captioner.yaml
+	$(BIN)/serve run $(if $(MODEL),serve_apps.captioner:build model=$(abspath $(MODEL)),serve_apps/captioner.yaml)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache platform/*.egg-info

@@ -13,6 +13,7 @@ def test_help_names_every_subcommand():
     assert done.returncode == 0
     assert "ureca doctor" in done.stdout
     assert "ureca caption PHOTO" in done.stdout
+    assert "ureca serve" in done.stdout
     assert ureca().stdout == done.stdout
 
 

@@ -200,7 +200,10 @@ def config_class_of(file: Path) -> type:
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_shipped_recipe_loads(file):
+def test_every_shipped_recipe_loads(file, monkeypatch):
+    monkeypatch.syspath_prepend(
+        str(CONFIGS.parent)
+    )  # as Python does for a script: the jobs import their bootstrap
     cls = config_class_of(file)
     assert dataclasses.is_dataclass(cls)
     config_from_dict(cls, read_config(file), where=file.name)

@@ -26,7 +26,7 @@ LAYERS = (
     "engine",
     "labeling evaluation",
     "training serving",
-    "doctor",
+    "demo doctor caption",
     "cli",
 )
 LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.split()}
