@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from tests.evaluation.conftest import KnownCaptioner, scene_row
+from labeled_scenes import KnownCaptioner, scene_row
 
 from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError, UrecaError

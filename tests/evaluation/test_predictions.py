@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from tests.evaluation.conftest import KnownCaptioner
+from labeled_scenes import KnownCaptioner
 
 from ureca.errors import InputError
 from ureca.evaluation.predictions import REGIONS_PER_BATCH, Variant, predict, read_predictions

@@ -94,7 +94,10 @@ def outline(segmentation: Rle, *, longest_px: int = 400, tolerance_px: float = 0
         lines = contour_generator(z=(soft > 0) * 255.0).lines(127.5)
     parts = []
     for line in lines:
-        points = _simplified(line - 0.5, tolerance_px)  # minus the padding, plus half a pixel
+        line = line - 0.5  # minus the padding, plus half a pixel
+        points = _simplified(line, tolerance_px)
+        if len(points) < 4:  # a sliver within the tolerance of a line
+            points = line
         if len(points) >= 4:
             parts.append("M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in points[:-1]) + "Z")
     return "".join(parts)
