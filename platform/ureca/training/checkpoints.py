@@ -14,6 +14,7 @@ from typing import Any
 import ray.train
 import torch.distributed
 from ray.train import Checkpoint, Result
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from ureca.errors import CheckpointError
 from ureca.io import read_json, write_json
@@ -67,7 +68,8 @@ def steps_done(plan: Plan) -> int:
         CheckpointError: it was made under another plan, or can't be read.
     """
     folder = Path(plan.directory) / CHECKPOINTS_DIRECTORY
-    if not any(folder.glob("checkpoint_*")):
+    # Ray Train enters a checkpoint here once all workers have reported it; one without an entry may be half.
+    if not (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).is_file():
         return 0
     try:
         checkpoint = Result.from_path(str(folder)).checkpoint

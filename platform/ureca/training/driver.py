@@ -100,13 +100,13 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
     thread.start()
     progress = Progress("train", num_steps, unit="steps")
     metrics = Path(plan.directory) / FILE
+    shown = done
     while thread.is_alive():
         thread.join(_LOOK_EVERY_SECONDS)
         line = last_line(metrics)
-        if line is not None and line["step"] > done:
-            progress.update(
-                line["step"], loss=round(line["loss"], 4), **{"regions/s": line["regions_per_second"]}
-            )
+        if line is not None and line["step"] != shown:
+            shown = line["step"]
+            progress.update(shown, loss=round(line["loss"], 4), **{"regions/s": line["regions_per_second"]})
     progress.close()
     if "error" in outcome:
         raise _users_error(outcome["error"]) from outcome["error"]

@@ -1,0 +1,266 @@
+"""Whole trainings on a real Ray with real DeepSpeed, of a model so small that starting them takes longest.
+
+Four runs are shared by all tests: stage 1 with two workers, with one, with two interrupted twice (Ctrl-C, then
+a killed worker), and stage 2 on top of the first.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from ureca.errors import CheckpointError, InputError
+from ureca.model import Captioner
+from ureca.training import Stage1Config, Stage2Config, TrainingResult, fit
+from ureca.training.checkpoints import steps_done
+from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, OptimizerConfig, WorkersConfig
+from ureca.training.metrics import last_line, read_metrics
+from ureca.training.plan import Plan
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+NUM_STEPS = 70
+# Of the loss, and of each weight on the scale of how far it moved. Sums in another order, 70 times over.
+CURVE_TOLERANCE = 2e-5
+WEIGHT_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Trained:
+    directory: Path
+    config: Stage1Config | Stage2Config
+    result: TrainingResult
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return read_metrics(self.directory / "metrics.jsonl")
+
+    @property
+    def losses(self) -> torch.Tensor:
+        return torch.tensor([line["loss"] for line in self.lines], dtype=torch.float64)
+
+    @property
+    def mask_encoder(self) -> dict[str, torch.Tensor]:
+        return load_file(self.directory / "model" / "mask_encoder.safetensors")
+
+
+def stage1(base: Path, table: Path, *, num_workers: int, zero_stage: int = 1) -> Stage1Config:
+    return Stage1Config(
+        table=str(table),
+        base=str(base),
+        batch=BatchConfig(
+            images_per_step=4, images_per_device=2 if num_workers == 1 else 1, regions_per_image=3
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-3, epochs=NUM_STEPS * 4 / 7),
+        workers=WorkersConfig(num_workers=num_workers, zero_stage=zero_stage, max_failures=1),  # type: ignore[arg-type]
+        checkpoints=CheckpointConfig(every_steps=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def train(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:  # noqa: ARG001
+    def run(config: Stage1Config | Stage2Config) -> Trained:
+        directory = tmp_path_factory.mktemp("run")
+        return Trained(directory, config, fit(config, directory))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_workers(train: Callable[..., Trained], tiny_base: Path, region_table: Path) -> Trained:
+    return train(stage1(tiny_base, region_table, num_workers=2))
+
+
+@pytest.fixture(scope="module")
+def one_worker(train: Callable[..., Trained], tiny_base: Path, region_table: Path) -> Trained:
+    return train(stage1(tiny_base, region_table, num_workers=1, zero_stage=3))
+
+
+@pytest.fixture(scope="module")
+def stage2_run(train: Callable[..., Trained], two_workers: Trained, tiny_base: Path) -> Trained:
+    config = Stage2Config(
+        table=two_workers.config.table,
+        base=str(tiny_base),
+        init=two_workers.result.model,
+        batch=replace(two_workers.config.batch, images_per_step=2),
+        optimizer=OptimizerConfig(learning_rate=3e-3, epochs=4 * 2 / 7),
+        workers=WorkersConfig(num_workers=2, zero_stage=2, max_failures=0),
+        lora=LoraConfig(rank=4),
+    )
+    return train(config)
+
+
+def assert_same_curve(mine: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(mine, other, rtol=CURVE_TOLERANCE, atol=0)
+
+
+def assert_same_training(mine: Trained, other: Trained, start: dict[str, torch.Tensor]) -> None:
+    """Same losses step by step, and weights that differ by little of the way they came."""
+    assert [line["step"] for line in mine.lines] == list(range(1, NUM_STEPS + 1))
+    assert_same_curve(mine.losses, other.losses)
+    for name, weight in other.mask_encoder.items():
+        moved = (weight - start[name]).norm()
+        assert (mine.mask_encoder[name] - weight).norm() <= WEIGHT_TOLERANCE * moved, name
+
+
+@pytest.fixture(scope="module")
+def fresh_mask_encoder(two_workers: Trained) -> dict[str, torch.Tensor]:
+    captioner = Plan.of(two_workers.config, two_workers.directory).captioner()
+    return {name: value.detach().clone() for name, value in captioner.mask_encoder.state_dict().items()}
+
+
+def test_stage_1_learns(two_workers: Trained) -> None:
+    result = two_workers.result
+    assert (result.steps, result.images) == (NUM_STEPS, 7)
+    assert result.loss_last < result.loss_first - 0.1  # as far as a base of random weights can be steered
+    last = two_workers.lines[-1]
+    assert last["num_steps"] == NUM_STEPS
+    assert last["regions_per_second"] > 0
+    assert last["grad_norm"] > 0
+
+
+def test_two_workers_equal_one(
+    two_workers: Trained, one_worker: Trained, fresh_mask_encoder: dict[str, torch.Tensor]
+) -> None:
+    assert_same_training(one_worker, two_workers, fresh_mask_encoder)
+
+
+def test_another_order_of_images_is_noticed(two_workers: Trained) -> None:
+    with pytest.raises(AssertionError):
+        assert_same_curve(two_workers.losses[1:], two_workers.losses[:-1])
+
+
+def test_stage_1_changes_nothing_but_the_mask_encoder(
+    two_workers: Trained, tiny_base: Path, fresh_mask_encoder: dict[str, torch.Tensor]
+) -> None:
+    model = Path(two_workers.result.model)
+    assert not (model / "adapter").exists()
+    # Loading checks the base's hash against the one recorded when training began.
+    trained = Captioner.from_pretrained(model)
+    assert trained.config.base == str(tiny_base)
+    for name, value in trained.mask_encoder.state_dict().items():
+        assert not torch.equal(value, fresh_mask_encoder[name]), f"{name} did not learn"
+
+
+def test_stage_2_changes_nothing_but_lora(stage2_run: Trained, two_workers: Trained) -> None:
+    for name, value in stage2_run.mask_encoder.items():
+        assert torch.equal(value, two_workers.mask_encoder[name]), name
+    adapter = load_file(Path(stage2_run.result.model) / "adapter" / "adapter_model.safetensors")
+    assert adapter
+    assert all("language_model" in name and "lora_" in name for name in adapter)
+    # lora_B starts at zero: whatever is not zero has learned.
+    assert all(value.any() for name, value in adapter.items() if "lora_B" in name)
+    Captioner.from_pretrained(stage2_run.result.model)
+
+
+def job(run_directory: Path, config: Stage1Config) -> list[str]:
+    return [
+        *(sys.executable, str(ROOT / "jobs" / "train_stage1.py")),
+        *(f"--table={config.table}", f"--base={config.base}", f"--run_directory={run_directory}"),
+        *(f"--batch.{name}={value}" for name, value in vars(config.batch).items()),
+        f"--optimizer.learning_rate={config.optimizer.learning_rate}",
+        f"--optimizer.epochs={config.optimizer.epochs}",
+        f"--workers.num_workers={config.workers.num_workers}",
+        f"--workers.max_failures={config.workers.max_failures}",
+        f"--checkpoints.every_steps={config.checkpoints.every_steps}",
+    ]
+
+
+def wait_for_step(plan: Plan, step: int, process: "subprocess.Popen[str]") -> None:
+    """Until a checkpoint of at least so many steps can be gone on from, and a step after it is done."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        done = steps_done(plan)
+        line = last_line(Path(plan.directory) / "metrics.jsonl")
+        if done >= step and line is not None and line["step"] > done:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"never came to step {step}: {process.communicate()[1]}")
+
+
+def training_workers() -> Iterator[psutil.Process]:
+    for process in psutil.process_iter(["cmdline"]):
+        if any("RayTrainWorker" in word for word in process.info["cmdline"] or []):
+            yield process
+
+
+@pytest.fixture(scope="module")
+def interrupted(two_workers: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The run of `two_workers` as a job, ended with Ctrl-C, started again, and one of its workers killed."""
+    directory = tmp_path_factory.mktemp("interrupted")
+    config = two_workers.config
+    assert isinstance(config, Stage1Config)
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = job(directory, config)
+    options: dict[str, Any] = {"env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+
+    plan = Plan.of(config, directory)
+    with subprocess.Popen(command, text=True, **options) as process:
+        wait_for_step(plan, 8, process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on where it was" in errors
+    done = steps_done(plan)
+    assert 0 < done < NUM_STEPS, "it was over before it could be interrupted"
+
+    with subprocess.Popen(command, text=True, **options) as process:
+        wait_for_step(plan, done + 8, process)
+        next(training_workers()).kill()
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert f"at step {done + 1} of {NUM_STEPS}" in errors
+    assert "loss_last" in output
+    return Trained(directory, config, fit(config, directory))
+
+
+def test_interrupted_training_goes_on_as_if_it_had_not_been(
+    interrupted: Trained, two_workers: Trained, fresh_mask_encoder: dict[str, torch.Tensor]
+) -> None:
+    assert_same_training(interrupted, two_workers, fresh_mask_encoder)
+
+
+def test_finished_training_is_not_repeated(two_workers: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(two_workers.config, two_workers.directory) == two_workers.result
+    assert "is there already: all 70 steps were done" in capsys.readouterr().err
+
+
+def test_only_the_newest_checkpoints_stay_and_they_leave_out_the_base(two_workers: Trained) -> None:
+    checkpoints = sorted((two_workers.directory / "checkpoints").glob("checkpoint_2*"))
+    assert [json.loads((c / "record.json").read_text())["step"] for c in checkpoints] == [64, 70]
+    model = torch.load(checkpoints[-1] / "state" / "mp_rank_00_model_states.pt", weights_only=False)
+    # The tied head stays: DeepSpeed knows the shared weight by the embeddings' name only.
+    others = [name for name in model["module"] if not name.startswith("mask_encoder.")]
+    assert others == ["base.lm_head.weight"]
+
+
+def test_other_settings_are_refused_and_both_named(two_workers: Trained) -> None:
+    other = replace(two_workers.config, seed=7, workers=WorkersConfig(num_workers=1))
+    with pytest.raises(CheckpointError, match=r"workers\.num_workers=2 there, 1 here; seed=0 there, 7 here"):
+        fit(other, two_workers.directory)
+
+
+def test_unreadable_checkpoints_are_refused(two_workers: Trained, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "9')
+    with pytest.raises(CheckpointError, match="its checkpoints can't be read"):
+        fit(two_workers.config, tmp_path)
+
+
+def test_missing_table_is_told_before_anything_starts(two_workers: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no parquet file in it"):
+        fit(replace(two_workers.config, table=str(tmp_path)), tmp_path)
