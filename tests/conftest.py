@@ -20,7 +20,7 @@ os.environ.update(
 
 import pytest  # noqa: E402
 
-pytest_plugins = ["tiny"]
+pytest_plugins = ["tiny", "exports"]
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +41,23 @@ def s3_bucket() -> Iterator[str]:
         boto3.client("s3").create_bucket(Bucket="ureca-test")
         yield "s3://ureca-test"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Address of the one Ray that all tests share; this process has joined it, others may with RAY_ADDRESS.
+
+    Four logical CPUs however few there are: workers mostly wait for each other.
+    """
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=512 * 2**20,
+        logging_level="warning",
+        log_to_driver=False,
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()

@@ -1,0 +1,27 @@
+#!/usr/bin/env python
+"""Label a corpus: photos with masks in, a region table with three captions for every region out.
+
+Laptop:   python jobs/label_corpus.py --sources=photos,scenes --run_directory=runs/label_corpus
+Cluster:  ray job submit --working-dir . -- python jobs/label_corpus.py --sources=s3://… --table=s3://….parquet
+The same command again goes on where it was.
+Next: python jobs/train_stage1.py --config stage1_nano --table runs/label_corpus/regions.parquet
+"""
+
+import dataclasses
+
+import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+
+from ureca.config import load_config
+from ureca.labeling import LabelConfig, label_corpus
+from ureca.runs import Run, run_job
+
+
+def main() -> None:
+    config = load_config(LabelConfig, description=__doc__ or "")  # YAML, then --section.key=value
+    run = Run.start("label_corpus", config, directory=config.run_directory or None)
+    summary = label_corpus(config, run.directory)  # mask trees, four passes, verification: on Ray Data
+    run.finish(dataclasses.asdict(summary))  # summary.json
+
+
+if __name__ == "__main__":
+    run_job(main)
