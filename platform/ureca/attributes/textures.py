@@ -130,5 +130,6 @@ def _name_correlation(correlation: np.ndarray, longest_period: float) -> str:
     half_y, half_x = (np.array(np.unravel_index(peak, ring.shape)) + _MAX_SHIFT) // 2
     halfway = correlation[half_y, half_x]
     if highest > 0.45 and halfway < highest - 0.2:
-        return "checkered" if halfway > 0.08 else "dotted"
+        # On a chessboard nothing lies halfway, but one field on, every color is the other one.
+        return "checkered" if halfway > 0.08 or correlation.min() < -0.8 else "dotted"
     return "speckled" if along[:, 3].mean() < 0.2 else "smooth"
