@@ -1,11 +1,13 @@
 """Configuration: layers, types, refusals, help, and that every shipped file loads."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from job_configs import JOBS, config_class
 
 from ureca.config import config_from_dict, config_to_dict, field_docs, load_config, read_config, save_config
 from ureca.errors import ConfigError
@@ -175,36 +177,20 @@ def test_docs_of_a_base_class_are_kept():
     assert field_docs(Tuned) == {"learning_rate": "Peak learning rate.", "decay": "Weight decay."}
 
 
-CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+CONFIGS = JOBS / "configs"
 
 
-def config_class_of(file: Path) -> type:
-    """The class that the job named in a recipe's head loads: `python jobs/<job>.py --config …`."""
-    import ast
-    import importlib.util
-    import re
-
+def job_of(file: Path) -> str:
+    """The job that a recipe's head names: `python jobs/<job>.py --config …`."""
     head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
     named = re.search(r"python jobs/(\w+)\.py", head)
     assert named, f"{file.name}: its head comment must give the command `python jobs/<job>.py --config …`"
-    script = CONFIGS.parent / f"{named[1]}.py"
-    calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
-    loads = [call for call in calls if getattr(call.func, "id", "") == "load_config"]
-    assert len(loads) == 1, f"{script.name}: expected one load_config(Class, …), found {len(loads)}"
-    spec = importlib.util.spec_from_file_location(f"job_{named[1]}", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, ast.unparse(loads[0].args[0]))
+    return named[1]
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_shipped_recipe_loads(file, monkeypatch):
-    monkeypatch.syspath_prepend(
-        str(CONFIGS.parent)
-    )  # as Python does for a script: the jobs import their bootstrap
-    cls = config_class_of(file)
+def test_every_shipped_recipe_loads(file):
+    cls = config_class(job_of(file))
     assert dataclasses.is_dataclass(cls)
     config_from_dict(cls, read_config(file), where=file.name)
 
