@@ -103,6 +103,7 @@ _ORDER = re.compile(
 _CELL = re.compile(rf"\bcolumn {_any_of(NUMBERS)},? (?:and )?row {_any_of(NUMBERS)}\b")
 _IN_PICTURE = re.compile(rf"\b{_any_of(_PLACE_NAMES)} of (?:the |a )?picture\b")
 _IN_PARENT = re.compile(rf"\b{_any_of((*_PLACE_NAMES, MOST))} of (?:the |a |an )?(?=\w)")
+_ORDER_COST = 0.01
 _ONE_COLOR = rf"(dark |light )?{_any_of(tuple(COLORS))}\b"
 _COLOR = re.compile(rf"\b{_ONE_COLOR}(?: and {_ONE_COLOR})?")
 
@@ -208,7 +209,8 @@ def fit_scores(claims: Claims, regions: Sequence[RegionAttributes]) -> list[floa
     """How well the claims fit each region of an image (0..1), order included.
 
     An order ("the second from the left of three alike") chooses among the regions that the rest fits best;
-    the others of them lose half of their score. If they are not as many as it says, it chooses nothing.
+    the others of them lose less than any untrue claim costs. If they are not as many as it says, it chooses
+    nothing.
     """
     scores = [match_score(claims, index, regions) for index in range(len(regions))]
     best = max(scores, default=0.0)
@@ -217,7 +219,7 @@ def fit_scores(claims: Claims, regions: Sequence[RegionAttributes]) -> list[floa
         chosen = in_order(alike, claims.order.by, regions)[claims.order.rank - 1]
         for index in alike:
             if index != chosen:
-                scores[index] /= 2
+                scores[index] -= _ORDER_COST
     return scores
 
 

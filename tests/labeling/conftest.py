@@ -1,0 +1,60 @@
+"""Small corpora to label, good and bad."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ureca.scenes import write_scenes
+
+NUM_SCENES = 12
+
+BAD_IMAGES = {
+    "bad/empty_mask": "MaskError",
+    "bad/json_without_image": "ImageError",
+    "bad/photo_without_masks": "InputError",
+    "bad/rle_of_other_size": "MaskSizeError",
+    "bad/truncated": "ImageError",
+}
+
+
+def spoil(folder: Path) -> None:
+    """Make five images in `folder`, each wrong in its own way, named after the fault."""
+    write_scenes(folder, range(500, 505))
+    (folder / "scenes.jsonl").unlink()
+    pairs = sorted(folder.glob("*.jpg"))
+    for image_id, photo in zip(sorted(BAD_IMAGES), pairs, strict=True):
+        name = image_id.removeprefix("bad/")
+        photo.rename(folder / f"{name}.jpg")
+        photo.with_suffix(".json").rename(folder / f"{name}.json")
+
+    def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+        record = json.loads((folder / f"{name}.json").read_text())
+        change(record)
+        (folder / f"{name}.json").write_text(json.dumps(record))
+
+    edit("empty_mask", lambda record: record["annotations"][0].update(
+        segmentation={"size": [256, 256], "counts": [256 * 256]}))  # fmt: skip
+    edit("rle_of_other_size", lambda record: record["annotations"][0].update(
+        segmentation={"size": [256, 250], "counts": [0, 256 * 250]}))  # fmt: skip
+    (folder / "json_without_image.jpg").unlink()
+    (folder / "photo_without_masks.json").unlink()
+    whole = (folder / "truncated.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.fixture(scope="session")
+def bad_images() -> dict[str, str]:
+    """Image id -> the class of the error that the image is set aside with."""
+    return BAD_IMAGES
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve drawn scenes, and five bad images in its subfolder bad."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_scenes(folder, range(NUM_SCENES))
+    spoil(folder / "bad")
+    return folder
