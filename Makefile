@@ -1,7 +1,7 @@
 # make demo    no GPU: label, train, evaluate and serve on this machine
 # make test    every check and test
 # make check   the same without what starts Ray, DeepSpeed, vLLM or a browser
-# make serve   the captioner's HTTP API and its page on localhost:8000, until Ctrl-C
+# make serve   the captioner's HTTP API on localhost:8000, until Ctrl-C
 # make setup   only install (every target does it first, once)
 # make clean   remove the environment and the caches; runs/ stays
 #
@@ -31,9 +31,10 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "error: Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1). Install it (uv python install 3.11," \
 	       "pyenv install 3.11, or your system's package) and name it: make setup PYTHON=python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing $(LOCK) into $(VENV): about 3 minutes and 4 GB, once"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r $(LOCK)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 lint: setup
