@@ -1,10 +1,10 @@
-"""Refuse a request body that is too large before it is read into memory."""
+"""Refuse a request body that is too large before all of it is in memory."""
 
 import json
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ureca.serving.errors import RequestError, error_body
+from ureca.serving.errors import error_body
 
 __all__ = ["BodyLimit"]
 
@@ -24,23 +24,32 @@ class BodyLimit:
         if length.isdigit() and int(length) > self._max_bytes:
             await self._refuse(send)
             return
-        num_received = 0
-
-        async def counted() -> Message:
-            nonlocal num_received
+        body, more = bytearray(), True
+        while more:
             message = await receive()
-            num_received += len(message.get("body", b""))
-            if num_received > self._max_bytes:
-                raise RequestError(self._message(), status=413, kind="too_large")
-            return message
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > self._max_bytes:
+                await self._refuse(send)
+                return
+            more = message.get("more_body", False)
+        given = False
 
-        await self._app(scope, counted, send)
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()  # tells of a client that leaves
+            given = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self._app(scope, replay, send)
 
     async def _refuse(self, send: Send) -> None:
-        body = json.dumps(error_body("too_large", self._message())).encode()
+        message = (
+            f"the body has more than {self._max_bytes} bytes. Scale the image down, or send fewer masks."
+        )
+        body = json.dumps(error_body("too_large", message)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-    def _message(self) -> str:
-        return f"the body has more than {self._max_bytes} bytes. Scale the image down, or send fewer masks."

@@ -61,17 +61,15 @@ def _check_header(data: bytes, limits: Limits) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=[name.upper() for name in IMAGE_TYPES]) as image:
             width, height = image.size
             frames = getattr(image, "n_frames", 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(f"image: {error}".rstrip(".")) from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise _bad_image(
             f"image: not a {', '.join(IMAGE_TYPES)} file that can be read ({len(data)} bytes)"
         ) from error
     if width * height > limits.max_image_pixels:
-        raise RequestError(
-            f"image: {width} x {height} pixels, this service takes {limits.max_image_pixels} in all. "
-            "Scale the image and its masks down.",
-            status=413,
-            kind="too_large",
-            param="image",
+        raise _too_large(
+            f"image: {width} x {height} pixels, this service takes {limits.max_image_pixels} in all"
         )
     if min(width, height) < limits.min_image_side_px:
         raise _bad_image(
@@ -177,6 +175,11 @@ def _from_base64(text: str) -> bytes | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _too_large(finding: str) -> RequestError:
+    remedy = "Scale the image and its masks down."
+    return RequestError(f"{finding}. {remedy}", status=413, kind="too_large", param="image")
 
 
 def _bad_image(message: str) -> RequestError:

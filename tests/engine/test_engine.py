@@ -1,0 +1,153 @@
+"""The vLLM engine itself: started once, on random weights."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from ureca.engine import CaptionEngine, compare_with_transformers
+from ureca.engine.caption import Caption
+from ureca.errors import ConfigError, InputError
+from ureca.model import Captioner
+from ureca.regions.rle import box_to_rle
+
+pytestmark = pytest.mark.slow
+
+WIDE, SQUARE = (256, 700), (256, 256)
+BLOCK = 128  # tokens, of vLLM's KV cache on a CPU
+
+
+def picture(size: tuple[int, int], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+def boxes(size: tuple[int, int], count: int) -> list:
+    height, width = size
+    step = width // (count + 1)
+    return [box_to_rle((i * step, 10 * i, i * step + 60, height - 20 * i), size) for i in range(count)]
+
+
+def queries(engine: CaptionEngine, count: int) -> list[str]:
+    styles = ("brief", "detailed", "unique")
+    return [engine.prompts.processor.query(styles[index % 3]) for index in range(count)]
+
+
+def num_unfinished(engine: CaptionEngine) -> int:
+    return engine._llm.output_processor.get_num_unfinished_requests()
+
+
+@pytest.fixture(scope="module")
+def engine(running_engine):
+    return running_engine.engine
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_export):
+    return Captioner.from_pretrained(tiny_export)
+
+
+@pytest.mark.parametrize("size", [WIDE, SQUARE])
+def test_captions_equal_transformers_token_for_token(running_engine, engine, captioner, size):
+    image, rles, asked = picture(size, 1), boxes(size, 6), queries(engine, 6)
+    captions = running_engine.run(engine.caption(image, rles, asked, max_tokens=24))
+    assert len({caption.token_ids for caption in captions}) > 3, "alike captions would prove nothing"
+    found = compare_with_transformers(captioner, image, rles, asked, captions, max_tokens=24)
+    assert found.requests == 6
+    assert found.holds, found.differing
+    assert found.equal >= 5
+
+
+def test_a_token_that_is_not_the_likeliest_is_noticed(running_engine, engine, captioner):
+    image, rles, asked = picture(SQUARE, 1), boxes(SQUARE, 2), queries(engine, 2)
+    first, second = running_engine.run(engine.caption(image, rles, asked, max_tokens=8))
+    ids = (*first.token_ids[:3], (first.token_ids[3] + 1) % 600, *first.token_ids[4:])
+    altered = Caption(first.text, first.finish_reason, ids, 0, 0, 8)
+    found = compare_with_transformers(captioner, image, rles, asked, [altered, second], max_tokens=8)
+    assert not found.holds
+    assert [(each.request, each.position) for each in found.differing] == [(0, 3)]
+    assert found.differing[0].margin > 1e-3
+
+
+def test_regions_find_the_image_prefix_of_the_first_one_in_the_cache(running_engine, engine):
+    captions = running_engine.run(
+        engine.caption(picture(WIDE, 2), boxes(WIDE, 4), queries(engine, 4), max_tokens=4)
+    )
+    prefix = len(engine.prompts.image(picture(WIDE, 2)).prefix_ids)
+    assert [caption.cached_tokens for caption in captions] == [0, *[prefix // BLOCK * BLOCK] * 3]
+    again = running_engine.run(
+        engine.caption(picture(WIDE, 2), boxes(WIDE, 1), queries(engine, 1), max_tokens=4)
+    )
+    assert again[0].cached_tokens >= prefix // BLOCK * BLOCK
+
+
+def test_the_mask_decides_and_the_cache_does_not(running_engine, engine):
+    image, rles, asked = picture(WIDE, 3), boxes(WIDE, 5), queries(engine, 1) * 5
+    together = running_engine.run(engine.caption(image, rles, asked, max_tokens=12))
+    for rle, query, expected in zip(rles, asked, together, strict=True):
+        [alone] = running_engine.run(engine.caption(image, [rle], [query], max_tokens=12))
+        assert alone.token_ids == expected.token_ids
+    assert len({caption.token_ids for caption in together}) > 1
+
+
+def test_stream_tells_every_piece_and_then_the_whole(running_engine, engine):
+    async def collect() -> list:
+        stream = engine.stream(picture(SQUARE, 4), boxes(SQUARE, 3), queries(engine, 3), max_tokens=12)
+        return [event async for event in stream]
+
+    events = running_engine.run(collect())
+    for index in range(3):
+        own = [event for number, event in events if number == index]
+        *pieces, whole = own
+        assert isinstance(whole, Caption)
+        assert all(isinstance(piece, str) for piece in pieces)
+        assert " ".join("".join(pieces).split()) == whole.text
+        assert whole.completion_tokens == len(whole.token_ids)
+        assert whole.finish_reason == ("length" if whole.completion_tokens == 12 else "stop")
+    first_of_second = next(place for place, (number, _) in enumerate(events) if number == 1)
+    assert any(number == 0 for number, _ in events[:first_of_second]), "the first region goes first"
+
+
+def test_closing_a_stream_or_cancelling_a_call_ends_its_requests(running_engine, engine):
+    image, rles, asked = picture(SQUARE, 5), boxes(SQUARE, 6), queries(engine, 6)
+
+    async def close_early() -> int:
+        stream = engine.stream(image, rles, asked, max_tokens=200)
+        async for _ in stream:
+            if num_unfinished(engine) > 2:
+                break
+        await stream.aclose()
+        return num_unfinished(engine)
+
+    async def cancel() -> int:
+        call = asyncio.create_task(engine.caption(image, rles, asked, max_tokens=200))
+        while num_unfinished(engine) < 2:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        return num_unfinished(engine)
+
+    assert running_engine.run(close_early()) == 0
+    assert running_engine.run(cancel()) == 0
+    running_engine.run(engine.check_health())
+
+
+def test_a_prompt_that_does_not_fit_is_refused_and_the_engine_lives(running_engine, engine):
+    with pytest.raises(InputError, match=r"a caption of 5000 do not fit the engine's max_model_len="):
+        running_engine.run(engine.caption(picture(SQUARE, 6), [None], ["q"], max_tokens=5000))
+    running_engine.run(engine.check_health())
+
+
+def test_ids_unlike_those_of_training_are_noticed(running_engine, engine, monkeypatch):
+    sent = engine.prompts.sent_ids
+    monkeypatch.setattr(engine.prompts, "sent_ids", lambda *arguments: sent(*arguments)[:-1])
+    with pytest.raises(RuntimeError, match="other token ids than the captioner was trained on"):
+        running_engine.run(engine.caption(picture(SQUARE, 7), boxes(SQUARE, 1), ["q"]))
+    assert num_unfinished(engine) == 0
+
+
+def test_an_engine_that_was_not_started_is_not_healthy(tiny_export):
+    with pytest.raises(RuntimeError, match="was not started"):
+        asyncio.run(CaptionEngine(tiny_export).check_health())
+    with pytest.raises(ConfigError, match="engine dtype='float16'"):
+        CaptionEngine(tiny_export, dtype="float16")

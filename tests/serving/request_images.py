@@ -1,0 +1,41 @@
+"""Small images as requests hold them."""
+
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 40, 60
+
+
+def encoded(image: Image.Image, kind: str = "png", **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def data_url(image: Image.Image, kind: str = "png", **options: object) -> str:
+    return f"data:image/{kind};base64,{encoded(image, kind, **options)}"
+
+
+def photo(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def png_of_a_size_it_does_not_hold(width: int, height: int) -> str:
+    """A PNG whose header promises more pixels than any machine has, in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    file = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+    return base64.b64encode(file).decode()

@@ -1,0 +1,76 @@
+"""The client against the API over real HTTP."""
+
+import time
+
+import numpy as np
+import pytest
+from request_images import photo
+
+from ureca.errors import ImageError, UrecaError
+from ureca.regions.rle import box_to_rle
+from ureca.serving.client import Client, RegionCaption, ServiceError
+
+RLE = box_to_rle((10, 5, 30, 15), (40, 60))
+
+
+@pytest.fixture
+def client(api_url):
+    with Client(api_url) as client:
+        yield client
+
+
+def test_an_image_may_come_in_any_form(client, backend, tmp_path):
+    photo().save(tmp_path / "photo.png")
+    file = tmp_path / "photo.png"
+    for image in (file, str(file), file.read_bytes(), np.asarray(photo()), photo()):
+        [answer] = client.caption(image, [{"id": "7", "rle": RLE}], style="brief")
+        assert answer == RegionCaption("7", "brief 200 at 10,5,20,10", None, "stop")
+    assert all(np.array_equal(call.image, np.asarray(photo())) for call in backend.calls)
+
+
+def test_an_rle_alone_is_a_region_and_a_faulty_one_an_answer(client):
+    good, bad = client.caption(photo(), [RLE, {"id": "x", "box": [0, 0, 0, 0]}])
+    assert good == RegionCaption("0", "unique 200 at 10,5,20,10", None, "stop")
+    assert (bad.id, bad.caption) == ("x", None)
+    assert bad.error == "box: width 0, height 0; both must be above 0: [x, y, width, height]."
+
+
+def test_stream_gives_pieces_then_the_answer(client):
+    told = list(client.stream(photo(), [RLE, {"id": "x"}]))
+    assert told[0][0] == "x"
+    assert isinstance(told[0][1], RegionCaption)
+    assert "".join(piece for _, piece in told[1:-1]) == "unique 200 at 10,5,20,10"
+    assert told[-1] == ("0", RegionCaption("0", "unique 200 at 10,5,20,10", None, "stop"))
+
+
+def test_a_closed_stream_ends_the_work_behind_it(client, backend):
+    stream = client.stream(photo(), [{"id": str(n), "rle": RLE} for n in range(8)])
+    next(stream)
+    stream.close()
+    deadline = time.monotonic() + 5
+    while backend.num_closed < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert backend.num_closed == 1
+
+
+def test_what_the_service_refuses_is_raised_in_its_words(client, backend):
+    with pytest.raises(ServiceError, match="style: Input should be 'brief', 'detailed' or 'unique'"):
+        client.caption(photo(), [RLE], style="poetic")
+    with pytest.raises(ServiceError, match="max_tokens: 100, this service gives at most 64"):
+        list(client.stream(photo(), [RLE], max_tokens=100))
+    backend.failure = ZeroDivisionError()
+    with pytest.raises(ServiceError, match="the service's log says why"):
+        list(client.stream(photo(), [RLE]))
+    assert issubclass(ServiceError, UrecaError)
+
+
+def test_a_missing_file_or_service_is_said(client):
+    with pytest.raises(ImageError, match=r"nothing\.jpg: No such file or directory"):
+        client.caption("nothing.jpg", [RLE])
+    with Client("http://127.0.0.1:9", timeout_seconds=2) as nobody:
+        assert not nobody.is_ready()
+        with pytest.raises(
+            ServiceError, match=r"http://127\.0\.0\.1:9: ConnectError.*`make serve` starts one"
+        ):
+            nobody.caption(photo(), [RLE])
+    assert client.is_ready()
