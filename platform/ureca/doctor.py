@@ -168,10 +168,10 @@ def java() -> Finding:
 
 
 def chromium() -> Finding:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
+    path = shutil.which("chromium")
     if path is None:
         return Finding(
-            "Chromium", "note", "not found", "Only the page's test wants it: apt-get install chromium."
+            "Chromium", "note", "not found", "Only the report's test wants it: apt-get install chromium."
         )
     return Finding("Chromium", "ok", path)
 
