@@ -14,11 +14,8 @@ Types: bool, int, float, str, Path, Literal, Optional and unions of these, list,
 dataclasses.
 """
 
-import ast
 import dataclasses
 import difflib
-import functools
-import inspect
 import os
 import sys
 import textwrap
@@ -31,9 +28,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from ureca.errors import ConfigError
+from ureca.fields import dataclass_in, default_of, field_docs, field_types, type_name
 from ureca.io import exists, read_bytes, write_bytes
 
-__all__ = ["config_from_dict", "config_to_dict", "field_docs", "load_config", "save_config"]
+__all__ = ["config_from_dict", "config_to_dict", "find_config", "load_config", "read_config", "save_config"]
 
 T = TypeVar("T")
 
@@ -163,7 +161,7 @@ def _override(cls: type, mapping: dict[str, Any], key: str, text: str) -> None:
     for depth, section in enumerate(sections):
         prefix = ".".join(sections[: depth + 1])
         _check_key(known, section, prefix=".".join(sections[:depth]), where="command line")
-        inner = _dataclass_in(_types(known)[section])
+        inner = dataclass_in(field_types(known)[section])
         if inner is None:
             raise ConfigError(
                 f"command line: --{key}: {prefix} is a value, not a section. Set --{prefix} itself."
@@ -176,21 +174,6 @@ def _override(cls: type, mapping: dict[str, Any], key: str, text: str) -> None:
 
 
 # ------------------------------------------------------------------ values
-
-
-def _types(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _dataclass_in(annotation: Any) -> type | None:
-    """The dataclass that a field holds, seen through Optional; None for a plain value."""
-    if dataclasses.is_dataclass(annotation):
-        return typing.cast(type, annotation)
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next(
-            (typing.cast(type, arg) for arg in get_args(annotation) if dataclasses.is_dataclass(arg)), None
-        )
-    return None
 
 
 def _keys(cls: type) -> list[str]:
@@ -223,21 +206,15 @@ def _build(cls: type[T], mapping: Mapping[str, Any], *, where: str, prefix: str,
     for name, raw in mapping.items():
         _check_key(cls, str(name), prefix=prefix, where=where)
         full = f"{prefix}.{name}" if prefix else name
-        default = values[name] if name in values else _default(defaults[name])
-        values[name] = _convert(_types(cls)[name], raw, where=where, key=full, default=default)
+        default = values[name] if name in values else default_of(defaults[name])
+        values[name] = _convert(field_types(cls)[name], raw, where=where, key=full, default=default)
     for name, field in defaults.items():
-        if field.init and name not in values and _default(field) is dataclasses.MISSING:
+        if field.init and name not in values and default_of(field) is dataclasses.MISSING:
             full = f"{prefix}.{name}" if prefix else name
             raise ConfigError(
                 f"{where}: {full} is missing and has no default. Set it there or with --{full}=VALUE."
             )
     return cls(**values)
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _convert(annotation: Any, raw: Any, *, where: str, key: str, default: Any = dataclasses.MISSING) -> Any:
@@ -271,7 +248,7 @@ def _convert(annotation: Any, raw: Any, *, where: str, key: str, default: Any = 
         value = _convert_scalar(annotation, raw)
         if value is not None:
             return value
-    raise ConfigError(f"{where}: {key}={raw!s}: expected {_type_name(annotation)}, got {_shown(raw)}.")
+    raise ConfigError(f"{where}: {key}={raw!s}: expected {type_name(annotation)}, got {_shown(raw)}.")
 
 
 def _convert_scalar(annotation: Any, raw: Any) -> Any:
@@ -307,7 +284,7 @@ def _convert_union(annotation: Any, raw: Any, *, where: str, key: str, default: 
     plain = [member for member in members if member is not type(None)]
     if len(plain) == 1 and error is not None:
         raise error
-    raise ConfigError(f"{where}: {key}={raw!s}: expected {_type_name(annotation)}, got {_shown(raw)}.")
+    raise ConfigError(f"{where}: {key}={raw!s}: expected {type_name(annotation)}, got {_shown(raw)}.")
 
 
 def _convert_sequence(annotation: Any, raw: Any, *, where: str, key: str) -> Any:
@@ -317,7 +294,7 @@ def _convert_sequence(annotation: Any, raw: Any, *, where: str, key: str) -> Any
     else:
         items = _container(raw, where=where, key=key)
     if not isinstance(items, list | tuple):
-        raise ConfigError(f"{where}: {key}={raw!s}: expected {_type_name(annotation)}, got {_shown(raw)}.")
+        raise ConfigError(f"{where}: {key}={raw!s}: expected {type_name(annotation)}, got {_shown(raw)}.")
     fixed = origin is tuple and arguments[-1] is not Ellipsis
     if fixed and len(items) != len(arguments):
         raise ConfigError(f"{where}: {key}={raw!s}: expected {len(arguments)} values, got {len(items)}.")
@@ -342,42 +319,7 @@ def _shown(raw: Any) -> str:
     return f"the text {str(raw)!r}" if isinstance(raw, str) else f"{type(raw).__name__} {raw!r}"
 
 
-def _type_name(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else _type_name(a) for a in arguments)
-    if origin is Literal:
-        return "|".join(str(a) for a in arguments)
-    if origin in (list, tuple, dict):
-        return f"{origin.__name__}[{', '.join('...' if a is Ellipsis else _type_name(a) for a in arguments)}]"
-    return getattr(annotation, "__name__", str(annotation)).lower()
-
-
 # ------------------------------------------------------------------ help
-
-
-@functools.cache
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field, from the class's source; base classes included."""
-    docs: dict[str, str] = {}
-    for owner in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
-        try:
-            source = textwrap.dedent(inspect.getsource(owner))
-        except (OSError, TypeError):  # made at run time: no source, no help texts
-            continue
-        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-        for statement, following in zip(body, body[1:], strict=False):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(following, ast.Expr)
-                and isinstance(following.value, ast.Constant)
-                and isinstance(following.value.value, str)
-            ):
-                docs[statement.target.id] = inspect.cleandoc(following.value.value)
-    return docs
 
 
 def _help(cls: type, description: str) -> str:
@@ -393,10 +335,10 @@ def _help_fields(cls: type, *, prefix: str, base: Any) -> list[str]:
         if not field.init:
             continue
         key = f"{prefix}{field.name}"
-        annotation = _types(cls)[field.name]
-        default = getattr(base, field.name) if base is not None else _default(field)
+        annotation = field_types(cls)[field.name]
+        default = getattr(base, field.name) if base is not None else default_of(field)
         doc = field_docs(cls).get(field.name, "")
-        inner = _dataclass_in(annotation)
+        inner = dataclass_in(annotation)
         if inner is not None:
             if doc:
                 lines += [f"  {key}: {' '.join(doc.split())}"]
@@ -405,7 +347,7 @@ def _help_fields(cls: type, *, prefix: str, base: Any) -> list[str]:
             )
             continue
         shown = "required" if default is dataclasses.MISSING else f"default {_flow(default)}"
-        lines.append(f"  --{key}  {_type_name(annotation)}, {shown}")
+        lines.append(f"  --{key}  {type_name(annotation)}, {shown}")
         lines += textwrap.wrap(doc, width=100, initial_indent="      ", subsequent_indent="      ")
     return lines
 
