@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 import ureca.model.captioner as captioner_module
 from ureca.model import Captioner, Example, RegionExample, pack
 from ureca.model.packing import PADDING, PREFIX, BranchLayout, attend
 from ureca.regions.rle import encode_mask
 
 
-def drawn_example(num_regions: int, *, seed: int, size: tuple[int, int] = (300, 500), cue: bool = True) -> Example:
+def drawn_example(
+    num_regions: int, *, seed: int, size: tuple[int, int] = (300, 500), cue: bool = True
+) -> Example:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     regions = []
@@ -24,7 +27,9 @@ def drawn_example(num_regions: int, *, seed: int, size: tuple[int, int] = (300, 
     return Example(image, tuple(regions))
 
 
-def loss_and_gradients(captioner: Captioner, examples: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    captioner: Captioner, examples: list[Example]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Summed loss over `examples`, packed into one batch, and the gradient of each parameter."""
     captioner.zero_grad()
     loss, count = captioner(pack(examples, captioner.processor, **captioner.pack_options()))
@@ -33,7 +38,9 @@ def loss_and_gradients(captioner: Captioner, examples: list[Example]) -> tuple[t
     return loss.detach() / count, {n: g / count for n, g in gradients.items()}
 
 
-def one_region_at_a_time(captioner: Captioner, examples: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def one_region_at_a_time(
+    captioner: Captioner, examples: list[Example]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     captioner.zero_grad()
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for example in examples:
@@ -50,7 +57,9 @@ def assert_same(left: tuple, right: tuple) -> None:
     torch.testing.assert_close(left[0], right[0], rtol=1e-5, atol=1e-12)
     assert left[1].keys() == right[1].keys()
     for name in left[1]:
-        torch.testing.assert_close(left[1][name], right[1][name], rtol=1e-5, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            left[1][name], right[1][name], rtol=1e-5, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("num_regions", [[1], [3], [2, 5]], ids=str)
@@ -58,17 +67,23 @@ def test_packed_loss_and_gradients_equal_separate_sequences(
     tiny_captioner_f64: Captioner, num_regions: list[int]
 ) -> None:
     examples = [drawn_example(n, seed=i) for i, n in enumerate(num_regions)]
-    assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
+    assert_same(
+        loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples)
+    )
 
 
 def test_images_of_other_grids_pack_into_one_batch(tiny_captioner_f64: Captioner) -> None:
     examples = [drawn_example(2, seed=1, size=(200, 200)), drawn_example(2, seed=2, size=(200, 640))]
-    assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
+    assert_same(
+        loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples)
+    )
 
 
 def test_regions_without_a_cue_pack_too(tiny_captioner_f64: Captioner) -> None:
     examples = [drawn_example(3, seed=3, cue=False)]
-    assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
+    assert_same(
+        loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples)
+    )
 
 
 def test_attention_leaking_between_branches_is_noticed(

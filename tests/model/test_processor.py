@@ -1,6 +1,7 @@
 """The sequence: image prefix, mask tokens, query, caption, as transformers' own processor and template write it."""
 
 import numpy as np
+
 from ureca.model import Captioner
 from ureca.model.processor import location_token
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ureca.corpus import ImageRow, write_regions
+from ureca.corpus import ImageRow, split_heldout, write_regions
 from ureca.errors import ImageError, InputError
 from ureca.model import CaptionerProcessor
 from ureca.training.examples import LabeledImages, make_example
@@ -17,6 +17,14 @@ def processor(tiny_base: Path) -> CaptionerProcessor:
 def test_labeled_images_in_the_order_of_their_ids(region_table: Path) -> None:
     images = LabeledImages(str(region_table))
     assert [images[i].image_id for i in range(len(images))] == [f"image{i:02d}" for i in range(7)]
+
+
+def test_heldout_images_are_not_learned_from_and_are_those_that_evaluation_takes(region_table: Path) -> None:
+    heldout = split_heldout([f"image{i:02d}" for i in range(7)], 0.3, seed=4).heldout
+    images = LabeledImages(str(region_table), heldout=0.3, heldout_seed=4)
+    learned = [images[i].image_id for i in range(len(images))]
+    assert heldout
+    assert sorted([*learned, *heldout]) == [f"image{i:02d}" for i in range(7)]
 
 
 def test_table_without_labels_is_refused(tmp_path: Path) -> None:

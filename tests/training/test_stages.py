@@ -61,6 +61,7 @@ class Trained:
 def stage1(base: Path, table: Path, *, num_workers: int, zero_stage: int = 1) -> Stage1Config:
     return Stage1Config(
         table=str(table),
+        heldout=0.0,
         base=str(base),
         batch=BatchConfig(
             images_per_step=4, images_per_device=2 if num_workers == 1 else 1, regions_per_image=3
@@ -94,6 +95,7 @@ def one_worker(train: Callable[..., Trained], tiny_base: Path, region_table: Pat
 def stage2_run(train: Callable[..., Trained], two_workers: Trained, tiny_base: Path) -> Trained:
     config = Stage2Config(
         table=two_workers.config.table,
+        heldout=0.0,
         base=str(tiny_base),
         init=two_workers.result.model,
         batch=replace(two_workers.config.batch, images_per_step=2),

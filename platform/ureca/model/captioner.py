@@ -68,7 +68,9 @@ def weights_hash(base: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(base.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        digest.update(
+            value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -172,7 +174,9 @@ class Captioner(nn.Module):
 
     def add_lora(self, *, rank: int, alpha: int | None = None, dropout: float = 0.05) -> None:
         """Put LoRA on the language model's linear layers (alpha 2 * rank unless given, as in the paper's code)."""
-        config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS
+        )
         self._peft = [get_peft_model(self.base, config)]
 
     def merge_lora(self) -> InternVLForConditionalGeneration:
@@ -233,8 +237,9 @@ class Captioner(nn.Module):
         hidden = self.hidden_states(batch, image_features)
         kept = batch.labels != IGNORED
         logits = self.base.lm_head(hidden[kept])
-        loss = nn.functional.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits,
-                                           batch.labels[kept], reduction="sum")
+        loss = nn.functional.cross_entropy(
+            logits.float() if logits.dtype == torch.bfloat16 else logits, batch.labels[kept], reduction="sum"
+        )
         return loss, kept.sum()
 
     def hidden_states(self, batch: PackedBatch, image_features: Tensor | None = None) -> Tensor:

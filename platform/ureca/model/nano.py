@@ -6,8 +6,8 @@ Transformers' own InternVL classes, scaled down; nothing of the architecture is 
 - a start of about 1/sqrt(width) for the weights: with transformers' 0.02 a model this small learns no lookup;
 - rotary base 1e6, so that most of a head's dimensions hardly turn over a few hundred tokens and attention by
   content (which patch lies where) survives the distance;
-- queries equal keys in every head of the first two layers at the start ("mimetic initialization", Trockman and
-  Kolter 2023): a token then attends to tokens like itself, and looking up a place starts from there.
+- attention that looks up a place is not left to chance: pretraining sets it from the image tokens before it starts
+  on answers (`ureca.training.pretrain.look_up_by_place`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def nano_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedTo
 def nano_processor(tokenizer: PreTrainedTokenizerFast, *, tile_limit: int = 1) -> InternVLProcessor:
     """Transformers' InternVL processor with nano's tile size."""
     image_processor = GotOcr2ImageProcessor(
-        size={"height": TILE_PX, "width": TILE_PX}, crop_to_patches=True, min_patches=1, max_patches=tile_limit
+        size={"height": TILE_PX, "width": TILE_PX},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=tile_limit,
     )
     return InternVLProcessor(
         image_processor=image_processor,
@@ -151,10 +154,6 @@ def new_nano(config: InternVLConfig, *, seed: int) -> InternVLForConditionalGene
             for layer in model.model.language_model.layers:
                 layer.self_attn.o_proj.weight.mul_(0.5)
                 layer.mlp.down_proj.weight.mul_(0.5)
-            for layer in model.model.language_model.layers[:2]:
-                layer.self_attn.q_proj.weight.copy_(layer.self_attn.k_proj.weight)
-                layer.self_attn.q_proj.bias.zero_()
-                layer.self_attn.k_proj.bias.zero_()
     return model
 
 

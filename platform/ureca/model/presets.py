@@ -32,7 +32,10 @@ PRESETS: dict[str, Preset] = {
     "nano": Preset(base="nano", tile_limit=1, tokens_per_tile=8, lora_rank=32),
     **{
         f"internvl2.5-{size}": Preset(
-            base=f"OpenGVLab/InternVL2_5-{size.upper()}-MPO-hf", tile_limit=6, tokens_per_tile=16, lora_rank=128
+            base=f"OpenGVLab/InternVL2_5-{size.upper()}-MPO-hf",
+            tile_limit=6,
+            tokens_per_tile=16,
+            lora_rank=128,
         )
         for size in ("1b", "2b", "4b", "8b")
     },

@@ -113,6 +113,10 @@ class LoraConfig:
 class _StageConfig:
     table: str
     """Region table to learn from: a parquet file or a folder of them, written by label_corpus."""
+    heldout: float = 0.1
+    """Share of the table's images, chosen by their ids, that training never sees; jobs/evaluate.py takes them
+    with the same two values. 0 trains on everything."""
+    heldout_seed: int = 0
     batch: BatchConfig = field(default_factory=BatchConfig)
     preset: str = "nano"
     """Base by name: nano, internvl2.5-1b to -8b, internvl3-1b to -8b."""
@@ -127,6 +131,8 @@ class _StageConfig:
     Workers write there too: with several machines it must be on a file system that all of them see."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.heldout < 1:
+            raise ConfigError(f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1.")
         if self.batch.images_per_step % self.workers.num_workers:
             raise ConfigError(
                 f"batch.images_per_step={self.batch.images_per_step} is no multiple of "

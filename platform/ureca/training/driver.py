@@ -54,7 +54,7 @@ def fit(config: Stage1Config | Stage2Config, directory: Path) -> TrainingResult:
         TrainingError: the loss or a gradient became non-finite.
     """
     plan = Plan.of(config, directory)
-    num_images = len(LabeledImages(plan.table))
+    num_images = len(LabeledImages(plan.table, heldout=plan.heldout, heldout_seed=plan.heldout_seed))
     index = StepIndex(num_images=num_images, images_per_step=plan.batch.images_per_step, seed=plan.seed)
     num_steps = index.num_steps(plan.optimizer.epochs)
     model = directory / MODEL_DIRECTORY

@@ -7,6 +7,7 @@ corpus has more bytes than a worker has memory.
 import pyarrow.compute as pc
 
 from ureca.corpus.schema import ImageRow, RegionRow
+from ureca.corpus.split import split_heldout
 from ureca.corpus.table import load_image, read_regions
 from ureca.errors import InputError
 from ureca.model import CaptionerProcessor, Example, RegionExample
@@ -17,9 +18,12 @@ __all__ = ["LabeledImages", "caption_of", "make_example"]
 
 
 class LabeledImages:
-    """The images of a region table that have captions to learn from, numbered in the order of their ids."""
+    """The images of a region table that have captions to learn from, numbered in the order of their ids.
 
-    def __init__(self, path: str) -> None:
+    Held-out images are not among them: `split_heldout` over all ids of the table says which those are.
+    """
+
+    def __init__(self, path: str, *, heldout: float = 0.0, heldout_seed: int = 0) -> None:
         """Read the table at `path`, a parquet file or a folder of them.
 
         Raises:
@@ -29,10 +33,11 @@ class LabeledImages:
         statuses = self._table["status"].to_pylist()
         lengths = pc.list_value_length(self._table["regions"]).to_pylist()
         ids = self._table["image_id"].to_pylist()
+        left_out = set(split_heldout(ids, heldout, heldout_seed).heldout) if heldout else set()
         learnable = [
             (image_id, position)
             for position, (image_id, status, length) in enumerate(zip(ids, statuses, lengths, strict=True))
-            if status == "labeled" and length
+            if status == "labeled" and length and image_id not in left_out
         ]
         if not learnable:
             raise InputError(

@@ -68,7 +68,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         # DeepSpeed would compile a shared-memory all-reduce at run time: a minute, or an error without a
         # compiler. Its table of operators that may be compiled is left empty instead; gloo does the work.
         deepspeed.ops.__compatible_ops__ = {}
-    images = LabeledImages(plan.table)
+    images = LabeledImages(plan.table, heldout=plan.heldout, heldout_seed=plan.heldout_seed)
     index = StepIndex(num_images=len(images), images_per_step=plan.batch.images_per_step, seed=plan.seed)
     worker = _Worker(plan, images, index)
     try:

@@ -39,6 +39,8 @@ class Plan:
     directory: str
     """The run's folder, seen by driver and workers."""
     table: str
+    heldout: float
+    heldout_seed: int
     init: str
     """Model directory to start from; empty: the base itself."""
     preset: str
@@ -72,6 +74,8 @@ class Plan:
             stage=2 if second else 1,
             directory=str(directory.resolve()),
             table=config.table if "://" in config.table else str(Path(config.table).resolve()),
+            heldout=config.heldout,
+            heldout_seed=config.heldout_seed,
             init=init,
             preset=config.preset,
             base=base,

@@ -70,7 +70,9 @@ def region_map(scene: Scene) -> np.ndarray:
     return ids
 
 
-def questions(scene: Scene, rng: np.random.Generator, *, points: int, boxes: int, wheres: int) -> list[Question]:
+def questions(
+    scene: Scene, rng: np.random.Generator, *, points: int, boxes: int, wheres: int
+) -> list[Question]:
     """Draw questions about a scene: one on the whole image, then points, boxes and names."""
     tops = [i for i, region in enumerate(scene.regions) if region.parent < 0]
     names = [f"{scene.regions[i].attributes['color']} {scene.regions[i].kind}" for i in tops]
@@ -108,21 +110,20 @@ def vocabulary_texts() -> list[str]:
             for word in name.split()
         }
     )
-    return [f"{word} {word}, {word}. {word}: {word};" for word in [*words, *COMMON_WORDS] for _ in range(20)]
+    return [f"{word} {word}, {word}. {word}: {word};" for word in [*words, *COMMON_WORDS.split()] for _ in range(20)]
 
 
-COMMON_WORDS: tuple[str, ...] = tuple(
-    """a an the this that it its is are was has have having with without of on in at to from by for and or but not no
-    one two three four five six seven eight nine ten first second third fourth fifth sixth seventh eighth ninth tenth
-    last only other others another same alike each every all both between among than more most less least very
-    part parts region regions object objects picture image area whole thing things piece pieces shape color
-    left right top bottom middle center upper lower above below under over near next beside inside outside within
-    around along across behind front edge edges corner side sides end
-    large small larger smaller largest smallest big bigger biggest tiny huge medium wide narrow tall short long thin
-    thick round oval square rectangular triangular irregular ring star shaped smooth striped checkered dotted speckled
-    rough plain dark darker darkest light lighter lightest bright pale
-    red orange yellow green teal blue purple pink brown gray black white
-    what where which who fills describe name briefly detail so fits how many there belongs contains containing holds
-    holding belonging standing lying seen from counted counting row column grid cell smaller bigger than
-    background surface spot spots stripe stripes dot dots line lines patch patches""".split()
-)
+COMMON_WORDS = """
+a an the this that it its is are was has have having with without of on in at to from by for and or but not
+no one two three four five six seven eight nine ten first second third fourth fifth sixth seventh eighth
+ninth tenth last only other others another same alike each every all both between among than more most less
+least very part parts region regions object objects picture image area whole thing things piece pieces shape
+color left right top bottom middle center upper lower above below under over near next beside inside outside
+within around along across behind front edge edges corner side sides end large small larger smaller largest
+smallest big bigger biggest tiny huge medium wide narrow tall short long thin thick round oval square
+rectangular triangular irregular ring star shaped smooth striped checkered dotted speckled rough plain dark
+darker darkest light lighter lightest bright pale red orange yellow green teal blue purple pink brown gray
+black white what where which who fills describe name briefly detail so fits how many there belongs contains
+containing holds holding belonging standing lying seen from counted counting row column grid cell smaller
+bigger than background surface spot spots stripe stripes dot dots line lines patch patches
+"""

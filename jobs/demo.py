@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""The main job on one machine without a GPU: label, train, evaluate, serve, report.
+
+    python jobs/demo.py            (`make demo`; the same command again goes on where it was)
+
+Drawn scenes and six real photos become a labeled region table; stages 1 and 2 train nano's mask encoder and LoRA on
+it with two workers; the trained captioner, its base and a control without any region cue are scored on held-out
+images; the captioner is served by Ray Serve and vLLM, and its answers are held against transformers' own.
+Writes runs/demo/report.html and runs/demo/summary.json.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import bootstrap  # noqa: F401
+
+from ureca.config import load_config
+from ureca.corpus import iter_images, split_heldout
+from ureca.demo import DemoConfig, Steps, demo_report, make_corpus, serve_heldout, tree_exact, unique_share
+from ureca.evaluation.config import EvaluateConfig, variants_of
+from ureca.evaluation.evaluate import evaluate
+from ureca.labeling import LabelConfig, label_corpus
+from ureca.model import export
+from ureca.runs import Run, run_job
+from ureca.scenes import read_truth
+from ureca.training import BatchConfig, OptimizerConfig, Stage1Config, Stage2Config, fit
+
+MINUTES = {
+    "corpus": 0.5,
+    "label": 1.5,
+    "stage1": 2.5,
+    "stage2": 4.5,
+    "control": 4,
+    "evaluate": 3,
+    "serve": 2.5,
+    "report": 0.5,
+}
+
+
+def main() -> None:
+    config = load_config(DemoConfig, description=__doc__ or "")
+    run = Run.start("demo", config, directory=config.output)
+    out = run.directory.resolve()
+    steps = Steps(MINUTES)
+
+    with steps.step("corpus", "draw scenes, copy the photos"):
+        sources = make_corpus(out / "corpus", scenes=config.scenes, seed=config.seed)
+
+    with steps.step("label", "mask trees and four passes of captions, with Ray Data"):
+        labeled = label_corpus(LabelConfig(sources=tuple(sources)), out / "labels")
+    table = labeled.table
+    rows = list(iter_images(table))
+    heldout = set(split_heldout([row.image_id for row in rows], config.heldout, config.seed).heldout)
+    truth = read_truth(sources[0])
+
+    common = {
+        "table": table,
+        "heldout": config.heldout,
+        "heldout_seed": config.seed,
+        "seed": config.seed,
+        "batch": BatchConfig(images_per_step=8, images_per_device=4, regions_per_image=16),
+    }
+    with steps.step("stage1", "stage 1: the mask encoder, with Ray Train and DeepSpeed"):
+        optimizer = OptimizerConfig(learning_rate=2e-3, epochs=config.stage1_epochs)
+        stage1 = fit(Stage1Config(**common, optimizer=optimizer), out / "stage1")
+
+    tuned = OptimizerConfig(learning_rate=2e-3, epochs=config.stage2_epochs)
+    with steps.step("stage2", "stage 2: LoRA on the language model"):
+        stage2 = fit(
+            Stage2Config(**common, optimizer=tuned, init=stage1.model, tune_mask_encoder=True), out / "stage2"
+        )
+    with steps.step("control", "the control: stage 2 again, without any sign of the region"):
+        control = fit(Stage2Config(**common, optimizer=tuned, cue="none"), out / "tuned_none")
+
+    with steps.step("evaluate", "caption the held-out images with every variant, and score them"):
+        variants = variants_of(
+            EvaluateConfig(table=table, stage1=stage1.model, stage2=stage2.model, tuned_none=control.model)
+        )
+        evaluation = evaluate(
+            variants,
+            [row for row in rows if row.image_id in heldout],
+            output=out / "evaluation",
+            truth={i: {r: each["attributes"] for r, each in regions.items()} for i, regions in truth.items()},
+            max_new_tokens=config.max_tokens,
+            seed=config.seed,
+        )
+
+    tested = [row for row in rows if row.image_id in heldout and row.status == "labeled"]
+    with steps.step("serve", "serve the captioner with vLLM and ask it over HTTP"):
+        exported = export(stage2.model, out / "export")
+        served = serve_heldout(
+            exported, tested, max_tokens=config.max_tokens, request_file=out / "request.json"
+        )
+
+    summary = {
+        "images": len(rows),
+        "regions": sum(len(row.regions) for row in rows),
+        "heldout_images": len(tested),
+        "tree_exact": tree_exact(rows, truth),
+        "labels_unique": unique_share(rows, truth),
+        "stage1": dataclasses.asdict(stage1),
+        "stage2": dataclasses.asdict(stage2),
+        "tuned_none": dataclasses.asdict(control),
+        **{name: value for name, value in evaluation.summary().items() if name not in ("images", "regions")},
+        "serve": served.summary(),
+    }
+    with steps.step("report", "write the report"):
+        report = demo_report(
+            out / "report.html",
+            evaluation,
+            tested,
+            runs={
+                "stage 1": out / "stage1",
+                "stage 2": out / "stage2",
+                "stage 2 without region": out / "tuned_none",
+            },
+            summary=summary,
+        )
+    run.finish({**summary, "step_seconds": steps.seconds})
+    print(
+        ENDING.format(
+            table=evaluation.table(), report=_shown(report), export=_shown(exported), out=_shown(out)
+        )
+    )
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where that is shorter."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+ENDING = """
+{table}
+Report:   {report}
+Serve:    make serve MODEL={export}
+Ask it:   curl -s localhost:8000/v1/captions -H 'Content-Type: application/json' -d @{out}/request.json
+A photo:  .venv/bin/ureca caption PHOTO.jpg --model {export}"""
+
+
+if __name__ == "__main__":
+    run_job(main)
