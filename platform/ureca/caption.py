@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ureca.errors import ConfigError, InputError
+from ureca.errors import ConfigError, InputError, MaskError
 
 __all__ = ["caption_photo"]
 
@@ -95,7 +95,6 @@ def _read(options: argparse.Namespace) -> tuple[Any, list[Any], str]:
     from PIL import Image, ImageOps
 
     from ureca.corpus import decode_image, read_sa1b
-    from ureca.regions.rle import box_to_rle
     from ureca.regions.tree import Mask
 
     photo = read_sa1b(options.photo, options.masks)
@@ -105,22 +104,27 @@ def _read(options: argparse.Namespace) -> tuple[Any, list[Any], str]:
         image = np.array(ImageOps.exif_transpose(stored).convert("RGB"))
     if options.box:
         size = (image.shape[0], image.shape[1])
-        rles = [box_to_rle(_corners(text), size) for text in options.box]
+        rles = [_box(text, size) for text in options.box]
         return image, [Mask(str(number), rle) for number, rle in enumerate(rles, start=1)], "from --box"
     from ureca.proposals import propose_masks
 
     return image, propose_masks(image), "found by color (masks of objects come with --masks)"
 
 
-def _corners(text: str) -> tuple[float, float, float, float]:
-    """The corners of a box given as "x,y,w,h"."""
+def _box(text: str, size: tuple[int, int]) -> Any:
+    """The RLE of a box given as "x,y,w,h" in an image of `size` (height, width)."""
+    from ureca.regions.rle import box_to_rle
+
     try:
         x, y, width, height = (float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(
             f"--box {text}: give four numbers, x,y,width,height in pixels, e.g. 40,30,200,120"
         ) from error
-    return x, y, x + width, y + height
+    try:
+        return box_to_rle((x, y, x + width, y + height), size)
+    except MaskError as error:
+        raise MaskError(f"--box {text}: {error}") from error
 
 
 def _table(tree: Any, captions: list[str], *, width: int) -> str:

@@ -27,7 +27,7 @@ def url(ray_cluster, tiny_export):  # noqa: ARG001
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    settings = Settings(model=str(tiny_export), num_cpus=0.5, limits={"max_tokens": 400})
+    settings = Settings(model=str(tiny_export), num_cpus=0.5, limits={"max_tokens": 4000})
     serve.run(build(settings), name="captioner", route_prefix="/")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -101,7 +101,7 @@ def test_errors_come_through_the_proxy_in_their_form(url, client):
     # Known only behind the ingress: the engine's own limit, in its words and without a traceback.
     long = httpx.post(
         f"{url}/v1/captions",
-        json={"image": data_url(picture(3)), "regions": regions(1), "max_tokens": 400},
+        json={"image": data_url(picture(3)), "regions": regions(1), "max_tokens": 4000},
         timeout=60,
     )
     assert long.status_code == 400, long.text
