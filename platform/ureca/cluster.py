@@ -7,14 +7,31 @@ standard library's module if it ever became a package.
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["connect"]
+__all__ = ["before_importing_ray", "connect"]
 
 # A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own,
 # though most of them wait most of the time: on a small machine Ray is told of more CPUs than there are.
 _LEAST_LOGICAL_CPUS = 4
+
+
+def _address() -> str | None:
+    """The cluster to join; None where a Ray of the process's own is to be started."""
+    address = os.environ.get("RAY_ADDRESS")
+    return address if address and address != "local" else None
+
+
+def before_importing_ray() -> None:
+    """Settle what Ray reads when it is imported: set later, it would hold for its processes but not for this.
+
+    A Ray that is started here asks for a token, made on first use. That is Ray's default too, but one of
+    which it warns. Does nothing where Ray is imported already.
+    """
+    if _address() is None and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def connect() -> None:
@@ -23,6 +40,7 @@ def connect() -> None:
     Does nothing where this process has joined one already. A Ray started here ends with the process.
     Other clusters that may run on this machine are left alone: name one with RAY_ADDRESS to use it.
     """
+    before_importing_ray()
     import ray
 
     if ray.is_initialized():
@@ -30,12 +48,10 @@ def connect() -> None:
     # Ray's account of its start and its workers' chatter would bury the job's lines. What a worker raises
     # reaches the driver in any case; what it prints is in /tmp/ray/session_latest/logs (or the dashboard).
     settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
+    address = _address()
+    if address is not None:
         package = str(Path(__file__).resolve().parent)
         ray.init(address=address, runtime_env={"py_modules": [package]}, **settings)
     else:
-        # Chosen on purpose, so that Ray does not warn of its default; the token is made on first use.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         cpus = max(_LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,12 +9,12 @@ from ureca.config import load_config
 from ureca.errors import ConfigError
 from ureca.training import Stage1Config, Stage2Config
 
-CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.mark.parametrize(("name", "cls"), [("stage1_nano", Stage1Config), ("stage2_nano", Stage2Config)])
 def test_shipped_configurations_load(name: str, cls: type) -> None:
-    config = load_config(cls, ["--config", str(CONFIGS / f"{name}.yaml")])
+    config = load_config(cls, ["--config", str(JOBS / "configs" / f"{name}.yaml")])
     assert config.preset == "nano"
 
 
@@ -42,3 +45,25 @@ def test_paper_s_values_are_the_defaults() -> None:
 def test_what_cannot_work_is_refused_at_once(cls: type, arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         load_config(cls, ["--table=t", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("job", "option"),
+    [("train_stage1", "--mask.kind"), ("train_stage2", "--tune_mask_encoder"), ("export", "--output")],
+)
+def test_jobs_can_be_run_by_name_and_explain_themselves(job: str, option: str) -> None:
+    script = JOBS / f"{job}.py"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().startswith("#!/usr/bin/env python\n")
+    told = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+    assert option in told.stdout
+
+
+def test_a_wrong_option_ends_the_job_with_one_line_and_exit_code_2() -> None:
+    command = [sys.executable, str(JOBS / "train_stage1.py"), "--table=t", "--batch.images_per_stop=4"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: command line: unknown key 'batch.images_per_stop'. "
+        "Did you mean images_per_step or images_per_device?\n"
+    )

@@ -29,7 +29,9 @@ def test_heldout_images_are_not_learned_from_and_are_those_that_evaluation_takes
 
 def test_table_without_labels_is_refused(tmp_path: Path) -> None:
     write_regions(tmp_path / "t.parquet", [ImageRow.quarantined("a", None, "read", ValueError("cut"))])
-    with pytest.raises(InputError, match=r"none of its 1 images is labeled.*jobs/label_corpus\.py"):
+    with pytest.raises(
+        InputError, match=r"none of its 1 images is labeled and not held out.*jobs/label_corpus\.py"
+    ):
         LabeledImages(str(tmp_path / "t.parquet"))
 
 

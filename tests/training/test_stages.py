@@ -1,7 +1,7 @@
 """Whole trainings on a real Ray with real DeepSpeed, of a model so small that starting them takes longest.
 
-Four runs are shared by all tests: stage 1 with two workers, with one, with two interrupted twice (Ctrl-C, then
-a killed worker), and stage 2 on top of the first.
+Four runs are shared by all tests: stage 1 with two workers, with one, with two interrupted twice (Ctrl-C,
+then a killed worker), and stage 2 on top of the first.
 """
 
 import json
@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
@@ -73,7 +72,7 @@ def stage1(base: Path, table: Path, *, num_workers: int, zero_stage: int = 1) ->
 
 
 @pytest.fixture(scope="module")
-def train(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:  # noqa: ARG001
+def train(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:  # noqa: ARG001
     def run(config: Stage1Config | Stage2Config) -> Trained:
         directory = tmp_path_factory.mktemp("run")
         return Trained(directory, config, fit(config, directory))
@@ -201,12 +200,12 @@ def training_workers() -> Iterator[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def interrupted(two_workers: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The run of `two_workers` as a job, ended with Ctrl-C, started again, and one of its workers killed."""
     directory = tmp_path_factory.mktemp("interrupted")
     config = two_workers.config
     assert isinstance(config, Stage1Config)
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
     command = job(directory, config)
     options: dict[str, Any] = {"env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
 
@@ -234,6 +233,15 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(
     interrupted: Trained, two_workers: Trained, fresh_mask_encoder: dict[str, torch.Tensor]
 ) -> None:
     assert_same_training(interrupted, two_workers, fresh_mask_encoder)
+
+
+def test_export_of_a_trained_captioner_is_a_plain_internvl(stage2_run: Trained, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "export.py"), "--model", stage2_run.result.model]
+    subprocess.run([*command, "--output", str(tmp_path / "export")], check=True, capture_output=True)
+    assert {"config.json", "model.safetensors", "mask_encoder.safetensors"} <= {
+        path.name for path in (tmp_path / "export").iterdir()
+    }
+    assert not any("lora" in name for name in load_file(tmp_path / "export" / "model.safetensors"))
 
 
 def test_finished_training_is_not_repeated(two_workers: Trained, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from ureca.training.config import OptimizerConfig, WorkersConfig
-from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward
+from ureca.training.zero import (
+    TrainingError,
+    deepspeed_config,
+    learning_rate,
+    loss_for_backward,
+    refuse_non_finite,
+)
 
 # Tokens of each pass of each worker: unequal on purpose, else any normalization would do.
 TOKENS = [[5, 1], [17, 40]]
@@ -67,3 +73,11 @@ def test_no_compiled_operator_and_no_streams_on_cpus() -> None:
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False}
     assert config["gradient_clipping"] == 1.0
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (2, 3)
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_the_step() -> None:
+    refuse_non_finite(7, loss=3.0, grad_norm=0.0)
+    with pytest.raises(TrainingError, match=r"step 7: the loss is nan.*lower --optimizer\.learning_rate"):
+        refuse_non_finite(7, loss=math.nan, grad_norm=1.0)
+    with pytest.raises(TrainingError, match=r"step 8: the gradient's norm is inf"):
+        refuse_non_finite(8, loss=3.0, grad_norm=math.inf)

@@ -11,31 +11,33 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import torch.distributed
-from ray.train import Checkpoint, Result
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-
+from ureca.cluster import before_importing_ray
 from ureca.errors import CheckpointError
 from ureca.io import read_json, write_json
 from ureca.training.plan import Plan, refuse_other_plan
 
-__all__ = ["CHECKPOINTS_DIRECTORY", "load_checkpoint", "report_checkpoint", "steps_done"]
+__all__ = ["CHECKPOINTS_DIRECTORY", "MODEL_DIRECTORY", "load_checkpoint", "report_checkpoint", "steps_done"]
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
+MODEL_DIRECTORY = "model"
+"""Where in a run's folder the trained model directory appears when training is done."""
 
 _RECORD = "record.json"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _TAG = "state"
 
 
 def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int) -> None:
     """Save what trains after `step` steps and report it to Ray Train. All workers must call this."""
+    import ray.train
+    import torch.distributed
+
     with tempfile.TemporaryDirectory() as directory:
         engine.save_checkpoint(directory, tag=_TAG, exclude_frozen_parameters=True)
         record = {"step": step, "seed": plan.seed, "base_hash": base_hash, "plan": plan.identity()}
         write_json(str(Path(directory) / _RECORD), record)
         torch.distributed.barrier()
-        ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(directory))
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
 
 def load_checkpoint(engine: Any, plan: Plan, base_hash: str) -> int:
@@ -44,6 +46,8 @@ def load_checkpoint(engine: Any, plan: Plan, base_hash: str) -> int:
     Raises:
         CheckpointError: it was made from another base or under another plan.
     """
+    import ray.train
+
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
@@ -69,8 +73,11 @@ def steps_done(plan: Plan) -> int:
     """
     folder = Path(plan.directory) / CHECKPOINTS_DIRECTORY
     # Ray Train enters a checkpoint here once all workers have reported it; one without an entry may be half.
-    if not (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).is_file():
+    if not (folder / _SNAPSHOT).is_file():
         return 0
+    before_importing_ray()
+    from ray.train import Result
+
     try:
         checkpoint = Result.from_path(str(folder)).checkpoint
         record = read_json(str(Path(checkpoint.path) / _RECORD)) if checkpoint else None

@@ -132,7 +132,9 @@ class _StageConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout < 1:
-            raise ConfigError(f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1.")
+            raise ConfigError(
+                f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1."
+            )
         if self.batch.images_per_step % self.workers.num_workers:
             raise ConfigError(
                 f"batch.images_per_step={self.batch.images_per_step} is no multiple of "

@@ -6,24 +6,18 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import LoggingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
-
 from ureca.cluster import connect
 from ureca.config import config_to_dict
 from ureca.errors import UrecaError
 from ureca.runs import Progress
-from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, steps_done
+from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, steps_done
 from ureca.training.config import Stage1Config, Stage2Config
 from ureca.training.examples import LabeledImages
 from ureca.training.index import StepIndex
-from ureca.training.loop import MODEL_DIRECTORY, train_worker
 from ureca.training.metrics import FILE, last_line, loss_first_last, read_metrics
 from ureca.training.plan import Plan
 
-__all__ = ["TrainingResult", "fit"]
+__all__ = ["TrainingResult", "fit", "users_error"]
 
 _LOOK_EVERY_SECONDS = 1.0
 
@@ -65,12 +59,19 @@ def fit(config: Stage1Config | Stage2Config, directory: Path) -> TrainingResult:
         if not done:  # an earlier start that came to no checkpoint
             shutil.rmtree(directory / CHECKPOINTS_DIRECTORY, ignore_errors=True)
             (directory / FILE).unlink(missing_ok=True)
-        connect()
         _run(plan, num_steps, done)
     return _result(directory, model, num_images)
 
 
 def _run(plan: Plan, num_steps: int, done: int) -> None:
+    connect()
+    # Only now: what Ray reads from the environment has to be settled before it is first imported.
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    from ureca.training.loop import train_worker
+
     workers = plan.workers
     start = f"at step {done + 1} of {num_steps}" if done else f"{num_steps} steps"
     print(f"train  starting {workers.num_workers} workers, {start}", file=sys.stderr, flush=True)
@@ -109,7 +110,7 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
             progress.update(shown, loss=round(line["loss"], 4), **{"regions/s": line["regions_per_second"]})
     progress.close()
     if "error" in outcome:
-        raise _users_error(outcome["error"]) from outcome["error"]
+        raise users_error(outcome["error"]) from outcome["error"]
 
 
 def _worker_environment(use_gpu: bool) -> dict[str, str]:
@@ -120,11 +121,10 @@ def _worker_environment(use_gpu: bool) -> dict[str, str]:
     return environment
 
 
-def _users_error(error: BaseException) -> BaseException:
+def users_error(error: BaseException) -> BaseException:
     """The error that a worker raised for the user, out of what Ray Train wraps it in; else as it came."""
-    if not isinstance(error, WorkerGroupError):
-        return error
-    for failure in error.worker_failures.values():
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
         for candidate in (failure, getattr(failure, "_base_exc", None), getattr(failure, "cause", None)):
             if isinstance(candidate, UrecaError):
                 return candidate

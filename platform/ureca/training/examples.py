@@ -41,8 +41,8 @@ class LabeledImages:
         ]
         if not learnable:
             raise InputError(
-                f"{path}: none of its {len(ids)} images is labeled, so there is nothing to train on. "
-                "Write captions into it with jobs/label_corpus.py."
+                f"{path}: none of its {len(ids)} images is labeled and not held out, so there is nothing to "
+                "train on. Write captions into it with jobs/label_corpus.py, or hold out a smaller share."
             )
         self._positions = [position for _, position in sorted(learnable)]
 

@@ -7,7 +7,6 @@ Ray Train starts one process per worker and joins them in a process group (gloo 
 DeepSpeed shares out optimizer states, gradients or weights among them.
 """
 
-import math
 import os
 import shutil
 import time
@@ -25,24 +24,16 @@ import torch.distributed
 from torch import Tensor
 
 from ureca.config import config_from_dict
-from ureca.errors import UrecaError
 from ureca.model import Captioner, PackedBatch, pack
 from ureca.model.packing import IGNORED
-from ureca.training.checkpoints import load_checkpoint, report_checkpoint
+from ureca.training.checkpoints import MODEL_DIRECTORY, load_checkpoint, report_checkpoint
 from ureca.training.examples import LabeledImages, make_example
 from ureca.training.index import StepIndex
 from ureca.training.metrics import MetricsWriter
 from ureca.training.plan import Plan
-from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward
+from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward, refuse_non_finite
 
-__all__ = ["MODEL_DIRECTORY", "TrainingError", "train_worker"]
-
-MODEL_DIRECTORY = "model"
-"""Where in a run's folder the trained model directory appears when training is done."""
-
-
-class TrainingError(UrecaError):
-    """Training can't go on: the loss or the gradient is no longer a number."""
+__all__ = ["train_worker"]
 
 
 @dataclass(frozen=True)
@@ -174,12 +165,7 @@ class _Worker:
             self.engine.step()  # changes weights at the last pass only
         loss = self._sum_over_workers([loss_sum])[0] / num_tokens
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"step {step + 1}: the {name} is {value}. Nothing of this step was saved. "
-                    "Lower --optimizer.learning_rate, or look for a broken image among those of this step."
-                )
+        refuse_non_finite(step + 1, loss=loss, grad_norm=grad_norm)
         return _StepResult(loss=loss, grad_norm=grad_norm, num_tokens=num_tokens, num_regions=num_regions)
 
     def _sum_over_workers(self, values: list[float]) -> list[float]:

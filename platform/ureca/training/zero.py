@@ -11,9 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ureca.errors import UrecaError
 from ureca.training.config import OptimizerConfig, WorkersConfig
 
-__all__ = ["deepspeed_config", "learning_rate", "loss_for_backward"]
+__all__ = ["TrainingError", "deepspeed_config", "learning_rate", "loss_for_backward", "refuse_non_finite"]
+
+
+class TrainingError(UrecaError):
+    """Training can't go on: the loss or the gradient is no longer a number."""
 
 
 def deepspeed_config(
@@ -58,3 +63,13 @@ def learning_rate(step: int, num_steps: int, optimizer: OptimizerConfig) -> floa
         return optimizer.learning_rate * (step + 1) / warmup
     progress = (step - warmup + 1) / max(1, num_steps - warmup + 1)
     return optimizer.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def refuse_non_finite(step: int, *, loss: float, grad_norm: float) -> None:
+    """Raise TrainingError, naming the step (counted from 1), if either figure is infinite or no number."""
+    for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: the {name} is {value}; nothing after the latest checkpoint was kept. "
+                "Start again with a lower --optimizer.learning_rate and another --run_directory."
+            )
