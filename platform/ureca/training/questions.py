@@ -5,7 +5,7 @@ stages 1 and 2 have something to do. A question never sees a mask. Answers name 
 read off the question's own location tokens, and finding them is what teaches the model to look there.
 
     image   what is in the picture?       red house, blue car, blue car.
-    point   what is at <p137>?            at the left, small: yellow round knob of brown door of red house.
+    point   what is at <p137> <p138>?     at the left, small: yellow round knob of brown door of red house.
     box     what fills <p034> <p190>?     at the left, large: red irregular smooth house.
     where   where is the red house?       <p034> <p190>.
 """
@@ -21,6 +21,10 @@ import numpy as np
 from ureca.model.processor import BOX_QUERY, GRID, IMAGE_QUERY, location_token
 from ureca.regions.rle import decode_rle, rle_bbox
 from ureca.scenes import Scene
+
+POINTS_ASKED = (1, 4, 8, 8)
+"""How many points of a region a question names, where it has so many. Several are easier to learn from than one: at
+the start an answer's attention is spread evenly, and what finds the region gets that many times the gradient."""
 
 Kind = Literal["image", "point", "box", "where"]
 
@@ -81,13 +85,14 @@ def questions(
     ids = region_map(scene)
     step_y, step_x = height // GRID, width // GRID
     cells = ids[step_y // 2 :: step_y, step_x // 2 :: step_x]
-    # Regions are drawn evenly, then a cell of each: small parts are asked about as often as large objects.
+    # Regions are drawn evenly, then cells of each: small parts are asked about as often as large objects.
     seen = [np.flatnonzero(cells.ravel() == i) for i in range(len(scene.regions))]
     askable = [i for i, found in enumerate(seen) if len(found)]
     for i in rng.choice(askable, size=points):
-        cell = int(rng.choice(seen[i]))
+        count = min(len(seen[i]), int(rng.choice(POINTS_ASKED)))
+        where = " ".join(f"<p{cell:03d}>" for cell in np.sort(rng.choice(seen[i], size=count, replace=False)))
         answer = f"{place_words(scene, i)}: {region_words(scene, i)}."
-        out.append(Question("point", f"what is at <p{cell:03d}>?", answer, int(i)))
+        out.append(Question("point", f"what is at {where}?", answer, int(i)))
     for i in rng.choice(len(scene.regions), size=boxes):
         answer = f"{place_words(scene, i)}: {region_words(scene, i)}."
         out.append(Question("box", BOX_QUERY.format(box=box_tokens(scene, i)), answer, int(i)))
