@@ -23,7 +23,8 @@ from ureca.labeling import LabelConfig, label_corpus
 from ureca.model import export
 from ureca.runs import Run, run_job
 from ureca.scenes import read_truth
-from ureca.training import BatchConfig, OptimizerConfig, Stage1Config, Stage2Config, fit
+from ureca.training import Stage1Config, Stage2Config, fit
+from ureca.training.config import BatchConfig, OptimizerConfig
 
 MINUTES = {
     "corpus": 0.5,

@@ -11,6 +11,10 @@ from ureca.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()  # before the first import of transformers' image processors
 
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
+
+disable_progress_bar()  # a bar for every load would bury a job's own line of progress
+
 from ureca.model.captioner import Captioner, CaptionerConfig  # noqa: E402
 from ureca.model.export import export  # noqa: E402
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig  # noqa: E402

@@ -120,7 +120,7 @@ class Captioner(nn.Module):
         """A captioner with a fresh mask encoder (drawn from `seed`) on an untouched base."""
         model = load_base(base, dtype)
         processor = CaptionerProcessor.from_pretrained(preset_path(base), tile_limit=tile_limit)
-        embeddings = model.get_input_embeddings().weight
+        embeddings: Any = model.get_input_embeddings().weight
         mask = MaskEncoderConfig(
             kind=kind,  # type: ignore[arg-type]
             tokens_per_tile=tokens_per_tile,
@@ -271,7 +271,8 @@ class Captioner(nn.Module):
     ) -> list[str]:
         """Caption regions of one image with transformers' own greedy `generate`, all in one left-padded batch."""
         embeddings, mask = self.prompt_embeddings(image, segmentations, queries)
-        ids = self.base.generate(
+        base: Any = self.base  # its generate() has one type for every way of calling it
+        ids = base.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -30,7 +31,8 @@ def export(model_dir: str | Path, out_dir: str | Path, *, dtype: torch.dtype = t
     """
     out = Path(out_dir)
     captioner = Captioner.from_pretrained(model_dir)
-    base = captioner.merge_lora().to(dtype)
+    base: Any = captioner.merge_lora()
+    base = base.to(dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -136,7 +137,7 @@ def nano_config(
     return InternVLConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=int(tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")),  # type: ignore[arg-type]
         image_seq_length=IMAGE_TOKENS,
         downsample_ratio=1.0,
         tie_word_embeddings=True,
@@ -162,7 +163,7 @@ def save_nano(
 ) -> None:
     """Write an HF-native folder with bf16 weights (they are read as float32 on a CPU)."""
     directory = Path(directory)
-    copy = InternVLForConditionalGeneration(model.config)
+    copy: Any = InternVLForConditionalGeneration(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(directory)
     processor.save_pretrained(directory)

@@ -72,7 +72,7 @@ class PackedBatch:
         return int((self.branch.max(dim=1).values + 1).sum())
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors, mask_tiles=tuple(tile.to(device) for tile in self.mask_tiles))
 
 

@@ -94,11 +94,11 @@ class CaptionerProcessor:
 
     @cached_property
     def image_token_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+        return int(self.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))  # type: ignore[arg-type]
 
     @cached_property
     def end_token_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        return int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))  # type: ignore[arg-type]
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(columns, rows) of tiles for an image of `size` (height, width)."""

@@ -271,7 +271,8 @@ def pretrain(config: PretrainConfig, run: Run) -> tuple[Path, dict[str, float]]:
 
 def as_captioner(model: InternVLForConditionalGeneration, processor: CaptionerProcessor) -> Captioner:
     """The base in a captioner's clothes, to use its packed forward and its generate; it gets no mask."""
-    width = model.config.text_config.hidden_size
+    sizes: Any = model.config
+    width = sizes.text_config.hidden_size
     mask = MaskEncoderConfig(tile_px=processor.tile_px, hidden_size=width)
     settings = CaptionerConfig(base="", base_hash="", tile_limit=1, mask=mask)
     return Captioner(model, MaskEncoder(mask), settings, processor)
@@ -350,7 +351,7 @@ def look_up_by_place(config: PretrainConfig, state: State, base_dir: Path) -> No
        own cell. A linear probe then reads the region's color off the location token after one layer in 0.6 of
        cases (0.12 without, 0.98 off the image token itself).
 
-    Without this the model stayed at guessing colors for 30,000 answers, see docs/nano.md.
+    Without this the model stayed at guessing colors for 50,000 answers (docs/nano.md).
     """
     model = state.model.eval()
     tokens = []
