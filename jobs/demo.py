@@ -59,7 +59,7 @@ def main() -> None:
         "heldout": config.heldout,
         "heldout_seed": config.seed,
         "seed": config.seed,
-        "batch": BatchConfig(images_per_step=8, images_per_device=4, regions_per_image=16),
+        "batch": BatchConfig(images_per_step=4, images_per_device=2, regions_per_image=16),
     }
     with steps.step("stage1", "stage 1: the mask encoder, with Ray Train and DeepSpeed"):
         optimizer = OptimizerConfig(learning_rate=2e-3, epochs=config.stage1_epochs)
