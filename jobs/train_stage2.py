@@ -2,7 +2,9 @@
 """Train stage 2: LoRA on the language model, starting from stage 1's mask encoder.
 
 Laptop:   python jobs/train_stage2.py --config stage2_nano --table runs/label_corpus/regions.parquet
-Cluster:  ray job submit --working-dir . -- python jobs/train_stage2.py --config stage2_nano --table s3://…
+Cluster:  ray job submit --working-dir . -- python jobs/train_stage2.py --config stage2_nano \\
+              --table /shared/regions.parquet --run_directory /shared/stage2
+          (a submitted job's own folder vanishes: name ones that every machine of the cluster sees)
 Control:  the same with --cue none --run_directory runs/train_tuned_none: no sign of which region is meant.
 The same command again goes on where it was. Next: jobs/export.py --model runs/train_stage2/model
 """

@@ -43,6 +43,13 @@ def test_stage_2_trains_lora_and_the_mask_encoder_if_told(
     assert all(name.startswith("mask_encoder.") for name in names - lora)
 
 
+def test_the_control_trains_lora_alone_and_needs_no_stage_1(tiny_base: Path, tmp_path: Path) -> None:
+    config = Stage2Config(table="t", base=str(tiny_base), cue="none", tune_mask_encoder=True)
+    names = trained(Plan.of(config, tmp_path).captioner())
+    assert names
+    assert all(".lora_" in name for name in names)
+
+
 def test_the_seed_alone_draws_the_first_weights(tiny_base: Path, stage1_model: Path, tmp_path: Path) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(int(torch.randint(100, (1,))))  # whatever the process drew before

@@ -87,7 +87,7 @@ def two_workers(train: Callable[..., Trained], tiny_base: Path, region_table: Pa
 
 @pytest.fixture(scope="module")
 def one_worker(train: Callable[..., Trained], tiny_base: Path, region_table: Path) -> Trained:
-    return train(stage1(tiny_base, region_table, num_workers=1, zero_stage=3))
+    return train(stage1(tiny_base, region_table, num_workers=1, zero_stage=2))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def stage2_run(train: Callable[..., Trained], two_workers: Trained, tiny_base: P
         init=two_workers.result.model,
         batch=replace(two_workers.config.batch, images_per_step=2),
         optimizer=OptimizerConfig(learning_rate=3e-3, epochs=4 * 2 / 7),
-        workers=WorkersConfig(num_workers=2, zero_stage=2, max_failures=0),
+        workers=WorkersConfig(num_workers=2, zero_stage=3, max_failures=0),
         lora=LoraConfig(rank=4),
     )
     return train(config)
@@ -172,6 +172,7 @@ def job(run_directory: Path, config: Stage1Config) -> list[str]:
     return [
         *(sys.executable, str(ROOT / "jobs" / "train_stage1.py")),
         *(f"--table={config.table}", f"--base={config.base}", f"--run_directory={run_directory}"),
+        f"--heldout={config.heldout}",
         *(f"--batch.{name}={value}" for name, value in vars(config.batch).items()),
         f"--optimizer.learning_rate={config.optimizer.learning_rate}",
         f"--optimizer.epochs={config.optimizer.epochs}",

@@ -160,7 +160,7 @@ class Stage2Config(_StageConfig):
     cue: Cue = "mask"
     """`none` is the control: the same training without any sign of which region is meant."""
     tune_mask_encoder: bool = False
-    """Let the mask encoder learn on. The paper freezes it."""
+    """Let the mask encoder learn on. The paper freezes it. Without masks (`cue: none`) it never learns."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-5))
 
@@ -171,5 +171,3 @@ class Stage2Config(_StageConfig):
                 "init is missing: stage 2 starts from stage 1's model directory. "
                 "Run jobs/train_stage1.py and give its runs/train_stage1/model with --init."
             )
-        if self.cue == "none" and self.tune_mask_encoder:
-            raise ConfigError("tune_mask_encoder with cue: none: without masks their encoder can't learn.")

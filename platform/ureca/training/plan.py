@@ -86,7 +86,7 @@ class Plan:
             checkpoints=config.checkpoints,
             seed=config.seed,
             cue=second.cue if second else "mask",
-            tune_mask_encoder=bool(second and second.tune_mask_encoder),
+            tune_mask_encoder=bool(second and second.tune_mask_encoder and second.cue == "mask"),
             lora=second.lora if second else None,
         )
 
