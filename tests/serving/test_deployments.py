@@ -2,10 +2,12 @@
 
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -109,6 +111,23 @@ def test_errors_come_through_the_proxy_in_their_form(url, client):
     assert "Traceback" not in long.text
     assert json.loads(httpx.get(f"{url}/nothing").text)["error"]["type"] == "not_found"
     assert client.is_ready()
+
+
+def test_a_dead_engine_is_said_and_not_called_healthy(url, client):
+    # Below Ray's worker; one that is this process's own child is another test's.
+    [engine] = [
+        each
+        for each in psutil.Process().children(recursive=True)
+        if "EngineCore" in "".join(each.cmdline()) and each.ppid() != psutil.Process().pid
+    ]
+    engine.kill()
+    deadline = time.monotonic() + 30
+    while client.is_ready() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    response = httpx.post(f"{url}/v1/captions", json={"image": data_url(picture(40)), "regions": regions(1)})
+    assert response.status_code == 503
+    assert response.json()["error"]["type"] == "unavailable"
+    assert response.headers["retry-after"] == "5"
 
 
 def test_what_is_no_export_is_refused_before_anything_starts(tmp_path):

@@ -1,7 +1,9 @@
 """`ureca serve`: the captioner's HTTP API on this machine, from the package alone."""
 
 import argparse
+import logging
 import os
+import socket
 import threading
 
 from ureca.errors import ConfigError
@@ -16,8 +18,7 @@ def serve_locally(argv: list[str]) -> None:
         UrecaError: the model can't be used, or the port is taken.
     """
     options = _parser().parse_args(argv)
-    if not 0 < options.port < 65536:
-        raise ConfigError(f"--port {options.port}: give a port from 1 to 65535")
+    _check_port(options.host, options.port)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
     from ray import serve
@@ -25,16 +26,32 @@ def serve_locally(argv: list[str]) -> None:
     from ureca.cluster import connect
     from ureca.serving import Settings, build
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(Settings(model=options.model, num_gpus=options.gpus))
-    connect()
-    serve.start(http_options={"host": options.host, "port": options.port})
-    print("starting the engine (about a minute on two cores) …", flush=True)
-    serve.run(application, name="captioner", route_prefix="/")
-    print(f"ready: http://{options.host}:{options.port}/docs   Ctrl-C ends it", flush=True)
     try:
+        print("starting the engine (about a minute on two cores) …", flush=True)
+        connect()
+        serve.start(http_options={"host": options.host, "port": options.port})
+        serve.run(application, name="captioner", route_prefix="/")
+        print(f"ready: http://{options.host}:{options.port}/docs   Ctrl-C ends it", flush=True)
         threading.Event().wait()
+    except KeyboardInterrupt:
+        print("stopped")
     finally:
         serve.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise ConfigError(f"--port {port}: give a port from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"--host {host} --port {port}: {error.strerror}. Give another --port."
+            ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
