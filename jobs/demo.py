@@ -24,7 +24,7 @@ from ureca.model import export
 from ureca.runs import Run, run_job
 from ureca.scenes import read_truth
 from ureca.training import Stage1Config, Stage2Config, fit
-from ureca.training.config import BatchConfig, OptimizerConfig
+from ureca.training.config import BatchConfig, LoraConfig, OptimizerConfig
 
 MINUTES = {
     "corpus": 0.5,
@@ -65,13 +65,15 @@ def main() -> None:
         optimizer = OptimizerConfig(learning_rate=2e-3, epochs=config.stage1_epochs)
         stage1 = fit(Stage1Config(**common, optimizer=optimizer), out / "stage1")
 
-    tuned = OptimizerConfig(learning_rate=2e-3, epochs=config.stage2_epochs)
+    second = {
+        **common,
+        "optimizer": OptimizerConfig(learning_rate=2e-3, epochs=config.stage2_epochs),
+        "lora": LoraConfig(dropout=0.0),
+    }
     with steps.step("stage2", "stage 2: LoRA on the language model"):
-        stage2 = fit(
-            Stage2Config(**common, optimizer=tuned, init=stage1.model, tune_mask_encoder=True), out / "stage2"
-        )
+        stage2 = fit(Stage2Config(**second, init=stage1.model, tune_mask_encoder=True), out / "stage2")
     with steps.step("control", "the control: stage 2 again, without any sign of the region"):
-        control = fit(Stage2Config(**common, optimizer=tuned, cue="none"), out / "tuned_none")
+        control = fit(Stage2Config(**second, cue="none"), out / "tuned_none")
 
     with steps.step("evaluate", "caption the held-out images with every variant, and score them"):
         variants = variants_of(
@@ -89,9 +91,7 @@ def main() -> None:
     tested = [row for row in rows if row.image_id in heldout and row.status == "labeled"]
     with steps.step("serve", "serve the captioner with vLLM and ask it over HTTP"):
         exported = export(stage2.model, out / "export")
-        served = serve_heldout(
-            exported, tested, max_tokens=config.max_tokens, request_file=out / "request.json"
-        )
+        served = serve_heldout(exported, tested, max_tokens=config.max_tokens, request_file=out / "request.json")
 
     summary = {
         "images": len(rows),
@@ -118,11 +118,7 @@ def main() -> None:
             summary=summary,
         )
     run.finish({**summary, "step_seconds": steps.seconds})
-    print(
-        ENDING.format(
-            table=evaluation.table(), report=_shown(report), export=_shown(exported), out=_shown(out)
-        )
-    )
+    print(ENDING.format(table=evaluation.table(), report=_shown(report), export=_shown(exported), out=_shown(out)))
 
 
 def _shown(path: Path) -> str:

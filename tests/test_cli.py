@@ -20,7 +20,4 @@ def test_help_names_every_subcommand():
 def test_an_unknown_subcommand_ends_with_code_2_and_one_line():
     done = ureca("train")
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == "error: ureca train: no such command. There are: doctor, caption, serve. See ureca --help.\n"
-    )
+    assert done.stderr == "error: ureca train: no such command. There are: doctor, caption, serve. See ureca --help.\n"

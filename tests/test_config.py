@@ -118,9 +118,7 @@ def test_wrong_argument_is_refused_with_its_remedy(argv, message):
 
 
 def test_missing_value_is_named():
-    with pytest.raises(
-        ConfigError, match=r"^command line: data is missing and has no default\. .*--data=VALUE"
-    ):
+    with pytest.raises(ConfigError, match=r"^command line: data is missing and has no default\. .*--data=VALUE"):
         load_config(TrainConfig, [])
 
 

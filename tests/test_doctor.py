@@ -64,9 +64,7 @@ def test_a_taken_port_is_named_with_who_wants_it():
 
 
 def test_a_torch_that_does_not_load_names_the_cpu_build(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text(
-        "raise ImportError('libcudart.so.13: cannot open shared object file')\n"
-    )
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     finding = doctor.torch_build()
     assert finding.state == "missing"

@@ -54,9 +54,7 @@ def test_commands_in_the_readme_name_targets_recipes_and_subcommands_that_exist(
         assert f"ureca {subcommand}" in cli.__doc__, subcommand
 
 
-@pytest.mark.parametrize(
-    ("text", "folder"), [(README, ROOT), (ARCHITECTURE, ROOT / "docs")], ids=["README", "docs"]
-)
+@pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (ARCHITECTURE, ROOT / "docs")], ids=["README", "docs"])
 def test_linked_files_are_there(text, folder):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert links

@@ -78,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--masks", metavar="FILE.json", help="masks in SA-1B's form; default: found by color")
     given.add_argument("--box", action="append", metavar="X,Y,W,H", help="a box in pixels; may be repeated")
-    parser.add_argument(
-        "--model", metavar="DIR", help="model directory or export; default: nano, which ships"
-    )
+    parser.add_argument("--model", metavar="DIR", help="model directory or export; default: nano, which ships")
     parser.add_argument("--style", choices=("brief", "detailed", "unique"), default="unique")
     parser.add_argument("--out", metavar="FILE.png", help="the picture; default: PHOTO.regions.png here")
     parser.add_argument("--json", action="store_true", help="print JSON instead; a picture only with --out")
@@ -118,9 +116,7 @@ def _box(text: str, size: tuple[int, int]) -> Any:
     try:
         x, y, width, height = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(
-            f"--box {text}: give four numbers, x,y,width,height in pixels, e.g. 40,30,200,120"
-        ) from error
+        raise ConfigError(f"--box {text}: give four numbers, x,y,width,height in pixels, e.g. 40,30,200,120") from error
     try:
         return box_to_rle((x, y, x + width, y + height), size)
     except MaskError as error:
@@ -179,9 +175,7 @@ def _write_overlay(image: Any, segmentations: list[Any], path: str) -> None:
     from ureca.viewer.draw import draw_regions
 
     try:
-        Image.fromarray(draw_regions(image, dict(enumerate(segmentations, start=1)), longest_px=1000)).save(
-            path
-        )
+        Image.fromarray(draw_regions(image, dict(enumerate(segmentations, start=1)), longest_px=1000)).save(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--out {path}: can't be written ({error}). Name a .png file in a folder that is there."
@@ -191,9 +185,7 @@ def _write_overlay(image: Any, segmentations: list[Any], path: str) -> None:
 def _be_quiet() -> None:
     """Keep libraries' progress bars and notices out of a table that a person reads."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # DeepSpeed, if installed, is imported along and says what it found
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, if installed, is imported along and says what it found
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

@@ -43,9 +43,7 @@ def run(argv: list[str]) -> None:
 
         serve_locally(rest)
     else:
-        raise ConfigError(
-            f"ureca {command}: no such command. There are: doctor, caption, serve. See ureca --help."
-        )
+        raise ConfigError(f"ureca {command}: no such command. There are: doctor, caption, serve. See ureca --help.")
 
 
 if __name__ == "__main__":

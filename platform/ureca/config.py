@@ -92,9 +92,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: holds a {type(content).__name__}, a configuration is a mapping of keys to values."
-        )
+        raise ConfigError(f"{path}: holds a {type(content).__name__}, a configuration is a mapping of keys to values.")
     return content
 
 
@@ -139,9 +137,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[tuple[s
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--") or argument == "--":
-            raise ConfigError(
-                f"{argument!r}: arguments are --config FILE or --section.key=value; --help lists them."
-            )
+            raise ConfigError(f"{argument!r}: arguments are --config FILE or --section.key=value; --help lists them.")
         key, separator, value = argument[2:].partition("=")
         if not separator:
             following = next(rest, None)
@@ -163,9 +159,7 @@ def _override(cls: type, mapping: dict[str, Any], key: str, text: str) -> None:
         _check_key(known, section, prefix=".".join(sections[:depth]), where="command line")
         inner = dataclass_in(field_types(known)[section])
         if inner is None:
-            raise ConfigError(
-                f"command line: --{key}: {prefix} is a value, not a section. Set --{prefix} itself."
-            )
+            raise ConfigError(f"command line: --{key}: {prefix} is a value, not a section. Set --{prefix} itself.")
         if not isinstance(here.get(section), dict):
             here[section] = {}
         here, known = here[section], inner
@@ -211,9 +205,7 @@ def _build(cls: type[T], mapping: Mapping[str, Any], *, where: str, prefix: str,
     for name, field in defaults.items():
         if field.init and name not in values and default_of(field) is dataclasses.MISSING:
             full = f"{prefix}.{name}" if prefix else name
-            raise ConfigError(
-                f"{where}: {full} is missing and has no default. Set it there or with --{full}=VALUE."
-            )
+            raise ConfigError(f"{where}: {full} is missing and has no default. Set it there or with --{full}=VALUE.")
     return cls(**values)
 
 
@@ -235,9 +227,7 @@ def _convert(annotation: Any, raw: Any, *, where: str, key: str, default: Any = 
             if raw == (str(choice) if isinstance(raw, _Text) else choice):
                 return choice
         choices = [str(choice) for choice in arguments]
-        raise ConfigError(
-            f"{where}: {key}={raw}: not one of the choices{_nearest(str(raw), choices, 'Choices')}"
-        )
+        raise ConfigError(f"{where}: {key}={raw}: not one of the choices{_nearest(str(raw), choices, 'Choices')}")
     elif origin in (list, tuple):
         return _convert_sequence(annotation, raw, where=where, key=key)
     elif origin is dict:
@@ -310,9 +300,7 @@ def _container(raw: Any, *, where: str, key: str) -> Any:
     try:
         return yaml.safe_load(raw)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{where}: {key}={raw}: not valid YAML ({' '.join(str(error).split())})."
-        ) from error
+        raise ConfigError(f"{where}: {key}={raw}: not valid YAML ({' '.join(str(error).split())}).") from error
 
 
 def _shown(raw: Any) -> str:
@@ -342,9 +330,7 @@ def _help_fields(cls: type, *, prefix: str, base: Any) -> list[str]:
         if inner is not None:
             if doc:
                 lines += [f"  {key}: {' '.join(doc.split())}"]
-            lines += _help_fields(
-                inner, prefix=f"{key}.", base=default if isinstance(default, inner) else None
-            )
+            lines += _help_fields(inner, prefix=f"{key}.", base=default if isinstance(default, inner) else None)
             continue
         shown = "required" if default is dataclasses.MISSING else f"default {_flow(default)}"
         lines.append(f"  --{key}  {type_name(annotation)}, {shown}")

@@ -87,9 +87,7 @@ def lock_file() -> Path:
 def packages(lock: Path) -> Finding:
     """The installed versions against those of the lock."""
     if not lock.is_file():
-        return Finding(
-            "packages", "note", f"no {lock.name} beside the package", "Versions were not compared."
-        )
+        return Finding("packages", "note", f"no {lock.name} beside the package", "Versions were not compared.")
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
     absent, other = [], []
     for name, version in pinned.items():
@@ -117,16 +115,12 @@ def torch_build() -> Finding:
         return Finding("torch", "missing", "not installed", "make setup")
     code = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda]))"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         return Finding("torch", "missing", f"{version} does not load: {last}", _CPU_TORCH)
     except subprocess.TimeoutExpired:
-        return Finding(
-            "torch", "missing", f"{version} does not load within 180 s", "Is the disk or the CPU busy?"
-        )
+        return Finding("torch", "missing", f"{version} does not load within 180 s", "Is the disk or the CPU busy?")
     loaded, cuda = json.loads(done.stdout.splitlines()[-1])
     return Finding("torch", "ok", f"{loaded}, {f'CUDA {cuda}' if cuda else 'CPU'} build")
 
@@ -149,9 +143,7 @@ def vllm_build() -> Finding:
         version = installed_version(name)
         if version is not None:
             return Finding("vLLM", "ok", f"{name} {version}")
-    return Finding(
-        "vLLM", "missing", "not installed", "make setup (Linux only; elsewhere in a container, README)."
-    )
+    return Finding("vLLM", "missing", "not installed", "make setup (Linux only; elsewhere in a container, README).")
 
 
 def java() -> Finding:
@@ -170,9 +162,7 @@ def java() -> Finding:
 def chromium() -> Finding:
     path = shutil.which("chromium")
     if path is None:
-        return Finding(
-            "Chromium", "note", "not found", "Only the report's test wants it: apt-get install chromium."
-        )
+        return Finding("Chromium", "note", "not found", "Only the report's test wants it: apt-get install chromium.")
     return Finding("Chromium", "ok", path)
 
 
@@ -195,18 +185,14 @@ def port(number: int, user: str) -> Finding:
 def disk(free_bytes: int) -> Finding:
     found = f"{free_bytes / _GB:.0f} GB free here"
     if free_bytes < 5 * _GB:
-        return Finding(
-            "disk", "missing", found, "Free some: runs, Ray's spilled objects and checkpoints want 5 GB."
-        )
+        return Finding("disk", "missing", found, "Free some: runs, Ray's spilled objects and checkpoints want 5 GB.")
     return Finding("disk", "ok", found)
 
 
 def shared_memory(path: str = "/dev/shm") -> Finding:
     """Ray's object store lies in shared memory; a container has 64 MB of it unless told otherwise."""
     if not os.path.isdir(path):
-        return Finding(
-            "/dev/shm", "note", "not there", "Ray puts its object store on the disk, which is slower."
-        )
+        return Finding("/dev/shm", "note", "not there", "Ray puts its object store on the disk, which is slower.")
     total = shutil.disk_usage(path).total
     found = f"{total / _GB:.1f} GB"
     if total < 2 * _GB:
@@ -217,9 +203,7 @@ def shared_memory(path: str = "/dev/shm") -> Finding:
 def ray_address(address: str | None) -> Finding:
     if not address:
         return Finding("RAY_ADDRESS", "ok", "not set: jobs start a Ray of their own")
-    return Finding(
-        "RAY_ADDRESS", "note", f"{address}: jobs go there", "unset RAY_ADDRESS to work on this machine."
-    )
+    return Finding("RAY_ADDRESS", "note", f"{address}: jobs go there", "unset RAY_ADDRESS to work on this machine.")
 
 
 def report(findings: Iterable[Finding]) -> str:

@@ -22,9 +22,7 @@ def dataclass_in(annotation: Any) -> type | None:
     if dataclasses.is_dataclass(annotation):
         return typing.cast(type, annotation)
     if get_origin(annotation) in (Union, types.UnionType):
-        return next(
-            (typing.cast(type, arg) for arg in get_args(annotation) if dataclasses.is_dataclass(arg)), None
-        )
+        return next((typing.cast(type, arg) for arg in get_args(annotation) if dataclasses.is_dataclass(arg)), None)
     return None
 
 

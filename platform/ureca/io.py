@@ -148,9 +148,7 @@ def read_json(path: AnyPath) -> Any:
     try:
         return json.loads(data)
     except ValueError as error:
-        raise InputError(
-            f"{path}: not valid JSON ({error}). It may be truncated: {len(data)} bytes."
-        ) from error
+        raise InputError(f"{path}: not valid JSON ({error}). It may be truncated: {len(data)} bytes.") from error
 
 
 def exists(path: AnyPath) -> bool:

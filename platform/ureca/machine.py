@@ -45,9 +45,7 @@ def capture_context() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "gpus": list_gpus(),
         "python": platform.python_version(),
-        "versions": {
-            name: version for name in _VERSIONED if (version := installed_version(name)) is not None
-        },
+        "versions": {name: version for name in _VERSIONED if (version := installed_version(name)) is not None},
     }
 
 

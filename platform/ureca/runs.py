@@ -48,9 +48,7 @@ class Run:
         """
         text = os.fspath(directory) if directory is not None else os.path.join("runs", job)
         if "://" in text or text.startswith("s3:/"):
-            raise ConfigError(
-                f"{text}: a run's folder is on the local disk of the driver. Give a local folder."
-            )
+            raise ConfigError(f"{text}: a run's folder is on the local disk of the driver. Give a local folder.")
         folder = Path(text)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -58,9 +58,7 @@ def test_words_are_found_in_broken_sentences_too(text, expected):
 
 
 def test_what_is_said_of_the_parts_is_no_claim_about_the_whole():
-    claims = parse_claims(
-        "a large red object in the middle of the picture; it has two black round parts on its left"
-    )
+    claims = parse_claims("a large red object in the middle of the picture; it has two black round parts on its left")
     assert claims == Claims(size="large", color="red", noun="object", place="middle")
 
 

@@ -54,9 +54,7 @@ def test_truncated_jpeg_is_refused(share: float):
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>"])
 def test_other_content_is_refused(data: bytes):
-    with pytest.raises(
-        ImageError, match=r"^a.jpg: not an image that Pillow can read .* Give a JPEG or PNG file"
-    ):
+    with pytest.raises(ImageError, match=r"^a.jpg: not an image that Pillow can read .* Give a JPEG or PNG file"):
         decode_image(data, where="a.jpg")
 
 

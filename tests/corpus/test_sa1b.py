@@ -26,9 +26,7 @@ def write_photo(folder: Path, name: str, num_masks: int | None = 2, suffix: str 
         mask[2:8, 3:9] = True
         record = {
             "image": {"image_id": 1, "height": 12, "width": 16, "file_name": path.name},
-            "annotations": [
-                {"id": number, "segmentation": encode_mask(mask)} for number in range(1, num_masks + 1)
-            ],
+            "annotations": [{"id": number, "segmentation": encode_mask(mask)} for number in range(1, num_masks + 1)],
         }
         path.with_suffix(".json").write_text(json.dumps(record))
     return path
@@ -58,9 +56,7 @@ def test_license_of_every_shipped_photo_is_stated():
 
 def test_manifest_of_the_shipped_photos_passes_over_other_json(tmp_path: Path):
     summary = write_manifest([photos_directory()], tmp_path / "manifest.parquet")
-    assert summary == ManifestSummary(
-        num_images=6, num_with_masks=6, num_without_masks=0, num_without_image=0
-    )
+    assert summary == ManifestSummary(num_images=6, num_with_masks=6, num_without_masks=0, num_without_image=0)
     rows = list(iter_manifest(tmp_path / "manifest.parquet"))
     assert [row.image_id for row in rows] == PHOTOS  # and not provenance
     assert all(Path(row.image_path).is_absolute() for row in rows)
@@ -78,9 +74,7 @@ def test_manifest_lists_subfolders_plain_photos_and_masks_without_photo(tmp_path
     (corpus / "readme.txt").write_text("not a photo")
 
     summary = write_manifest([corpus], tmp_path / "manifest.parquet")
-    assert summary == ManifestSummary(
-        num_images=4, num_with_masks=1, num_without_masks=1, num_without_image=2
-    )
+    assert summary == ManifestSummary(num_images=4, num_with_masks=1, num_without_masks=1, num_without_image=2)
     rows = {row.image_id: row for row in iter_manifest(tmp_path / "manifest.parquet")}
     assert list(rows) == ["a", "b/two", "damaged", "lost"]
     assert rows["a"].masks_path is None
@@ -129,9 +123,7 @@ def test_source_without_photos_is_refused(tmp_path: Path):
 
 def test_table_that_is_no_manifest_is_refused(tmp_path: Path):
     (tmp_path / "m.parquet").write_bytes(b"PAR1")
-    with pytest.raises(
-        InputError, match="m.parquet: not a manifest .* Write one with ureca.corpus.write_manifest"
-    ):
+    with pytest.raises(InputError, match="m.parquet: not a manifest .* Write one with ureca.corpus.write_manifest"):
         list(iter_manifest(tmp_path / "m.parquet"))
 
 

@@ -77,9 +77,7 @@ def photo_row(name: str = "flower", *, by_reference: bool = True) -> ImageRow:
 
 
 def unlabeled(image_id: str) -> ImageRow:
-    return ImageRow(
-        image_id=image_id, image_path=f"/photos/{image_id}.jpg", height=2, width=3, status="unlabeled"
-    )
+    return ImageRow(image_id=image_id, image_path=f"/photos/{image_id}.jpg", height=2, width=3, status="unlabeled")
 
 
 ROWS = [
@@ -157,9 +155,7 @@ def test_writing_that_breaks_off_leaves_the_old_table_and_no_scraps(tmp_path: Pa
     path = tmp_path / "regions.parquet"
     write_regions(path, [unlabeled("old")])
     with pytest.raises(InputError, match="regions.parquet: image id 'x' occurs twice"):
-        write_regions(
-            path, [*(unlabeled(str(number)) for number in range(40)), unlabeled("x"), unlabeled("x")]
-        )
+        write_regions(path, [*(unlabeled(str(number)) for number in range(40)), unlabeled("x"), unlabeled("x")])
     assert [row.image_id for row in iter_images(path)] == ["old"]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -243,9 +239,7 @@ def test_image_that_is_missing_or_of_another_size_is_refused():
         load_image(ROWS[2])
     with pytest.raises(ImageError, match="image 'plain' has neither bytes nor a path"):
         load_image(replace(ROWS[2], image_path=None))
-    with pytest.raises(
-        ImageError, match=r"the image is \[300, 451\] \(height, width\), its records say \[2, 3\]"
-    ):
+    with pytest.raises(ImageError, match=r"the image is \[300, 451\] \(height, width\), its records say \[2, 3\]"):
         load_image(replace(ROWS[2], image_path=str(photos_directory() / "chelsea.jpg")))
 
 
@@ -266,8 +260,7 @@ def test_digest_ignores_order_files_and_timings(tmp_path: Path):
     assert digest(tmp_path / "c", ROWS[2:], ROWS[:2]) == first
     assert digest(tmp_path / "d", [timed(ROWS[0], 99.0), *ROWS[1:]]) == first
     reordered = tuple(
-        replace(region, attributes=dict(reversed((region.attributes or {}).items())))
-        for region in ROWS[0].regions
+        replace(region, attributes=dict(reversed((region.attributes or {}).items()))) for region in ROWS[0].regions
     )
     assert digest(tmp_path / "e", [replace(ROWS[0], regions=reordered), *ROWS[1:]]) == first
 

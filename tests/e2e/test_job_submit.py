@@ -80,9 +80,7 @@ class Cluster:
 def bare_cluster(bare_python: Path) -> Iterator[Cluster]:
     """A cluster of one machine, started with `ray start` from the bare environment."""
     port, dashboard, agent, agent_grpc, client = free_ports(5)
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV")
-    }
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV")}
     environment["PATH"] = f"{bare_python.parent}{os.pathsep}{environment['PATH']}"
     # Unix sockets in it: the path must be short.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:

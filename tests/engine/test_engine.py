@@ -69,14 +69,10 @@ def test_a_token_that_is_not_the_likeliest_is_noticed(running_engine, engine, ca
 
 
 def test_regions_find_the_image_prefix_of_the_first_one_in_the_cache(running_engine, engine):
-    captions = running_engine.run(
-        engine.caption(picture(WIDE, 2), boxes(WIDE, 4), queries(engine, 4), max_tokens=4)
-    )
+    captions = running_engine.run(engine.caption(picture(WIDE, 2), boxes(WIDE, 4), queries(engine, 4), max_tokens=4))
     prefix = len(engine.prompts.image(picture(WIDE, 2)).prefix_ids)
     assert [caption.cached_tokens for caption in captions] == [0, *[prefix // BLOCK * BLOCK] * 3]
-    again = running_engine.run(
-        engine.caption(picture(WIDE, 2), boxes(WIDE, 1), queries(engine, 1), max_tokens=4)
-    )
+    again = running_engine.run(engine.caption(picture(WIDE, 2), boxes(WIDE, 1), queries(engine, 1), max_tokens=4))
     assert again[0].cached_tokens >= prefix // BLOCK * BLOCK
 
 

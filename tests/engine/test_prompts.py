@@ -48,10 +48,7 @@ def test_token_ids_are_prefix_then_mask_rows_then_branch(builder, size):
     with_mask, without = builder.regions([box_to_rle((0, 0, 30, 30), size), None], [query, query])
     prefix, branch = processor.prefix_ids(num_tiles), processor.branch_ids(query)
     assert builder.placeholder_id not in prefix + branch
-    assert (
-        builder.token_ids(image, with_mask)
-        == prefix + [builder.placeholder_id] * len(with_mask.rows) + branch
-    )
+    assert builder.token_ids(image, with_mask) == prefix + [builder.placeholder_id] * len(with_mask.rows) + branch
     assert builder.token_ids(image, without) == prefix + branch
 
 

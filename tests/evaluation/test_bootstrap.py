@@ -37,9 +37,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 def test_same_seed_same_interval_other_seed_another():
     image_ids, scores = drawn_scores(30, 3, 1.0, 1.0, seed=3)
-    first, again, other = (
-        Bootstrap(image_ids, seed=seed).interval(mean_statistics(scores)) for seed in (5, 5, 6)
-    )
+    first, again, other = (Bootstrap(image_ids, seed=seed).interval(mean_statistics(scores)) for seed in (5, 5, 6))
     assert first == again
     assert (other.low, other.high) != (first.low, first.high)
     assert other.value == first.value

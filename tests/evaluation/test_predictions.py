@@ -52,9 +52,7 @@ def test_regions_come_in_batches_and_keep_their_captions(scenes, true_answers, m
 def test_without_a_cue_an_image_is_asked_about_once(scenes, true_answers, model, tmp_path):
     for cue in ("none", "image"):
         captioner = KnownCaptioner(true_answers, otherwise="the same for all")
-        made = predict(
-            [variant(captioner, model, cue=cue)], scenes[:2], tmp_path / f"{cue}.jsonl", max_new_tokens=9
-        )
+        made = predict([variant(captioner, model, cue=cue)], scenes[:2], tmp_path / f"{cue}.jsonl", max_new_tokens=9)
         assert captioner.asked == [(1, [f"unique {cue} [] []"])] * 2
         assert len(made) == sum(len(row.regions) for row in scenes[:2])
         assert {each.caption for each in made} == {"the same for all"}

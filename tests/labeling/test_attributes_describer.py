@@ -76,8 +76,7 @@ def test_the_three_captions_of_a_part():
     }
     assert captions[1] == {
         "short": "a tiny blue square part at the top of the red object",
-        "long": "a tiny blue smooth square part in the upper left of the picture, "
-        "at the top of the large red object",
+        "long": "a tiny blue smooth square part in the upper left of the picture, at the top of the large red object",
         "unique": "the tiny blue square part in the upper left, at the top of the red object",
     }
 
@@ -138,11 +137,7 @@ def test_captions_of_drawn_scenes_are_unique_in_their_image(scenes):
 
 
 def test_short_captions_alone_would_not_be_unique(scenes):
-    own = [
-        picks_own_region(c["short"], k, regions)
-        for regions, captions in scenes
-        for k, c in enumerate(captions)
-    ]
+    own = [picks_own_region(c["short"], k, regions) for regions, captions in scenes for k, c in enumerate(captions)]
     assert np.mean(own) < 0.95
 
 
@@ -164,9 +159,7 @@ def test_captions_are_short_and_start_in_lower_case(scenes):
         lengths = [len(caption[name].split()) for _, captions in scenes for caption in captions]
         assert max(lengths) <= limit
         assert np.percentile(lengths, 95) <= usual[name]
-    assert all(
-        text[0].islower() for _, captions in scenes for caption in captions for text in caption.values()
-    )
+    assert all(text[0].islower() for _, captions in scenes for caption in captions for text in caption.values())
 
 
 def test_the_same_image_gets_the_same_captions():

@@ -62,9 +62,7 @@ def test_things_drawn_alike_are_each_other_s_distractors():
         distractors = indices(find_distractors(regions, DistractorConfig()))
         for i, one in enumerate(scene.regions):
             for j, other in enumerate(scene.regions):
-                same = all(
-                    one.attributes[k] == other.attributes[k] for k in ("color", "texture", "shape", "size")
-                )
+                same = all(one.attributes[k] == other.attributes[k] for k in ("color", "texture", "shape", "size"))
                 if i != j and same and one.parent == other.parent == -1 and one.kind == other.kind:
                     expected += 1
                     found += j in distractors[i]

@@ -82,7 +82,7 @@ def test_labels_of_drawn_scenes_are_true_and_unique(labeled, rows, corpus):
 @pytest.mark.slow
 def test_rerun_after_killed_driver_labels_each_image_once(ray_cluster, labeled, corpus, tmp_path):
     command = [sys.executable, str(JOB), f"--sources={corpus}", f"--run_directory={tmp_path}"]
-    command += ["--images_per_block=1", "--actors=1"]
+    command += ["--images_per_block=1"]
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:

@@ -97,9 +97,7 @@ def test_a_caption_that_fits_others_is_asked_for_again_and_flagged(corpus, scrib
 
 
 def test_labels_of_a_drawn_scene_carry_its_truth(corpus):
-    truth = {
-        region_id: found["attributes"] for region_id, found in read_truth(corpus)["scene_000003"].items()
-    }
+    truth = {region_id: found["attributes"] for region_id, found in read_truth(corpus)["scene_000003"].items()}
     outcome = label(corpus, "scene_000003", truth=truth)
     assert {region.region_id: region.attributes for region in outcome.row.regions} == truth
     assert all(region.flags == () for region in outcome.row.regions)

@@ -12,9 +12,7 @@ from ureca.model.processor import CaptionerProcessor
 WORDS = ["a red round part at the left of the picture.", "describe this region so that no other fits."]
 
 
-def tiny_captioner(
-    *, kind: str = "tokens", tile_limit: int = 6, dtype: torch.dtype = torch.float64
-) -> Captioner:
+def tiny_captioner(*, kind: str = "tokens", tile_limit: int = 6, dtype: torch.dtype = torch.float64) -> Captioner:
     tokenizer = nano_tokenizer(WORDS * 50, vocab_size=600)
     config = nano_config(tokenizer, width=64, layers=2, vision_width=64, vision_layers=1)
     base = new_nano(config, seed=0).to(dtype).eval()

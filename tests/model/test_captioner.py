@@ -72,9 +72,7 @@ def test_generate_follows_the_packed_forward_pass(tiny_captioner_f64: Captioner)
     captioner, item = tiny_captioner_f64, example()
     region = item.regions[0]
     embeddings, mask = captioner.prompt_embeddings(item.image, [region.segmentation], [region.query])
-    ids = captioner.base.generate(
-        inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=5, do_sample=False
-    )[0]
+    ids = captioner.base.generate(inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=5, do_sample=False)[0]
     forced = Example(item.image, (RegionExample(region.segmentation, region.query, "x"),))
     batch = pack([forced], captioner.processor, **captioner.pack_options())
     first = int((batch.labels[0] != -100).nonzero()[0])
@@ -105,10 +103,7 @@ def test_regions_of_one_image_are_captioned_alone_as_together(captioner: Caption
     masks = [item.regions[0].segmentation, encode_mask(small), None]
     queries = ["describe this region.", "name it.", "describe this region."]
     together = captioner.generate(item.image, masks, queries, max_new_tokens=6)
-    alone = [
-        captioner.generate(item.image, [m], [q], max_new_tokens=6)[0]
-        for m, q in zip(masks, queries, strict=True)
-    ]
+    alone = [captioner.generate(item.image, [m], [q], max_new_tokens=6)[0] for m, q in zip(masks, queries, strict=True)]
     assert together == alone
 
 
@@ -126,15 +121,11 @@ def test_another_base_is_refused(captioner: Captioner, tiny_base_dir: str, tmp_p
         Captioner.from_pretrained(tmp_path / "model")
 
 
-def test_a_mask_encoder_of_another_shape_is_refused(
-    captioner: Captioner, tiny_base_dir: str, tmp_path: Path
-) -> None:
+def test_a_mask_encoder_of_another_shape_is_refused(captioner: Captioner, tiny_base_dir: str, tmp_path: Path) -> None:
     captioner.save_pretrained(tmp_path / "a")
     Captioner.from_base(tiny_base_dir, tile_limit=6, tokens_per_tile=2).save_pretrained(tmp_path / "b")
     shutil.copy(tmp_path / "b" / MASK_ENCODER_FILE, tmp_path / "a" / MASK_ENCODER_FILE)
-    with pytest.raises(
-        CheckpointError, match=r"mask_encoder\.safetensors: does not fit captioner_config\.json"
-    ):
+    with pytest.raises(CheckpointError, match=r"mask_encoder\.safetensors: does not fit captioner_config\.json"):
         Captioner.from_pretrained(tmp_path / "a")
 
 

@@ -47,9 +47,7 @@ def test_tokens_start_at_the_norm_of_the_text_embeddings() -> None:
 def test_tokens_tell_place_size_and_tile_apart() -> None:
     model = encoder()
     one = tile_boxes(1, 1)
-    here, there, bigger = (
-        model(square(*at)[None], one) for at in ((20, 20, 30), (200, 20, 30), (20, 20, 60))
-    )
+    here, there, bigger = (model(square(*at)[None], one) for at in ((20, 20, 30), (200, 20, 30), (20, 20, 60)))
     assert not torch.allclose(here, there, atol=1e-3)
     assert not torch.allclose(here, bigger, atol=1e-3)
     moved = torch.tensor([[0.5, 0.0, 1.0, 1.0]])

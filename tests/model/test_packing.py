@@ -12,9 +12,7 @@ from ureca.model.packing import PADDING, PREFIX, BranchLayout, attend
 from ureca.regions.rle import encode_mask
 
 
-def drawn_example(
-    num_regions: int, *, seed: int, size: tuple[int, int] = (300, 500), cue: bool = True
-) -> Example:
+def drawn_example(num_regions: int, *, seed: int, size: tuple[int, int] = (300, 500), cue: bool = True) -> Example:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     regions = []
@@ -27,9 +25,7 @@ def drawn_example(
     return Example(image, tuple(regions))
 
 
-def loss_and_gradients(
-    captioner: Captioner, examples: list[Example]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(captioner: Captioner, examples: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Summed loss over `examples`, packed into one batch, and the gradient of each parameter."""
     captioner.zero_grad()
     loss, count = captioner(pack(examples, captioner.processor, **captioner.pack_options()))
@@ -38,9 +34,7 @@ def loss_and_gradients(
     return loss.detach() / count, {n: g / count for n, g in gradients.items()}
 
 
-def one_region_at_a_time(
-    captioner: Captioner, examples: list[Example]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def one_region_at_a_time(captioner: Captioner, examples: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     captioner.zero_grad()
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for example in examples:
@@ -67,23 +61,17 @@ def test_packed_loss_and_gradients_equal_separate_sequences(
     tiny_captioner_f64: Captioner, num_regions: list[int]
 ) -> None:
     examples = [drawn_example(n, seed=i) for i, n in enumerate(num_regions)]
-    assert_same(
-        loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples)
-    )
+    assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
 
 
 def test_images_of_other_grids_pack_into_one_batch(tiny_captioner_f64: Captioner) -> None:
     examples = [drawn_example(2, seed=1, size=(200, 200)), drawn_example(2, seed=2, size=(200, 640))]
-    assert_same(
-        loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples)
-    )
+    assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
 
 
 def test_regions_without_a_cue_pack_too(tiny_captioner_f64: Captioner) -> None:
     examples = [drawn_example(3, seed=3, cue=False)]
-    assert_same(
-        loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples)
-    )
+    assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
 
 
 def test_attention_leaking_between_branches_is_noticed(
@@ -121,9 +109,7 @@ def test_labels_cover_the_caption_and_the_end_marker_only(tiny_captioner_f64: Ca
 
 def test_attention_equals_one_dense_mask() -> None:
     """`attend` against scaled dot product attention under the (S, S) mask that the layout stands for."""
-    branch = torch.tensor(
-        [[PREFIX, PREFIX, PREFIX, 0, 0, 1, 1, 1], [PREFIX, PREFIX, 0, 0, 0, 1, PADDING, PADDING]]
-    )
+    branch = torch.tensor([[PREFIX, PREFIX, PREFIX, 0, 0, 1, 1, 1], [PREFIX, PREFIX, 0, 0, 0, 1, PADDING, PADDING]])
     causal = torch.ones(8, 8, dtype=torch.bool).tril()
     key, query = branch[:, None, :], branch[:, :, None]
     dense = (causal & ((key == PREFIX) | (key == query)))[:, None]

@@ -90,9 +90,7 @@ def test_rle_of_another_size_names_both_sizes_and_the_usual_cause():
 
 
 def test_empty_mask_is_refused():
-    with pytest.raises(
-        MaskError, match="here is an empty mask: no pixel is set. Remove it or encode it again."
-    ):
+    with pytest.raises(MaskError, match="here is an empty mask: no pixel is set. Remove it or encode it again."):
         check_rle(encode_mask(np.zeros((4, 5), dtype=bool)), (4, 5), where="here")
 
 
@@ -128,9 +126,7 @@ def test_every_cut_of_a_string_is_refused():
             check_rle({"size": [40, 50], "counts": GOOD[:length]}, (40, 50), where="test")
 
 
-@pytest.mark.parametrize(
-    "segmentation", [[[1, 2, 3, 4, 5, 6]], {"counts": "x"}, {"size": 5, "counts": "x"}, "x"]
-)
+@pytest.mark.parametrize("segmentation", [[[1, 2, 3, 4, 5, 6]], {"counts": "x"}, {"size": 5, "counts": "x"}, "x"])
 def test_polygon_or_other_json_in_place_of_an_rle_is_refused(segmentation: object):
     with pytest.raises(MaskError, match="is not an RLE.*polygons must be converted first"):
         check_rle(segmentation, (4, 5), where="test")  # type: ignore[arg-type]

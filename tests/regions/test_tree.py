@@ -71,11 +71,7 @@ def dense_tree(masks: list[tuple[str, np.ndarray]], config: TreeConfig) -> tuple
     survivors: list[str] = []
     merged: dict[str, list[str]] = {}
     for name, mask in ordered:
-        like = [
-            (share, other)
-            for other in survivors
-            if (share := iou(mask, pixels[other])) >= (config.merge_iou or 2)
-        ]
+        like = [(share, other) for other in survivors if (share := iou(mask, pixels[other])) >= (config.merge_iou or 2)]
         if like:
             most = max(share for share, _ in like)
             merged[next(other for share, other in like if share == most)].append(name)
@@ -201,9 +197,7 @@ def test_wrong_setting_is_noticed_by_the_comparison(preset: str, wrong: dict, ma
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_containment_read_the_wrong_way_round_is_noticed(
-    preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch
-):
+def test_containment_read_the_wrong_way_round_is_noticed(preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tree_module, "containment_matrix", lambda rles: containment_matrix(rles).T)
     assert num_different(mask_sets[:100], PRESETS[preset], PRESETS[preset]) > 0
 
@@ -290,18 +284,14 @@ def test_errors_name_the_region():
     good = box_mask("7", 0, 0, 50, 50)
     with pytest.raises(MaskError, match="region id '7' occurs twice. Ids must be unique in an image."):
         build_mask_tree([good, good], (100, 100))
-    with pytest.raises(
-        MaskSizeError, match=r"region '7' has an RLE of size \[100, 100\], its image is \[50, 100\]"
-    ):
+    with pytest.raises(MaskSizeError, match=r"region '7' has an RLE of size \[100, 100\], its image is \[50, 100\]"):
         build_mask_tree([good], (50, 100))
     with pytest.raises(MaskError, match="region '8' is an empty mask"):
         build_mask_tree([good, box_mask("8", 5, 5, 5, 5)], (100, 100))
 
 
 def test_unknown_preset_and_impossible_settings_are_refused():
-    with pytest.raises(
-        ConfigError, match="mask tree preset 'papre' does not exist; there are default, paper"
-    ):
+    with pytest.raises(ConfigError, match="mask tree preset 'papre' does not exist; there are default, paper"):
         TreeConfig.preset("papre")
     with pytest.raises(ConfigError, match=r"tree.containment=1.5: give a share from 0 to 1"):
         TreeConfig(containment=1.5)
@@ -354,9 +344,7 @@ def test_part_that_sticks_out_by_some_pixels_stays_with_its_whole(
     assert parent_name(TreeConfig(containment_margin=0)) == without_margin
 
 
-@pytest.mark.skipif(
-    "URECA_TEST_DATA" not in os.environ, reason="URECA_TEST_DATA, the folder with coco/, is not set"
-)
+@pytest.mark.skipif("URECA_TEST_DATA" not in os.environ, reason="URECA_TEST_DATA, the folder with coco/, is not set")
 def test_trees_of_coco_photos():
     photos = sorted(Path(os.environ["URECA_TEST_DATA"], "coco").glob("*.jpg"))
     assert len(photos) == 30

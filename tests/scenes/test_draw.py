@@ -93,9 +93,7 @@ def test_parts_lie_inside_their_parents_and_siblings_share_no_pixel(scenes: list
                 assert not (masks[index] & ~masks[region.parent]).any()
                 assert masks[index].sum() < 0.85 * masks[region.parent].sum()
         siblings = [
-            (i, j)
-            for i, j in combinations(range(len(masks)), 2)
-            if scene.regions[i].parent == scene.regions[j].parent
+            (i, j) for i, j in combinations(range(len(masks)), 2) if scene.regions[i].parent == scene.regions[j].parent
         ]
         assert not any((masks[i] & masks[j]).any() for i, j in siblings)
 
@@ -218,7 +216,5 @@ def test_a_config_that_cannot_work_is_refused(values: dict[str, int], message: s
 
 def test_a_scene_that_does_not_fit_names_what_to_change():
     config = SceneConfig(height_px=64, width_px=64, min_objects=16, max_objects=17, min_regions=16)
-    with pytest.raises(
-        ConfigError, match=r"16 to 24 regions fits 64 x 64 px \(seed 1\); allow fewer regions"
-    ):
+    with pytest.raises(ConfigError, match=r"16 to 24 regions fits 64 x 64 px \(seed 1\); allow fewer regions"):
         draw_scene(1, config)

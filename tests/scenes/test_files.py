@@ -23,9 +23,7 @@ def test_masks_and_truth_come_back_as_drawn(tmp_path: Path):
         "height": 256,
         "file_name": "scene_000123.jpg",
     }
-    assert [entry["segmentation"] for entry in record["annotations"]] == [
-        r.segmentation for r in scene.regions
-    ]
+    assert [entry["segmentation"] for entry in record["annotations"]] == [r.segmentation for r in scene.regions]
     assert {str(entry["id"]) for entry in record["annotations"]} == set(truth["scene_000123"])
     for region in scene.regions:
         told = truth["scene_000123"][region.region_id]
@@ -54,7 +52,5 @@ def test_writing_again_replaces_the_truth(tmp_path: Path):
 
 
 def test_a_folder_without_truth_is_named(tmp_path: Path):
-    with pytest.raises(
-        InputError, match=r"scenes\.jsonl: not found\. Write drawn scenes into this folder first"
-    ):
+    with pytest.raises(InputError, match=r"scenes\.jsonl: not found\. Write drawn scenes into this folder first"):
         read_truth(tmp_path)

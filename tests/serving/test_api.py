@@ -207,9 +207,7 @@ def test_a_request_that_can_t_be_answered_is_refused_in_one_form(api, backend, c
 
 def test_an_animation_is_refused(api):
     frames = [photo(), photo().rotate(180)]
-    response = ask(
-        api, image=data_url(frames[0], "webp", save_all=True, append_images=frames[1:], lossless=True)
-    )
+    response = ask(api, image=data_url(frames[0], "webp", save_all=True, append_images=frames[1:], lossless=True))
     assert response.status_code == 400
     assert "has 2 frames" in response.json()["error"]["message"]
 

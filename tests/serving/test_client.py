@@ -69,8 +69,6 @@ def test_a_missing_file_or_service_is_said(client):
         client.caption("nothing.jpg", [RLE])
     with Client("http://127.0.0.1:9", timeout_seconds=2) as nobody:
         assert not nobody.is_ready()
-        with pytest.raises(
-            ServiceError, match=r"http://127\.0\.0\.1:9: ConnectError.*`make serve` starts one"
-        ):
+        with pytest.raises(ServiceError, match=r"http://127\.0\.0\.1:9: ConnectError.*`make serve` starts one"):
             nobody.caption(photo(), [RLE])
     assert client.is_ready()

@@ -46,10 +46,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def regions(count: int) -> list[dict]:
-    return [
-        {"id": f"r{i}", "rle": box_to_rle((60 * i, 10, 60 * i + 50, 200 - 20 * i), SIZE)}
-        for i in range(count)
-    ]
+    return [{"id": f"r{i}", "rle": box_to_rle((60 * i, 10, 60 * i + 50, 200 - 20 * i), SIZE)} for i in range(count)]
 
 
 def test_regions_of_an_image_share_its_prefix_and_get_captions_of_their_own(url, client):
@@ -82,9 +79,7 @@ def test_a_stream_s_pieces_make_the_captions_that_a_plain_call_gives(client):
 def test_many_images_at_a_time_get_what_each_gets_alone(client):
     alone = [client.caption(picture(seed), regions(3), max_tokens=8) for seed in range(10, 16)]
     with ThreadPoolExecutor(6) as pool:
-        together = list(
-            pool.map(lambda seed: client.caption(picture(seed), regions(3), max_tokens=8), range(10, 16))
-        )
+        together = list(pool.map(lambda seed: client.caption(picture(seed), regions(3), max_tokens=8), range(10, 16)))
     assert together == alone
 
 

@@ -15,9 +15,7 @@ def test_a_port_that_is_none_or_taken_is_refused():
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(
-            ConfigError, match=rf"--port {port}: Address already in use\. Give another --port\."
-        ):
+        with pytest.raises(ConfigError, match=rf"--port {port}: Address already in use\. Give another --port\."):
             serve_locally(["--port", str(port)])
 
 

@@ -63,6 +63,5 @@ def test_a_wrong_option_ends_the_job_with_one_line_and_exit_code_2() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr == (
-        "error: command line: unknown key 'batch.images_per_stop'. "
-        "Did you mean images_per_step or images_per_device?\n"
+        "error: command line: unknown key 'batch.images_per_stop'. Did you mean images_per_step or images_per_device?\n"
     )

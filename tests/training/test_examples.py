@@ -29,9 +29,7 @@ def test_heldout_images_are_not_learned_from_and_are_those_that_evaluation_takes
 
 def test_table_without_labels_is_refused(tmp_path: Path) -> None:
     write_regions(tmp_path / "t.parquet", [ImageRow.quarantined("a", None, "read", ValueError("cut"))])
-    with pytest.raises(
-        InputError, match=r"none of its 1 images is labeled and not held out.*jobs/label_corpus\.py"
-    ):
+    with pytest.raises(InputError, match=r"none of its 1 images is labeled and not held out.*jobs/label_corpus\.py"):
         LabeledImages(str(tmp_path / "t.parquet"))
 
 
@@ -58,9 +56,7 @@ def test_example_shows_each_region_with_the_caption_of_its_style(
     assert seen == {"brief", "detailed", "unique"}
 
 
-def test_missing_image_and_missing_caption_name_their_row(
-    region_table: Path, processor: CaptionerProcessor
-) -> None:
+def test_missing_image_and_missing_caption_name_their_row(region_table: Path, processor: CaptionerProcessor) -> None:
     row = LabeledImages(str(region_table))[0]
     lost = ImageRow(**{**vars(row), "image_path": "/nowhere/lost.png"})
     with pytest.raises(ImageError, match=r"image 'image00'.*/nowhere/lost\.png"):

@@ -28,20 +28,14 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
     assert images(index(seed=1).visits(0)) != images(index().visits(0))
 
 
-@pytest.mark.parametrize(
-    ("num_workers", "images_per_device"), [(1, 6), (1, 1), (2, 3), (2, 2), (3, 1), (6, 4)]
-)
-def test_a_step_holds_the_same_images_for_any_number_of_workers(
-    num_workers: int, images_per_device: int
-) -> None:
+@pytest.mark.parametrize(("num_workers", "images_per_device"), [(1, 6), (1, 1), (2, 3), (2, 2), (3, 1), (6, 4)])
+def test_a_step_holds_the_same_images_for_any_number_of_workers(num_workers: int, images_per_device: int) -> None:
     steps = index()
     for step in range(9):
         taken = [
             visit
             for rank in range(num_workers)
-            for portion in steps.passes(
-                step, rank=rank, num_workers=num_workers, images_per_device=images_per_device
-            )
+            for portion in steps.passes(step, rank=rank, num_workers=num_workers, images_per_device=images_per_device)
             for visit in portion
         ]
         assert taken == steps.visits(step)

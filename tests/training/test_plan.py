@@ -63,18 +63,12 @@ def test_the_seed_alone_draws_the_first_weights(tiny_base: Path, stage1_model: P
     assert not all(torch.equal(a, b) for a, b in zip(weights(3), weights(4), strict=True))
 
 
-def test_model_of_another_base_is_refused_by_name(
-    stage1_model: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(
-        CheckpointError, match=rf"was trained on the base {tiny_base}, this run asks for nano"
-    ):
+def test_model_of_another_base_is_refused_by_name(stage1_model: Path, tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"was trained on the base {tiny_base}, this run asks for nano"):
         Plan.of(Stage2Config(table="t", init=str(stage1_model)), tmp_path)
 
 
-def test_base_that_changed_under_its_name_is_refused(
-    stage1_model: Path, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_base_that_changed_under_its_name_is_refused(stage1_model: Path, tiny_base: Path, tmp_path: Path) -> None:
     other = tmp_path / "model"
     other.mkdir()
     for file in stage1_model.iterdir():
@@ -87,9 +81,7 @@ def test_base_that_changed_under_its_name_is_refused(
         plan.captioner()
 
 
-def test_model_of_stage_2_is_no_start_for_stage_2(
-    stage1_model: Path, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_model_of_stage_2_is_no_start_for_stage_2(stage1_model: Path, tiny_base: Path, tmp_path: Path) -> None:
     config = Stage2Config(table="t", base=str(tiny_base), init=str(stage1_model), lora=LoraConfig(rank=4))
     Plan.of(config, tmp_path).captioner().save_pretrained(tmp_path / "model")
     with pytest.raises(CheckpointError, match="already went through stage 2"):
@@ -108,9 +100,7 @@ def test_unknown_preset_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_plan_is_refused_and_both_sides_named(tmp_path: Path) -> None:
     here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
-    there = Plan.of(
-        Stage1Config(table="t", seed=1, workers=WorkersConfig(num_workers=1)), tmp_path
-    ).identity()
+    there = Plan.of(Stage1Config(table="t", seed=1, workers=WorkersConfig(num_workers=1)), tmp_path).identity()
     with pytest.raises(CheckpointError) as refused:
         refuse_other_plan("runs/x", there, here)
     assert str(refused.value) == (

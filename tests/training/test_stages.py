@@ -62,9 +62,7 @@ def stage1(base: Path, table: Path, *, num_workers: int, zero_stage: int = 1) ->
         table=str(table),
         heldout=0.0,
         base=str(base),
-        batch=BatchConfig(
-            images_per_step=4, images_per_device=2 if num_workers == 1 else 1, regions_per_image=3
-        ),
+        batch=BatchConfig(images_per_step=4, images_per_device=2 if num_workers == 1 else 1, regions_per_image=3),
         optimizer=OptimizerConfig(learning_rate=3e-3, epochs=NUM_STEPS * 4 / 7),
         workers=WorkersConfig(num_workers=num_workers, zero_stage=zero_stage, max_failures=1),  # type: ignore[arg-type]
         checkpoints=CheckpointConfig(every_steps=8),

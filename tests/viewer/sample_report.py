@@ -29,8 +29,7 @@ def region(index, parent, segmentation, caption):
 def drawn_image(seed=3):
     scene = draw_scene(seed)
     regions = tuple(
-        region(index, each.parent, each.segmentation, f"caption {index}")
-        for index, each in enumerate(scene.regions)
+        region(index, each.parent, each.segmentation, f"caption {index}") for index, each in enumerate(scene.regions)
     )
     return ReportImage(image_id=f"scene_{seed}", kind="drawn", image=scene.image, regions=regions)
 
@@ -63,9 +62,7 @@ def sample(**changes):
         scores=scores,
         ceiling={"uniqueness": {"value": 0.987, "low": 0.98, "high": 0.99}},
         differences=[
-            Difference(
-                metric="rouge_l", better="mask_stage2", worse="tuned_none", value=0.2, low=0.1, high=0.3
-            )
+            Difference(metric="rouge_l", better="mask_stage2", worse="tuned_none", value=0.2, low=0.1, high=0.3)
         ],
         curves=[Curve(HOSTILE, [0, 1, 2], [3.0, 2.0, 1.0])],
         facts=[("images", "2"), (HOSTILE, HOSTILE)],

@@ -43,9 +43,7 @@ def test_a_higher_score_is_a_longer_bar():
 
 def test_the_ceiling_is_drawn():
     without = score_bars("uniqueness", SCORES, colors={}, format="png")
-    assert (
-        pixels(score_bars("uniqueness", SCORES, colors={}, ceiling=0.7, format="png")) != pixels(without)
-    ).any()
+    assert (pixels(score_bars("uniqueness", SCORES, colors={}, ceiling=0.7, format="png")) != pixels(without)).any()
 
 
 def test_a_run_without_a_finite_loss_leaves_an_empty_plot():

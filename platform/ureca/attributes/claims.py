@@ -178,9 +178,7 @@ def untrue_claims(claims: Claims, index: int, regions: Sequence[RegionAttributes
     return [name for name, _, truth in _judge(claims, index, regions) if truth < 1]
 
 
-def _judge(
-    claims: Claims, index: int, regions: Sequence[RegionAttributes]
-) -> Iterator[tuple[str, float, float]]:
+def _judge(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> Iterator[tuple[str, float, float]]:
     """(name, weight, how true in 0..1) of each claim."""
     region = regions[index]
     if claims.color:

@@ -96,9 +96,7 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def shade_counts(pixels: np.ndarray) -> np.ndarray:
     """Number of pixels of each shade, int64 (S,), ordered as SHADE_NAMES; `pixels` is uint8 (P, 3), RGB."""
     cells = pixels.astype(np.int32) >> 3
-    return np.bincount(
-        _table()[(cells[:, 0] << 10) | (cells[:, 1] << 5) | cells[:, 2]], minlength=len(SHADES)
-    )
+    return np.bincount(_table()[(cells[:, 0] << 10) | (cells[:, 1] << 5) | cells[:, 2]], minlength=len(SHADES))
 
 
 def name_colors(counts: np.ndarray) -> tuple[str, str | None]:

@@ -78,9 +78,7 @@ class RegionAttributes:
         )
 
 
-def measure_tree(
-    image: np.ndarray, segmentations: Sequence[Rle], parents: Sequence[int]
-) -> list[RegionAttributes]:
+def measure_tree(image: np.ndarray, segmentations: Sequence[Rle], parents: Sequence[int]) -> list[RegionAttributes]:
     """Measure all regions of an image (uint8 (H, W, 3), RGB); parents come before their children.
 
     Raises:
@@ -99,9 +97,7 @@ def measure_tree(
         measured = _measure(image, masks[index], boxes[index], covered[index])
         if parent >= 0:
             measured = replace(measured, parent=parent, noun="part")
-            measured = replace(
-                measured, place_in_parent=_place_in(measured, result[parent], boxes[parent], image)
-            )
+            measured = replace(measured, place_in_parent=_place_in(measured, result[parent], boxes[parent], image))
         result.append(measured)
     return result
 

@@ -109,8 +109,7 @@ def name_shape(geometry: Outline, area_px: int) -> str:
     if geometry.elongation >= THIN:
         return "thin"
     distances = {
-        name: float(np.linalg.norm(geometry.harmonics - harmonics))
-        for name, harmonics in _templates().items()
+        name: float(np.linalg.norm(geometry.harmonics - harmonics)) for name, harmonics in _templates().items()
     }
     name = min(distances, key=distances.__getitem__)
     if distances[name] > far or geometry.fill < 0.93:

@@ -61,9 +61,7 @@ def _fullest_window(usable: np.ndarray) -> tuple[slice, slice]:
     side_y, side_x = min(WINDOW_PX, height), min(WINDOW_PX, width)
     sums = np.zeros((height + 1, width + 1), dtype=np.int64)
     sums[1:, 1:] = usable.cumsum(0).cumsum(1)
-    count = (
-        sums[side_y:, side_x:] - sums[:-side_y, side_x:] - sums[side_y:, :-side_x] + sums[:-side_y, :-side_x]
-    )
+    count = sums[side_y:, side_x:] - sums[:-side_y, side_x:] - sums[side_y:, :-side_x] + sums[:-side_y, :-side_x]
     y, x = np.unravel_index(int(np.argmax(count)), count.shape)
     return slice(int(y), int(y) + side_y), slice(int(x), int(x) + side_x)
 

@@ -44,9 +44,7 @@ def decode_image(data: bytes, *, where: str, size: tuple[int, int] | None = None
             f"{where}: the image can't be decoded ({error}; {len(data)} bytes). Copy or download it again."
         ) from error
     if size is not None and found != tuple(size):
-        rotated = (
-            f" The file has EXIF orientation {orientation}, which is not applied." if orientation != 1 else ""
-        )
+        rotated = f" The file has EXIF orientation {orientation}, which is not applied." if orientation != 1 else ""
         raise ImageError(
             f"{where}: the image is {list(found)} (height, width), its records say {list(size)}.{rotated} "
             "Masks and image must be of one size: encode the masks at the image's stored size."

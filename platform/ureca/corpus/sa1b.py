@@ -70,9 +70,7 @@ class PhotoWithMasks(NamedTuple):
     masks: list[Mask]
 
 
-def write_manifest(
-    sources: Sequence[str | os.PathLike[str]], out_parquet: str | os.PathLike[str]
-) -> ManifestSummary:
+def write_manifest(sources: Sequence[str | os.PathLike[str]], out_parquet: str | os.PathLike[str]) -> ManifestSummary:
     """List the photos and mask files of folders (local or s3://) in one parquet table, sorted by image id.
 
     Local paths are stored absolute. A JSON file that is not of SA-1B's form and has no photo of its name is
@@ -129,9 +127,7 @@ def iter_manifest(path: str | os.PathLike[str]) -> Iterator[ManifestRow]:
         ) from error
 
 
-def read_sa1b(
-    image_path: str | os.PathLike[str], masks_path: str | os.PathLike[str] | None
-) -> PhotoWithMasks:
+def read_sa1b(image_path: str | os.PathLike[str], masks_path: str | os.PathLike[str] | None) -> PhotoWithMasks:
     """Read a photo and its masks and check every pixel and mask; without `masks_path` there are no masks.
 
     Raises:
@@ -163,9 +159,7 @@ def read_sa1b(
     masks: dict[str, Mask] = {}
     for region_id, segmentation in annotations:
         if region_id in masks:
-            raise MaskError(
-                f"{masks_path}: mask id {region_id!r} occurs twice. Give every mask an id of its own."
-            )
+            raise MaskError(f"{masks_path}: mask id {region_id!r} occurs twice. Give every mask an id of its own.")
         rle = check_rle(segmentation, size, where=f"{masks_path}: region {region_id!r}")
         masks[region_id] = Mask(region_id, rle)
     return PhotoWithMasks(data, size, list(masks.values()))
@@ -179,9 +173,7 @@ def _list_source(source: str) -> tuple[list[ManifestRow], int]:
     """
     filesystem, root = io.filesystem(source)
     if filesystem.get_file_info(root).type != fs.FileType.Directory:
-        raise InputError(
-            f"{source}: no such folder. Give the folder that holds the photos and their JSON files."
-        )
+        raise InputError(f"{source}: no such folder. Give the folder that holds the photos and their JSON files.")
     prefix = "" if isinstance(filesystem, fs.LocalFileSystem) else "s3://"
     images: list[str] = []
     mask_files: dict[str, str] = {}

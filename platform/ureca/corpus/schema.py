@@ -217,9 +217,7 @@ class ImageRow:
     def __post_init__(self) -> None:
         problem = self._problem()
         if problem:
-            raise InputError(
-                f"region table row {self.image_id!r}: {problem}. Write rows with ureca.corpus.ImageRow."
-            )
+            raise InputError(f"region table row {self.image_id!r}: {problem}. Write rows with ureca.corpus.ImageRow.")
 
     def _problem(self) -> str | None:
         if self.status not in get_args(Status):
@@ -232,9 +230,7 @@ class ImageRow:
             return f"status {self.status!r} without the image's height and width"
         for index, region in enumerate(self.regions):
             if not -1 <= region.parent < index:
-                return (
-                    f"region {region.region_id!r} at {index} has its parent at {region.parent}, not before it"
-                )
+                return f"region {region.region_id!r} at {index} has its parent at {region.parent}, not before it"
             if list(region.segmentation["size"]) != [self.height, self.width]:
                 return (
                     f"region {region.region_id!r} has an RLE of size {region.segmentation['size']}, "

@@ -45,9 +45,7 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow]) -> int
     if is_local:
         Path(inner).parent.mkdir(parents=True, exist_ok=True)
     # hidden from readers of the folder until it is whole
-    written = (
-        str(Path(inner).with_name(f".{Path(inner).name}.{uuid.uuid4().hex}.partial")) if is_local else inner
-    )
+    written = str(Path(inner).with_name(f".{Path(inner).name}.{uuid.uuid4().hex}.partial")) if is_local else inner
     seen: set[str] = set()
     try:
         with (
@@ -59,8 +57,7 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow]) -> int
                 for row in group:
                     if row.image_id in seen:
                         raise InputError(
-                            f"{target}: image id {row.image_id!r} occurs twice. "
-                            "Image ids must be unique in a table."
+                            f"{target}: image id {row.image_id!r} occurs twice. Image ids must be unique in a table."
                         )
                     seen.add(row.image_id)
                 writer.write_table(rows_to_table(group), row_group_size=ROWS_PER_GROUP)
@@ -105,8 +102,7 @@ def iter_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
             parquet = pq.ParquetFile(stream)
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(
-                f"{file_path}: not readable as parquet ({error}). "
-                "Copy it again, or run the job that wrote it again."
+                f"{file_path}: not readable as parquet ({error}). Copy it again, or run the job that wrote it again."
             ) from error
         with stream:
             columns = _check_schema(parquet.schema_arrow, file_path)
@@ -130,8 +126,7 @@ def load_image(row: ImageRow) -> np.ndarray:
             raise ImageError(f"image {row.image_id!r}: {error}") from error
     else:
         raise ImageError(
-            f"image {row.image_id!r} has neither bytes nor a path in its table. "
-            "Write the table again with one of them."
+            f"image {row.image_id!r} has neither bytes nor a path in its table. Write the table again with one of them."
         )
     return decode_image(data, where=where, size=row.size)
 
@@ -147,9 +142,7 @@ def canonical_digest(path: str | os.PathLike[str]) -> str:
     digests: dict[str, bytes] = {}
     for row in iter_images(path):
         if row.image_id in digests:
-            raise InputError(
-                f"{os.fspath(path)}: image id {row.image_id!r} occurs twice. Remove one of the two rows."
-            )
+            raise InputError(f"{os.fspath(path)}: image id {row.image_id!r} occurs twice. Remove one of the two rows.")
         record = row.to_record()
         if row.image_bytes is not None:
             record["image"]["bytes"] = hashlib.sha256(row.image_bytes).hexdigest()

@@ -23,6 +23,4 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         if self.scenes < 10:
-            raise ConfigError(
-                f"scenes={self.scenes}: the demo needs at least 10, to train on some and hold out some"
-            )
+            raise ConfigError(f"scenes={self.scenes}: the demo needs at least 10, to train on some and hold out some")

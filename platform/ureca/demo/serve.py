@@ -43,9 +43,7 @@ class ServedCaptions:
         }
 
 
-def serve_heldout(
-    export_dir: Path, rows: Sequence[ImageRow], *, max_tokens: int, request_file: Path
-) -> ServedCaptions:
+def serve_heldout(export_dir: Path, rows: Sequence[ImageRow], *, max_tokens: int, request_file: Path) -> ServedCaptions:
     """Bring the captioner up on Ray Serve, caption every region of `rows`, take it down again.
 
     `request_file` gets the body of one such request, to be tried with curl.
@@ -119,9 +117,7 @@ def _compare(
     equal, differing = 0, []
     progress = Progress("compare", sum(len(row.regions) for row in rows), unit="regions")
     for row in rows:
-        answered = [
-            (region, a) for region, a in zip(row.regions, captions[row.image_id], strict=True) if a.caption
-        ]
+        answered = [(region, a) for region, a in zip(row.regions, captions[row.image_id], strict=True) if a.caption]
         if not answered:
             continue
         served = []

@@ -167,9 +167,7 @@ class CaptionEngine:
             InputError: a prompt does not fit `max_model_len`.
             CheckpointError: the mask encoder gave rows that the language model can't take.
         """
-        image_prompt, regions = await asyncio.to_thread(
-            self._prepare, image, segmentations, queries, max_tokens
-        )
+        image_prompt, regions = await asyncio.to_thread(self._prepare, image, segmentations, queries, max_tokens)
         events: asyncio.Queue[tuple[int, str | Caption | None]] = asyncio.Queue()
         prefix_ready = asyncio.Event()
 
@@ -243,9 +241,7 @@ class CaptionEngine:
             prompt["_prompt_embeds"] = ([region.rows], self.prompts.placeholder_id)
         engine_input = await self._llm.renderer.process_for_engine_async(prompt, time.time())
         if list(engine_input["prompt_token_ids"]) != self.prompts.token_ids(image, region):
-            raise RuntimeError(
-                "vLLM expanded the prompt to other token ids than the captioner was trained on"
-            )
+            raise RuntimeError("vLLM expanded the prompt to other token ids than the captioner was trained on")
         return engine_input
 
     def _prepare(

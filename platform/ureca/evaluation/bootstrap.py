@@ -88,9 +88,7 @@ class Bootstrap:
     `image_ids` names the image of every item. The same ids and seed give the same intervals.
     """
 
-    def __init__(
-        self, image_ids: Sequence[Hashable], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-    ) -> None:
+    def __init__(self, image_ids: Sequence[Hashable], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> None:
         index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(image_ids))}
         self._image_of_item = np.array([index_of[image_id] for image_id in image_ids], dtype=np.intp)
         self.num_images = len(index_of)

@@ -41,9 +41,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.heldout <= 1:
-            raise ConfigError(
-                f"heldout={self.heldout}: give the share of images to score, above 0, at most 1."
-            )
+            raise ConfigError(f"heldout={self.heldout}: give the share of images to score, above 0, at most 1.")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
 
@@ -59,9 +57,7 @@ def variants_of(config: EvaluateConfig) -> list[Variant]:
     given = {name: folder for name, folder in trained.items() if folder}
     settings = [CaptionerConfig.load(Path(folder)) for folder in given.values()]
     known = preset(config.preset)
-    base, tile_limit = (
-        (settings[0].base, settings[0].tile_limit) if settings else (known.base, known.tile_limit)
-    )
+    base, tile_limit = (settings[0].base, settings[0].tile_limit) if settings else (known.base, known.tile_limit)
     load_base = partial(Captioner.from_base, base, tile_limit=tile_limit)
     model = preset_path(base)
     return [

@@ -137,9 +137,7 @@ class Evaluation:
         parts = []
         for kind, group in self.groups.items():
             title = {"drawn": "drawn scenes", "photo": "real photos"}[kind]
-            parts.append(
-                f"{title}: {group.num_regions:,} regions of {group.num_images:,} images, 95% intervals"
-            )
+            parts.append(f"{title}: {group.num_regions:,} regions of {group.num_images:,} images, 95% intervals")
             parts.append(_as_table({**group.scores, "labels": group.ceiling}))
             for each in group.differences:
                 parts.append(
@@ -208,9 +206,7 @@ def score(
             statistics: dict[str, dict[str, Statistics]] = {}
             for variant in variants:
                 items = [
-                    _item(
-                        row, index, candidates, captions[variant, row.image_id, row.regions[index].region_id]
-                    )
+                    _item(row, index, candidates, captions[variant, row.image_id, row.regions[index].region_id])
                     for row, index in regions
                 ]
                 own = [picks_own(item) for item in items]
@@ -219,9 +215,7 @@ def score(
                 for (row, index), picked in zip(regions, own, strict=True):
                     owned[variant, row.image_id, row.regions[index].region_id] = picked
                 progress.update(len(groups) * len(variants) + len(statistics), images=kind)
-            labels = [
-                _item(row, index, candidates, row.regions[index].caption or "") for row, index in regions
-            ]
+            labels = [_item(row, index, candidates, row.regions[index].caption or "") for row, index in regions]
             ceiling = _claim_statistics(labels, [picks_own(item) for item in labels])
             bootstrap = Bootstrap([row.image_id for row, _ in regions], seed=seed)
             groups[kind] = _group(bootstrap, len(regions), statistics, ceiling)
@@ -284,9 +278,7 @@ def _group(
             for metric in PAIR_METRICS:
                 found = bootstrap.difference(statistics[better][metric], statistics[worse][metric])
                 if found:
-                    differences.append(
-                        {"metric": metric, "better": better, "worse": worse, **found.to_dict()}
-                    )
+                    differences.append({"metric": metric, "better": better, "worse": worse, **found.to_dict()})
     return ScoredGroup(
         num_images=bootstrap.num_images,
         num_regions=num_regions,
@@ -305,9 +297,7 @@ def _as_table(scores: ScoreTable) -> str:
             f"{of[name]['value']:.3f} [{of[name]['low']:.3f}, {of[name]['high']:.3f}]" if name in of else "-"
             for name in columns
         ]
-        rows.append(
-            [f"{variant} ({VARIANT_LABELS[variant]})" if variant in VARIANT_LABELS else variant, *cells]
-        )
+        rows.append([f"{variant} ({VARIANT_LABELS[variant]})" if variant in VARIANT_LABELS else variant, *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -82,8 +82,7 @@ def tokenize(texts: Sequence[str]) -> list[str]:
             "Check free memory."
         )
     kept = (
-        " ".join(word for word in line.rstrip().split(" ") if word not in ptbtokenizer.PUNCTUATIONS)
-        for line in lines
+        " ".join(word for word in line.rstrip().split(" ") if word not in ptbtokenizer.PUNCTUATIONS) for line in lines
     )
     return [next(kept) if text else "" for text in cleaned]
 
@@ -105,9 +104,7 @@ class _RecordingMeteor(Meteor):
         self.counts.append(counts)
         return line
 
-    def compute_score(
-        self, gts: dict[int, list[str]], res: dict[int, list[str]]
-    ) -> tuple[float, list[float]]:
+    def compute_score(self, gts: dict[int, list[str]], res: dict[int, list[str]]) -> tuple[float, list[float]]:
         self.counts = []
         try:
             value, values = super().compute_score(gts, res)

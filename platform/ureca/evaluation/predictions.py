@@ -111,9 +111,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-def _predict_image(
-    variant: Variant, captioner: Captioner, row: ImageRow, max_new_tokens: int
-) -> list[Prediction]:
+def _predict_image(variant: Variant, captioner: Captioner, row: ImageRow, max_new_tokens: int) -> list[Prediction]:
     regions = [row.regions[index] for index in captioned_regions(row)]
     image = load_image(row)
     captions: list[str] = []
@@ -126,10 +124,7 @@ def _predict_image(
             captions += captioner.generate(
                 image,
                 [region.segmentation if variant.cue == "mask" else None for region in batch],
-                [
-                    captioner.processor.query(STYLE, cue=variant.cue, box=region.bbox, size=row.size)
-                    for region in batch
-                ],
+                [captioner.processor.query(STYLE, cue=variant.cue, box=region.bbox, size=row.size) for region in batch],
                 max_new_tokens=max_new_tokens,
             )
     return [
@@ -169,15 +164,10 @@ def _kept_predictions(path: Path, origins: dict[str, str], rows: Iterable[ImageR
             earlier.setdefault((each.variant, each.image_id), {})[each.region_id] = each
     kept: list[Prediction] = []
     for row in rows:
-        wanted = {
-            row.regions[index].region_id: row.regions[index].caption for index in captioned_regions(row)
-        }
+        wanted = {row.regions[index].region_id: row.regions[index].caption for index in captioned_regions(row)}
         for variant, origin in origins.items():
             made = earlier.get((variant, row.image_id), {})
-            if (
-                before.get(variant) == origin
-                and {key: each.reference for key, each in made.items()} == wanted
-            ):
+            if before.get(variant) == origin and {key: each.reference for key, each in made.items()} == wanted:
                 kept += made.values()
     write_bytes(str(path), "".join(json.dumps(asdict(each)) + "\n" for each in kept).encode())
     write_json(str(beside), origins)

@@ -64,8 +64,7 @@ def region_candidates(image: np.ndarray, row: ImageRow, truth: Truth | None = No
     )
     known = [(truth or {}).get(region.region_id, region.attributes) or None for region in row.regions]
     attributes = (
-        region if true is None else region.with_truth(dict(true))
-        for region, true in zip(measured, known, strict=True)
+        region if true is None else region.with_truth(dict(true)) for region, true in zip(measured, known, strict=True)
     )
     return Candidates(tuple(attributes), tuple(known))
 
@@ -86,7 +85,5 @@ def attribute_statistics(items: Sequence[RegionCaption]) -> dict[str, Statistics
         for name, hit in attribute_hits(item.caption, item.reference, truth).items():
             right[row, ATTRIBUTES.index(name)] = hit
             asked[row, ATTRIBUTES.index(name)] = 1
-    by_name = {
-        name: share_statistics(right[:, column], asked[:, column]) for column, name in enumerate(ATTRIBUTES)
-    }
+    by_name = {name: share_statistics(right[:, column], asked[:, column]) for column, name in enumerate(ATTRIBUTES)}
     return {"all": share_statistics(right.sum(axis=1), asked.sum(axis=1)), **by_name}

@@ -29,7 +29,7 @@ class LabelConfig:
     verify_retries: int = 1
     """How often a caption that fits another region too is asked for again."""
     actors: int = 0
-    """Processes that label; 0: one per CPU of the cluster, less one for reading and writing."""
+    """Processes that label; 0: one per CPU of the cluster, less two for reading and writing."""
     images_per_block: int = 16
     """Images that are finished, written and, after an interruption, kept together."""
 

@@ -31,9 +31,7 @@ class DistractorConfig:
             raise ConfigError(f"distractors.max_count={self.max_count}: give 0 or more")
 
 
-def find_distractors(
-    regions: Sequence[RegionAttributes], config: DistractorConfig
-) -> list[tuple[Distractor, ...]]:
+def find_distractors(regions: Sequence[RegionAttributes], config: DistractorConfig) -> list[tuple[Distractor, ...]]:
     """For each region of an image its distractors, most alike first. Parents come before their children."""
     if not regions:
         return []
@@ -45,9 +43,7 @@ def find_distractors(
         others = np.flatnonzero(candidates)
         nearest = others[np.argsort(-similarity[index, others], kind="stable")][: config.max_count]
         found.append(
-            tuple(
-                Distractor(index=int(j), similarity=float(np.float32(similarity[index, j]))) for j in nearest
-            )
+            tuple(Distractor(index=int(j), similarity=float(np.float32(similarity[index, j]))) for j in nearest)
         )
     return found
 

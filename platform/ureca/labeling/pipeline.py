@@ -28,9 +28,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from ray.data import ActorPoolStrategy, DataContext
-from ray.data.checkpoint import CheckpointConfig
 
 from ureca import io
 from ureca.cluster import connect
@@ -59,6 +56,9 @@ _LOOK_EVERY_SECONDS = 1.0
 _CONCURRENT_BLOCKS = 4
 """Blocks that an actor works on at once, so that a slow image does not leave its describer idle."""
 
+_OTHER_CPUS = 2
+"""CPUs that must be free beside the actors: for reading and writing, and for leaving out what is done."""
+
 _NO_PROGRESS_SECONDS = 6 * 3600.0
 """Ray Data gives up after half an hour without a finished block; machines may take longer to come up."""
 
@@ -80,8 +80,8 @@ class LabelSummary:
     """Share of regions whose caption fits no other region of its image."""
     label_seconds: float
     """Of this start, Ray's own start included."""
-    regions_per_second: float
-    """Regions of the table over `label_seconds`."""
+    regions_per_second: float | None
+    """Regions labeled in this start over `label_seconds`; None if all had been labeled before."""
     digest: str
     """Of the table's content; equal for equal corpus and configuration."""
 
@@ -99,13 +99,15 @@ def label_corpus(config: LabelConfig, directory: str | os.PathLike[str]) -> Labe
     settings = _settings(config)
     if work.is_finished(settings):
         print(f"label  {table} is there already, of the same images and settings", file=sys.stderr)
+        done = {row.image_id for row in iter_manifest(work.manifest)}
     else:
         work.drop_rows_of_other_settings(settings)
+        done = set(work.places())
         connect()
         _label_rows(config, work, num_images)
         _write_table(work)
         work.mark_finished(settings)
-    return _summarize(table, time.monotonic() - started)
+    return _summarize(table, done, time.monotonic() - started)
 
 
 class _Work:
@@ -142,6 +144,15 @@ class _Work:
                     filesystem, inner = io.filesystem(path)
                     filesystem.delete_dir(inner)
         io.write_json(self._settings, settings)
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Image id -> (file, place in it) of every row that has been written."""
+        found: dict[str, tuple[str, int]] = {}
+        for path in io.list_files(self.rows, ".parquet") if io.exists(self.rows) else []:
+            with contextlib.suppress(OSError, pa.ArrowInvalid):  # a killed start's; its rows are labeled again
+                ids = _read(path, ["image_id"])["image_id"].to_pylist()
+                found.update({image_id: (path, place) for place, image_id in enumerate(ids)})
+        return found
 
 
 def _settings(config: LabelConfig) -> dict[str, Any]:
@@ -192,24 +203,41 @@ def _truth_of_folder(folder: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _label_rows(config: LabelConfig, work: _Work, num_images: int) -> None:
     """Run the plan; returns when every row of the manifest is in work.rows."""
+    # Only now: `connect` has to come before Ray is first imported.
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data.checkpoint import CheckpointConfig
+
     for name, level in {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)  # it tells of each stage, and that its bars are off
     filesystem, manifest = io.filesystem(work.manifest)
     _, rows = io.filesystem(work.rows)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []  # advice on memory, in the middle of the progress lines
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
-    context.checkpoint_config = CheckpointConfig(
+    checkpoint = CheckpointConfig(
         id_column="image_id",
         checkpoint_path=work.checkpoint,
         override_filesystem=filesystem,
         delete_checkpoint_on_success=False,  # what the next start of the same command goes by
     )
+    # An actor of Ray Data's own leaves out the rows that are done. One is enough for rows this small, and its
+    # 1 GiB by default would keep a small machine waiting for ever.
+    checkpoint.checkpoint_actor_pool_max_size = 1
+    checkpoint.checkpoint_actor_memory_bytes = 256 * 2**20
+    context.checkpoint_config = checkpoint
+    num_cpus = int(ray.cluster_resources().get("CPU", 0))
     num_blocks = math.ceil(num_images / config.images_per_block)
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_actors = config.actors or max(1, min(num_cpus - 1, num_blocks))
+    num_actors = config.actors or max(1, min(num_cpus - _OTHER_CPUS, num_blocks))
     print(f"label  {num_images} images, starting {num_actors} actors", file=sys.stderr, flush=True)
+    if num_actors + _OTHER_CPUS > num_cpus:
+        print(
+            f"label  waits until the cluster has {num_actors + _OTHER_CPUS} CPUs ({num_actors} for actors, "
+            f"{_OTHER_CPUS} for reading and writing); it has {num_cpus}",
+            file=sys.stderr,
+        )
     with DataContext.current(context), _watched(work.rows, num_images):
         (
             ray.data.read_parquet(manifest, filesystem=filesystem)
@@ -267,11 +295,7 @@ def _write_table(work: _Work) -> None:
     Rows of images that have left the sources since an earlier start are left out.
     """
     wanted = {row.image_id for row in iter_manifest(work.manifest)}
-    places: dict[str, tuple[str, int]] = {}
-    for path in io.list_files(work.rows, ".parquet"):
-        for place, image_id in enumerate(_read(path, ["image_id"])["image_id"].to_pylist()):
-            assert image_id not in places, f"{image_id} was written twice: {places[image_id][0]} and {path}"
-            places[image_id] = path, place
+    places = work.places()
     missing = wanted - set(places)
     assert not missing, f"{len(missing)} images were neither labeled nor set aside, e.g. {min(missing)}"
 
@@ -286,7 +310,8 @@ def _write_table(work: _Work) -> None:
     write_regions(work.table, (row(image_id) for image_id in sorted(wanted)))
 
 
-def _summarize(table: str, seconds: float) -> LabelSummary:
+def _summarize(table: str, done_before: set[str], seconds: float) -> LabelSummary:
+    new_regions = 0
     quarantined: Counter[str] = Counter()
     labeled = regions = flagged = not_unique = 0
     first_error = ""
@@ -297,12 +322,11 @@ def _summarize(table: str, seconds: float) -> LabelSummary:
             continue
         labeled += 1
         regions += len(row.regions)
+        new_regions += len(row.regions) if row.image_id not in done_before else 0
         flagged += sum(bool(region.flags) for region in row.regions)
         not_unique += sum(NOT_UNIQUE in region.flags for region in row.regions)
     if not labeled:
-        raise InputError(
-            f"{table}: not one of {quarantined.total()} images could be labeled. The first: {first_error}"
-        )
+        raise InputError(f"{table}: not one of {quarantined.total()} images could be labeled. The first: {first_error}")
     return LabelSummary(
         table=table,
         images=labeled + quarantined.total(),
@@ -312,6 +336,6 @@ def _summarize(table: str, seconds: float) -> LabelSummary:
         flagged=flagged,
         unique_share=round(1 - not_unique / max(regions, 1), 6),
         label_seconds=round(seconds, 1),
-        regions_per_second=round(regions / seconds, 2),
+        regions_per_second=round(new_regions / seconds, 2) if new_regions else None,
         digest=canonical_digest(table),
     )

@@ -68,9 +68,7 @@ def weights_hash(base: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(base.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(
-            value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
-        )
+        digest.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -174,9 +172,7 @@ class Captioner(nn.Module):
 
     def add_lora(self, *, rank: int, alpha: int | None = None, dropout: float = 0.05) -> None:
         """Put LoRA on the language model's linear layers (alpha 2 * rank unless given, as in the paper's code)."""
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS
-        )
+        config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS)
         self._peft = [get_peft_model(self.base, config)]
 
     def merge_lora(self) -> InternVLForConditionalGeneration:
@@ -192,9 +188,7 @@ class Captioner(nn.Module):
         """
         for name, parameter in self.named_parameters():
             in_encoder, in_lora = name.startswith("mask_encoder."), ".lora_" in name
-            parameter.requires_grad_(
-                in_encoder if stage == 1 else in_lora or (in_encoder and tune_mask_encoder)
-            )
+            parameter.requires_grad_(in_encoder if stage == 1 else in_lora or (in_encoder and tune_mask_encoder))
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     # ---- the forward pass

@@ -158,9 +158,7 @@ def new_nano(config: InternVLConfig, *, seed: int) -> InternVLForConditionalGene
     return model
 
 
-def save_nano(
-    model: InternVLForConditionalGeneration, processor: InternVLProcessor, directory: str | Path
-) -> None:
+def save_nano(model: InternVLForConditionalGeneration, processor: InternVLProcessor, directory: str | Path) -> None:
     """Write an HF-native folder with bf16 weights (they are read as float32 on a CPU)."""
     directory = Path(directory)
     copy: Any = InternVLForConditionalGeneration(model.config)

@@ -72,7 +72,9 @@ class PackedBatch:
         return int((self.branch.max(dim=1).values + 1).sum())
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors, mask_tiles=tuple(tile.to(device) for tile in self.mask_tiles))
 
 
@@ -206,9 +208,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: BranchLayout, scal
     first = scores.softmax(-1) @ prefix_value
 
     q, k, v = branches(query), branches(key), branches(value)
-    to_prefix = (q.flatten(2, 3) @ prefix_key.mT).masked_fill(
-        ~layout.prefix_valid[:, None, None], float("-inf")
-    )
+    to_prefix = (q.flatten(2, 3) @ prefix_key.mT).masked_fill(~layout.prefix_valid[:, None, None], float("-inf"))
     to_itself = (q @ k.mT).masked_fill(causal(longest), float("-inf"))
     weights = torch.cat([to_prefix.unflatten(2, (most, longest)), to_itself], dim=-1).softmax(-1)
     found = (weights[..., :prefix].flatten(2, 3) @ prefix_value).unflatten(2, (most, longest))
@@ -217,9 +217,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: BranchLayout, scal
     # Under autocast the result's type is the products' own, not the queries'.
     out = torch.cat([first, first.new_zeros(rows, heads, length - prefix, width)], dim=2)
     flat = out.transpose(1, 2).flatten(2).flatten(0, 1)
-    flat = flat.index_copy(
-        0, layout.index[layout.valid], found.permute(0, 2, 3, 1, 4).flatten(3)[layout.valid]
-    )
+    flat = flat.index_copy(0, layout.index[layout.valid], found.permute(0, 2, 3, 1, 4).flatten(3)[layout.valid])
     return flat.view(rows, length, heads, width).transpose(1, 2)
 
 
@@ -240,9 +238,7 @@ def packed_attention(
         )
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    out = attend(
-        query, key, value, attention_mask, scaling if scaling is not None else query.shape[-1] ** -0.5
-    )
+    out = attend(query, key, value, attention_mask, scaling if scaling is not None else query.shape[-1] ** -0.5)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -147,9 +147,7 @@ def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
     for part in parts:
         values = _finite_numbers(part)
         if values is None or len(values) < 6 or len(values) % 2:
-            raise MaskError(
-                f"polygon {_shorten(polygon)}: give at least three points as [x1, y1, x2, y2, x3, y3, …]."
-            )
+            raise MaskError(f"polygon {_shorten(polygon)}: give at least three points as [x1, y1, x2, y2, x3, y3, …].")
         xs, ys = values[0::2], values[1::2]
         # pycocotools allocates by edge length: a point a billion pixels away would take the memory
         if min(xs) < -width or max(xs) > 2 * width or min(ys) < -height or max(ys) > 2 * height:
@@ -160,9 +158,7 @@ def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
         flat_parts.append(list(values))
     rle = _as_text(coco_mask.merge(coco_mask.frPyObjects(flat_parts, height, width)))
     if rle_area(rle) == 0:
-        raise MaskError(
-            f"polygon {_shorten(polygon)} covers no pixel of its image of {list(size)} (height, width)."
-        )
+        raise MaskError(f"polygon {_shorten(polygon)} covers no pixel of its image of {list(size)} (height, width).")
     return rle
 
 
@@ -170,23 +166,18 @@ def _read_runs(counts: Any, where: str) -> np.ndarray:
     """Run lengths, int64 (n,), of compressed or uncompressed counts."""
     if isinstance(counts, (list, tuple)):
         if not counts or not all(isinstance(run, int) and 0 <= run < 1 << 40 for run in counts):
-            raise MaskError(
-                f"{where} has an RLE whose runs are not whole numbers >= 0. Encode the mask again."
-            )
+            raise MaskError(f"{where} has an RLE whose runs are not whole numbers >= 0. Encode the mask again.")
         return np.asarray(counts, dtype=np.int64)
     if isinstance(counts, str):
         counts = counts.encode("utf-8", errors="replace")
     if not isinstance(counts, bytes):
         raise MaskError(
-            f"{where} has an RLE whose counts are {type(counts).__name__}. "
-            "Give COCO's string or a list of runs."
+            f"{where} has an RLE whose counts are {type(counts).__name__}. Give COCO's string or a list of runs."
         )
     runs = _read_compressed_runs(np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48)
     if runs is None or (runs < 0).any():
         text = _shorten(counts.decode(errors="replace"))
-        raise MaskError(
-            f"{where} has an RLE whose counts string is damaged or cut off: {text}. Encode the mask again."
-        )
+        raise MaskError(f"{where} has an RLE whose counts string is damaged or cut off: {text}. Encode the mask again.")
     return runs
 
 

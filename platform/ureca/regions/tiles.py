@@ -32,9 +32,7 @@ def tile_grid(size: Size, tile_px: int, max_tiles: int, min_tiles: int = 1) -> t
     best, smallest_difference = (1, 1), float("inf")
     for cols, rows in _grids(min_tiles, max_tiles):
         difference = abs(ratio - cols / rows)
-        is_tie_and_filled = (
-            difference == smallest_difference and height * width > 0.5 * tile_px**2 * cols * rows
-        )
+        is_tie_and_filled = difference == smallest_difference and height * width > 0.5 * tile_px**2 * cols * rows
         if difference < smallest_difference or is_tie_and_filled:
             best, smallest_difference = (cols, rows), difference
     return best

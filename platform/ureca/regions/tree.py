@@ -264,9 +264,7 @@ def _first_parents(containment: np.ndarray, config: TreeConfig) -> list[int]:
     return parents
 
 
-def _admit(
-    parents: Sequence[int], areas: np.ndarray, size: Size, config: TreeConfig
-) -> list[DropReason | None]:
+def _admit(parents: Sequence[int], areas: np.ndarray, size: Size, config: TreeConfig) -> list[DropReason | None]:
     """Why each node is dropped, None if it is not. Levels are counted before anything is dropped."""
     levels = [1] * len(parents)
     for node in reversed(range(len(parents))):

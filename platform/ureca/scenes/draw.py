@@ -150,9 +150,7 @@ class _Canvas:
     regions: list[SceneRegion] = field(default_factory=list)
     coats: list[Coat] = field(default_factory=list)
 
-    def add(
-        self, thing: Thing, kept: frozenset[int], textured: frozenset[int], y0: int, x0: int
-    ) -> SceneRegion:
+    def add(self, thing: Thing, kept: frozenset[int], textured: frozenset[int], y0: int, x0: int) -> SceneRegion:
         """Draw a thing with its upper left corner at (y0, x0); returns the whole thing's region.
 
         `textured` are the pieces that carry its texture.

@@ -97,9 +97,7 @@ def cup(rng: Generator) -> Sketch:
     s.ellipse(handle, 0.8, 0.45, 0.3, 0.32)
     s.ellipse(handle, 0.8, 0.45, 0.15, 0.17, hole=True)
     s.polygon(0, [(0.0, 0.0), (0.82, 0.0), (0.74, 1.0), (0.08, 1.0)])
-    band = s.patch(
-        "band", [(0.03, 0.36), (0.79, 0.36), (0.772, 0.57), (0.046, 0.57)], role="band", shape="thin"
-    )
+    band = s.patch("band", [(0.03, 0.36), (0.79, 0.36), (0.772, 0.57), (0.046, 0.57)], role="band", shape="thin")
     for x in ([0.41], [0.26, 0.56], [0.19, 0.41, 0.63])[rng.integers(0, 3)]:
         s.disc("dot", x, 0.465, 0.085, role="dot", parent=band)
     return s
@@ -119,9 +117,7 @@ def fish(rng: Generator) -> Sketch:
 def boat(rng: Generator) -> Sketch:
     s = Sketch("boat", 1.15)
     s.box(0, 0.5, 0.0, 0.57, 0.62)
-    hull = s.patch(
-        "hull", [(0.0, 0.62), (1.15, 0.62), (0.92, 1.0), (0.2, 1.0)], role="main", shape="irregular"
-    )
+    hull = s.patch("hull", [(0.0, 0.62), (1.15, 0.62), (0.92, 1.0), (0.2, 1.0)], role="main", shape="irregular")
     for x in ([0.56], [0.38, 0.74])[rng.integers(0, 2)]:
         s.disc("porthole", x, 0.8, 0.1, role="porthole", parent=hull)
     sail = s.patch("sail", [(0.62, 0.03), (0.62, 0.55), (1.08, 0.55)], role="sail", shape="triangular")

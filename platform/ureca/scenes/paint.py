@@ -90,9 +90,7 @@ def paint_regions(
     jitter: dict[str, np.ndarray] = {}
     for coat in coats:
         if coat.color not in jitter:
-            jitter[coat.color] = np.asarray(COLORS[coat.color], np.float32) + rng.uniform(-7, 7, 3).astype(
-                np.float32
-            )
+            jitter[coat.color] = np.asarray(COLORS[coat.color], np.float32) + rng.uniform(-7, 7, 3).astype(np.float32)
     table = np.stack([np.zeros(3, np.float32), *(jitter[coat.color] for coat in coats)])
     pixels = table[owner]
     for index, coat in enumerate(coats):

@@ -73,9 +73,7 @@ class Sketch:
         """Add an upright box as a region."""
         return self.box(self.piece(name, role=role, shape=shape, parent=parent), x0, y0, x1, y1)
 
-    def patch(
-        self, name: str, points: Iterable[Point], *, role: str, shape: str = "irregular", parent: int = 0
-    ) -> int:
+    def patch(self, name: str, points: Iterable[Point], *, role: str, shape: str = "irregular", parent: int = 0) -> int:
         """Add a polygon as a region."""
         return self.polygon(self.piece(name, role=role, shape=shape, parent=parent), points)
 

@@ -67,11 +67,7 @@ def _changed(rng: Generator, difference: str, things: list[Thing], names: list[s
     """A thing like the first of `things` but for one attribute that none of them has."""
     first = things[0]
     if difference == "color":
-        taken = (
-            set(first.palette.values())
-            | {thing.palette["main"] for thing in things}
-            | {first.texture.second_color}
-        )
+        taken = set(first.palette.values()) | {thing.palette["main"] for thing in things} | {first.texture.second_color}
         free = [name for name in names if name not in taken]
         if free:
             return replace(first, palette={**first.palette, "main": str(rng.choice(free))})
@@ -84,17 +80,13 @@ def _changed(rng: Generator, difference: str, things: list[Thing], names: list[s
     return first
 
 
-def _pick_color(
-    rng: Generator, names: list[str], sketch: Sketch, palette: dict[str, str], parent: int
-) -> str:
+def _pick_color(rng: Generator, names: list[str], sketch: Sketch, palette: dict[str, str], parent: int) -> str:
     """A color far from the parent's; pieces that touch the background keep away from its color too."""
     if parent < 0:
         return str(rng.choice(names))
     above = palette[sketch.pieces[parent].role]
     on_top = sketch.pieces[parent].parent >= 0
-    free = [
-        name for name in (COLORS if on_top else names) if color_distance(COLORS[name], COLORS[above]) > 100
-    ]
+    free = [name for name in (COLORS if on_top else names) if color_distance(COLORS[name], COLORS[above]) > 100]
     unused = [name for name in free if name not in palette.values()]
     return str(rng.choice(unused or free))
 

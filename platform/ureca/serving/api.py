@@ -69,9 +69,7 @@ class CaptionBackend(Protocol):
 
 def create_app(backend: CaptionBackend, *, model_name: str, limits: Limits) -> FastAPI:
     """The application. Every error it answers with has the form of `error_body`."""
-    app = FastAPI(
-        title="URECA captioner", summary="A caption for every region of an image that fits it alone."
-    )
+    app = FastAPI(title="URECA captioner", summary="A caption for every region of an image that fits it alone.")
     app.add_middleware(BodyLimit, max_bytes=limits.max_request_bytes)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -100,9 +98,7 @@ def create_app(backend: CaptionBackend, *, model_name: str, limits: Limits) -> F
         call, answers, slots = await asyncio.to_thread(_read_request, request, limits)
         if request.stream:
             events = _events(backend, call, answers, slots, model_name)
-            return StreamingResponse(
-                events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-            )
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         usage = Usage()
         for slot, caption in zip(slots, await backend.caption(call) if slots else (), strict=True):
             answers[slot] = RegionAnswer(
@@ -114,9 +110,7 @@ def create_app(backend: CaptionBackend, *, model_name: str, limits: Limits) -> F
     return app
 
 
-def _read_request(
-    request: CaptionRequest, limits: Limits
-) -> tuple[CaptionCall, list[RegionAnswer], list[int]]:
+def _read_request(request: CaptionRequest, limits: Limits) -> tuple[CaptionCall, list[RegionAnswer], list[int]]:
     """The call for the regions in order, an answer for each region (so far: its id, or its error), and which
     answers wait for a caption, in the order of the call."""
     if len(request.regions) > limits.max_regions:
@@ -135,9 +129,7 @@ def _read_request(
     ids = [str(index if region.id is None else region.id) for index, region in enumerate(request.regions)]
     if len(set(ids)) < len(ids):
         twice = next(each for each in ids if ids.count(each) > 1)
-        raise RequestError(
-            f"regions: id {twice!r} occurs twice. Give each an id of its own.", param="regions"
-        )
+        raise RequestError(f"regions: id {twice!r} occurs twice. Give each an id of its own.", param="regions")
     data, image = decode_request_image(request.image, limits)
 
     answers, slots, segmentations = [], [], []

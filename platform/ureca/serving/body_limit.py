@@ -46,9 +46,7 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
     async def _refuse(self, send: Send) -> None:
-        message = (
-            f"the body has more than {self._max_bytes} bytes. Scale the image down, or send fewer masks."
-        )
+        message = f"the body has more than {self._max_bytes} bytes. Scale the image down, or send fewer masks."
         body = json.dumps(error_body("too_large", message)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 413, "headers": headers})

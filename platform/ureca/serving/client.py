@@ -165,9 +165,7 @@ def data_url(image: ImageLike) -> str:
         try:
             data = Path(image).read_bytes()
         except OSError as error:
-            raise ImageError(
-                f"{os.fspath(image)}: {error.strerror}. Give the path of an image file."
-            ) from error
+            raise ImageError(f"{os.fspath(image)}: {error.strerror}. Give the path of an image file.") from error
     kind = "png" if data[:4] == b"\x89PNG" else "webp" if data[8:12] == b"WEBP" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 

@@ -163,7 +163,5 @@ def build(settings: Settings) -> serve.Application:
         request_router_config=RequestRouterConfig(**router),
         health_check_timeout_s=60,  # a busy engine answers late, and that is no reason to kill it
     )
-    ingress = deployment(Ingress).options(
-        name="Ingress", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=200
-    )
+    ingress = deployment(Ingress).options(name="Ingress", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=200)
     return ingress.bind(captioner.bind(settings), settings)

@@ -10,9 +10,7 @@ __all__ = ["RequestError", "error_body"]
 class RequestError(UrecaError):
     """A request that can't be answered; becomes a response of this status."""
 
-    def __init__(
-        self, message: str, *, status: int = 400, kind: str = "invalid_request", param: str | None = None
-    ):
+    def __init__(self, message: str, *, status: int = 400, kind: str = "invalid_request", param: str | None = None):
         super().__init__(message)
         self.status = status
         self.kind = kind

@@ -45,9 +45,7 @@ def decode_request_image(url: str, limits: Limits) -> tuple[bytes, np.ndarray]:
         raise _bad_image(f"image: of type image/{match['type']}. Send one of {', '.join(IMAGE_TYPES)}.")
     data = _from_base64(url[match.end() :])
     if data is None:
-        raise _bad_image(
-            "image: what follows base64, is not base64. Encode the whole file, without line breaks."
-        )
+        raise _bad_image("image: what follows base64, is not base64. Encode the whole file, without line breaks.")
     width, height = _check_header(data, limits)
     try:
         return data, decode_image(data, where="image", size=(height, width))
@@ -64,21 +62,14 @@ def _check_header(data: bytes, limits: Limits) -> tuple[int, int]:
     except Image.DecompressionBombError as error:
         raise _too_large(f"image: {error}".rstrip(".")) from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise _bad_image(
-            f"image: not a {', '.join(IMAGE_TYPES)} file that can be read ({len(data)} bytes)"
-        ) from error
+        raise _bad_image(f"image: not a {', '.join(IMAGE_TYPES)} file that can be read ({len(data)} bytes)") from error
     if width * height > limits.max_image_pixels:
-        raise _too_large(
-            f"image: {width} x {height} pixels, this service takes {limits.max_image_pixels} in all"
-        )
+        raise _too_large(f"image: {width} x {height} pixels, this service takes {limits.max_image_pixels} in all")
     if min(width, height) < limits.min_image_side_px:
-        raise _bad_image(
-            f"image: {width} x {height} pixels; both sides must have at least {limits.min_image_side_px}."
-        )
+        raise _bad_image(f"image: {width} x {height} pixels; both sides must have at least {limits.min_image_side_px}.")
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
         raise _bad_image(
-            f"image: {width} x {height} pixels; one side may be at most {limits.max_aspect_ratio:g} times "
-            "the other."
+            f"image: {width} x {height} pixels; one side may be at most {limits.max_aspect_ratio:g} times the other."
         )
     if frames != 1:
         raise _bad_image(f"image: has {frames} frames. Send one of them.")
@@ -96,9 +87,7 @@ def region_to_rle(region: Mapping[str, Any], size: Size) -> Rle:
     """
     given = [form for form in _FORMS if region.get(form) is not None]
     if len(given) != 1:
-        raise MaskError(
-            f"region has {' and '.join(given) or 'no mask'}: give exactly one of {', '.join(_FORMS)}."
-        )
+        raise MaskError(f"region has {' and '.join(given) or 'no mask'}: give exactly one of {', '.join(_FORMS)}.")
     value = region[given[0]]
     if given[0] == "rle":
         if not isinstance(value, Mapping):
@@ -116,9 +105,7 @@ def _box(value: Any, size: Size) -> Rle:
         raise MaskError("box: give four numbers, [x, y, width, height] in pixels.")
     x, y, width, height = (float(each) for each in value)
     if not (width > 0 and height > 0):
-        raise MaskError(
-            f"box: width {width:g}, height {height:g}; both must be above 0: [x, y, width, height]."
-        )
+        raise MaskError(f"box: width {width:g}, height {height:g}; both must be above 0: [x, y, width, height].")
     return box_to_rle((x, y, x + width, y + height), size)
 
 

@@ -49,23 +49,13 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(
-                f"--host {host} --port {port}: {error.strerror}. Give another --port."
-            ) from error
+            raise ConfigError(f"--host {host} --port {port}: {error.strerror}. Give another --port.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ureca serve", description="Serve captions over HTTP on this machine."
-    )
-    parser.add_argument(
-        "--model", metavar="DIR", help="an export (jobs/export.py); default: nano, which ships"
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 serves to others; there is no authentication"
-    )
+    parser = argparse.ArgumentParser(prog="ureca serve", description="Serve captions over HTTP on this machine.")
+    parser.add_argument("--model", metavar="DIR", help="an export (jobs/export.py); default: nano, which ships")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves to others; there is no authentication")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument(
-        "--gpus", type=float, default=0, help="that the engine may take; default 0: on the CPU"
-    )
+    parser.add_argument("--gpus", type=float, default=0, help="that the engine may take; default 0: on the CPU")
     return parser

@@ -95,8 +95,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.num_to_keep < 1:
             raise ConfigError(
-                f"checkpoints.every_steps={self.every_steps}, num_to_keep={self.num_to_keep}: "
-                "both must be at least 1."
+                f"checkpoints.every_steps={self.every_steps}, num_to_keep={self.num_to_keep}: both must be at least 1."
             )
 
 
@@ -132,9 +131,7 @@ class _StageConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout < 1:
-            raise ConfigError(
-                f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1."
-            )
+            raise ConfigError(f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1.")
         if self.batch.images_per_step % self.workers.num_workers:
             raise ConfigError(
                 f"batch.images_per_step={self.batch.images_per_step} is no multiple of "

@@ -75,9 +75,7 @@ def _order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
-def choose_regions(
-    region_ids: Sequence[str], limit: int, *, seed: int, epoch: int, image_id: str
-) -> list[int]:
+def choose_regions(region_ids: Sequence[str], limit: int, *, seed: int, epoch: int, image_id: str) -> list[int]:
     """Positions of at most `limit` regions, in their own order. Which ones differs from epoch to epoch."""
     if len(region_ids) <= limit:
         return list(range(len(region_ids)))

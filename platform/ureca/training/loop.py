@@ -83,9 +83,7 @@ class _Worker:
             config=deepspeed_config(
                 plan.optimizer,
                 plan.workers,
-                images_per_pass=min(
-                    plan.batch.images_per_device, plan.batch.images_per_step // self.num_workers
-                ),
+                images_per_pass=min(plan.batch.images_per_device, plan.batch.images_per_step // self.num_workers),
                 passes=passes,
             ),
         )

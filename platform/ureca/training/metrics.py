@@ -23,9 +23,7 @@ _ENDS_SHARE = 0.05
 class MetricsWriter:
     """Appends steps to a run's metrics.jsonl, going on after `first_step - 1`."""
 
-    def __init__(
-        self, directory: str | Path, *, first_step: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, directory: str | Path, *, first_step: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Steps are counted from 1 in the file: `first_step` 0-based steps are done already."""
         path = Path(directory) / FILE
         done = [line for line in read_metrics(path) if line["step"] <= first_step]

@@ -155,8 +155,7 @@ def _check_init(init: Path, base: str) -> None:
         )
     if (init / "adapter").is_dir() or (init / "config.json").is_file():
         raise CheckpointError(
-            f"{init}: already went through stage 2. Give the model directory of stage 1, as train_stage1 "
-            "wrote it."
+            f"{init}: already went through stage 2. Give the model directory of stage 1, as train_stage1 wrote it."
         )
 
 

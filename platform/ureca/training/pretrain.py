@@ -102,9 +102,7 @@ class DenseHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         sizes = {"color": len(SHADES) + 1, "kind": len(WORD_IDS) + 1, "part": len(WORD_IDS) + 1}
-        self.heads = nn.ModuleDict(
-            {k: nn.Linear(width, n) for k, n in {**sizes, "row": GRID, "column": GRID}.items()}
-        )
+        self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in {**sizes, "row": GRID, "column": GRID}.items()})
 
     def forward(self, tokens: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """`(B, 256, D)` image tokens and `(B, 256)` targets -> mean loss, share right by question."""
@@ -122,9 +120,7 @@ class DenseHead(nn.Module):
 class SceneSteps(Dataset[dict[str, Any]]):
     """Item s is the whole batch of step s: images, dense targets and, in the answers phase, packed questions."""
 
-    def __init__(
-        self, config: PretrainConfig, processor_dir: Path, first: int, last: int, *, answers: bool
-    ) -> None:
+    def __init__(self, config: PretrainConfig, processor_dir: Path, first: int, last: int, *, answers: bool) -> None:
         self.config, self.processor_dir = config, processor_dir
         self.first, self.last, self.answers = first, last, answers
         self._processor: CaptionerProcessor | None = None
@@ -212,9 +208,7 @@ class State:
             ) from error
         self.phase, self.step, self._loaded = record["phase"], record["step"], record["optimizer"]
 
-    def start_optimizer(
-        self, parameters: list[nn.Parameter], config: PretrainConfig, rate: float = 1.0
-    ) -> None:
+    def start_optimizer(self, parameters: list[nn.Parameter], config: PretrainConfig, rate: float = 1.0) -> None:
         """AdamW over the parameters; vision tower and projector learn at `rate` times the schedule's rate."""
         towers = (self.model.model.vision_tower, self.model.model.multi_modal_projector)
         vision = {id(p) for tower in towers for p in tower.parameters()}
@@ -223,9 +217,7 @@ class State:
             for in_vision in (True, False):
                 chosen = [p for p in parameters if (p.ndim > 1) == matrix and (id(p) in vision) == in_vision]
                 decay = config.weight_decay if matrix else 0.0
-                groups.append(
-                    {"params": chosen, "weight_decay": decay, "rate": rate if in_vision else 1.0}
-                )
+                groups.append({"params": chosen, "weight_decay": decay, "rate": rate if in_vision else 1.0})
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         if self._loaded is not None:
             self.optimizer.load_state_dict(self._loaded)
@@ -322,13 +314,9 @@ def vision_phase(config: PretrainConfig, run: Run, state: State, base_dir: Path,
     progress = Progress("vision", config.vision_steps, unit="steps")
     for batch in batches(config, base_dir, state.step, config.vision_steps, answers=False):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            tokens = model.get_image_features(
-                pixel_values=batch["pixel_values"], return_dict=True
-            ).pooler_output
+            tokens = model.get_image_features(pixel_values=batch["pixel_values"], return_dict=True).pooler_output
             loss, right = state.head(tokens.float(), batch)
-        norm = update(
-            state, loss, parameters, config.learning_rate * schedule(state.step, config.vision_steps)
-        )
+        norm = update(state, loss, parameters, config.learning_rate * schedule(state.step, config.vision_steps))
         state.step += 1
         if state.step % 50 == 0:
             run.log(phase="vision", step=state.step, loss=loss.item(), grad_norm=norm, **right)
@@ -356,9 +344,7 @@ def look_up_by_place(config: PretrainConfig, state: State, base_dir: Path) -> No
     model = state.model.eval()
     tokens = []
     for batch in batches(config, base_dir, 0, 20, answers=False):
-        features = model.get_image_features(
-            pixel_values=batch["pixel_values"], return_dict=True
-        ).pooler_output
+        features = model.get_image_features(pixel_values=batch["pixel_values"], return_dict=True).pooler_output
         tokens.append(features / features.square().mean(-1, keepdim=True).sqrt())
     x = torch.cat(tokens)
     cells = x.mean(0)
@@ -431,9 +417,7 @@ def answers_phase(
     for batch in batches(config, base_dir, state.step, config.steps, answers=True):
         packed: PackedBatch = batch["packed"]
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            tokens = model.get_image_features(
-                pixel_values=packed.pixel_values, return_dict=True
-            ).pooler_output
+            tokens = model.get_image_features(pixel_values=packed.pixel_values, return_dict=True).pooler_output
             loss_sum, count = captioner(packed, image_features=tokens)
             dense, right = state.head(tokens.float(), batch)
         loss = loss_sum / count
@@ -453,9 +437,7 @@ def answers_phase(
         progress.update(state.step, loss=round(loss.item(), 3), color=round(right["color"], 2))
         if state.step % config.checkpoint_every == 0:
             state.save(checkpoint)
-            run.log(
-                phase="check", step=state.step, **score_questions(captioner, min(8, config.evaluate_scenes))
-            )
+            run.log(phase="check", step=state.step, **score_questions(captioner, min(8, config.evaluate_scenes)))
             model.train()
     progress.close()
     state.save(checkpoint)
@@ -473,16 +455,12 @@ def score_questions(captioner: Captioner, scenes: int) -> dict[str, float]:
     for number in range(scenes):
         scene = draw_scene(HELDOUT_SEED + number)
         asked = questions(scene, np.random.default_rng(number), points=8, boxes=8, wheres=3)
-        given = captioner.generate(
-            scene.image, [None] * len(asked), [q.query for q in asked], max_new_tokens=48
-        )
+        given = captioner.generate(scene.image, [None] * len(asked), [q.query for q in asked], max_new_tokens=48)
         for question, answer in zip(asked, given, strict=True):
             hits.setdefault(question.kind, []).append(answer == question.answer)
             if question.kind in ("point", "box"):
                 color = scene.regions[question.region].attributes["color"]
                 where, _, what = answer.partition(": ")
                 hits.setdefault(f"{question.kind}_color", []).append(what.startswith(color + " "))
-                hits.setdefault(f"{question.kind}_place", []).append(
-                    where == question.answer.partition(": ")[0]
-                )
+                hits.setdefault(f"{question.kind}_place", []).append(where == question.answer.partition(": ")[0])
     return {name: float(np.mean(values)) for name, values in hits.items()}

@@ -74,9 +74,7 @@ def region_map(scene: Scene) -> np.ndarray:
     return ids
 
 
-def questions(
-    scene: Scene, rng: np.random.Generator, *, points: int, boxes: int, wheres: int
-) -> list[Question]:
+def questions(scene: Scene, rng: np.random.Generator, *, points: int, boxes: int, wheres: int) -> list[Question]:
     """Draw questions about a scene: one on the whole image, then points, boxes and names."""
     tops = [i for i, region in enumerate(scene.regions) if region.parent < 0]
     names = [f"{scene.regions[i].attributes['color']} {scene.regions[i].kind}" for i in tops]

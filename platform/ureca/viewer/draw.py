@@ -165,9 +165,7 @@ def _write_numbers(picture: Image.Image, top: NDArray[np.int_], numbers: Sequenc
             stroke_fill=(0, 0, 0, 90),
         )
         reach_w, reach_h = int(2 * half_w / step) + 1, int(2 * half_h / step) + 1
-        taken[max(0, row - reach_h) : row + reach_h + 1, max(0, column - reach_w) : column + reach_w + 1] = (
-            True
-        )
+        taken[max(0, row - reach_h) : row + reach_h + 1, max(0, column - reach_w) : column + reach_w + 1] = True
 
 
 def _innermost(own: NDArray[np.bool_], taken: NDArray[np.bool_]) -> tuple[int, int] | None:

@@ -51,9 +51,7 @@ def report_page(data: ReportData) -> str:
     """The whole page."""
     files = resources.files("ureca.viewer")
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    facts = "".join(
-        f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for name, value in data.facts
-    )
+    facts = "".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for name, value in data.facts)
     sections = [
         f"<header><h1>{escape(data.title)}</h1>",
         f'<p class="intro">{escape(data.intro)}</p>' if data.intro else "",
@@ -82,8 +80,7 @@ def _scores_section(data: ReportData) -> str:
     variants = _in_order(VARIANT_LABELS, list(data.scores))
     head = "".join(f'<th scope="col">{escape(_metric(metric))}</th>' for metric in metrics)
     rows = [
-        _score_row(_variant(name), data.scores[name], metrics, "ours" if name == _OURS else "")
-        for name in variants
+        _score_row(_variant(name), data.scores[name], metrics, "ours" if name == _OURS else "") for name in variants
     ]
     if data.ceiling:
         rows.append(_score_row("the labels themselves", data.ceiling, metrics, "ceiling"))
@@ -137,9 +134,7 @@ def _curves_section(curves: Sequence[Curve]) -> str:
 
 def _notes_section(notes: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return (
-        f'<section><h2>What nano does not know</h2><ul class="notes">{items}</ul></section>' if items else ""
-    )
+    return f'<section><h2>What nano does not know</h2><ul class="notes">{items}</ul></section>' if items else ""
 
 
 # ---- images
@@ -165,9 +160,7 @@ def _article(image: ReportImage, number: int) -> str:
     height, width = to_size(size, _OUTLINE_PX)
     paths = "".join(_path(region, index, number) for index, region in enumerate(image.regions))
     title, count = image.title or image.image_id, len(image.regions)
-    caption = f"{count} {'region' if count == 1 else 'regions'}" + (
-        f" · {image.credit}" if image.credit else ""
-    )
+    caption = f"{count} {'region' if count == 1 else 'regions'}" + (f" · {image.credit}" if image.credit else "")
     return (
         f'<article id="image-{number}"><h3>{escape(title)}</h3><div class="pair"><figure class="picture">'
         f'<div class="stage" style="max-width:calc(84vh*{width / height:.3f})">'

@@ -65,12 +65,8 @@ def report_image(
             short_caption=region.short_caption,
             long_caption=region.long_caption,
             caption=region.caption,
-            captions={
-                name: said[region.region_id] for name, said in captions.items() if region.region_id in said
-            },
-            picks_own={
-                name: own[region.region_id] for name, own in picks_own.items() if region.region_id in own
-            },
+            captions={name: said[region.region_id] for name, said in captions.items() if region.region_id in said},
+            picks_own={name: own[region.region_id] for name, own in picks_own.items() if region.region_id in own},
             flags=region.flags,
         )
         for region in row.regions
