@@ -4,22 +4,31 @@ config.py      what can be set, stage by stage       index.py      which images 
 plan.py        one stage, settled                    examples.py   from the region table to examples
 driver.py      the driver's side                     loop.py       the workers' side
 checkpoints.py for going on after an interruption    zero.py       DeepSpeed's settings, learning rate
+pretrain.py    nano's base, on questions.py
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ureca.training.config import Stage1Config, Stage2Config
 
 if TYPE_CHECKING:
-    from ureca.training.driver import TrainingResult, fit
+    from ureca.training.driver import TrainingResult
 
 __all__ = ["Stage1Config", "Stage2Config", "TrainingResult", "fit"]
 
 
-def __getattr__(name: str) -> Any:
+def fit(config: Stage1Config | Stage2Config, directory: Path) -> "TrainingResult":
+    """Train a stage on Ray, with its files in `directory`: see `ureca.training.driver.fit`."""
     # Ray, torch and transformers take seconds to import: a wrong option is told before that.
-    if name in ("TrainingResult", "fit"):
-        import ureca.training.driver as module
+    from ureca.training.driver import fit as train
 
-        return getattr(module, name)
+    return train(config, directory)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TrainingResult":
+        from ureca.training.driver import TrainingResult
+
+        return TrainingResult
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
