@@ -5,8 +5,9 @@ does not load, its operators `nms` and `qnms` are never declared, and `import to
 "operator torchvision::nms does not exist". transformers imports torchvision for InternVL, peft imports
 transformers, so all three fail with it. Declaring the two schemas is enough: nothing here calls them.
 
-Called before transformers is imported (`ureca.model`) and, through the entry point `vllm.general_plugins`,
-in each of vLLM's processes. Imports torch only when called.
+Called before transformers is imported (`ureca.model`) and in each of vLLM's processes, through the entry point
+`vllm.platform_plugins`: vLLM asks those first whether they are its platform (None: no), while its general
+plugins run only after it has imported transformers. Imports torch only when called.
 """
 
 import importlib.util
