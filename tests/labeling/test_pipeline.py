@@ -80,7 +80,7 @@ def test_labels_of_drawn_scenes_are_true_and_unique(labeled, rows, corpus):
 
 
 @pytest.mark.slow
-def test_rerun_after_killed_driver_labels_each_image_once(ray_cluster, labeled, corpus, tmp_path):
+def test_rerun_after_killed_driver_labels_each_image_once(ray_cluster, labeled, rows, corpus, tmp_path):
     command = [sys.executable, str(JOB), f"--sources={corpus}", f"--run_directory={tmp_path}"]
     command += ["--images_per_block=1"]
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
@@ -96,6 +96,8 @@ def test_rerun_after_killed_driver_labels_each_image_once(ray_cluster, labeled, 
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
+    errors = {row.image_id: row.error for row in iter_images(tmp_path / "regions.parquet") if row.error}
+    assert errors == {image_id: row.error for image_id, row in rows.items() if row.error}
     assert canonical_digest(tmp_path / "regions.parquet") == labeled.digest
     parts = list((tmp_path / "regions.parquet.parts" / "rows").glob("*.parquet"))
     written = Counter(image_id for part in parts for image_id in pq.read_table(part)["image_id"].to_pylist())
