@@ -71,7 +71,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=170,
+            timeout=280,
             check=False,
         )
 
@@ -117,7 +117,7 @@ def bare_cluster(bare_python: Path) -> Iterator[Cluster]:
 
 
 def wait_for_jobs_api(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5):

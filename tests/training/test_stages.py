@@ -182,7 +182,7 @@ def job(run_directory: Path, config: Stage1Config) -> list[str]:
 
 def wait_for_step(plan: Plan, step: int, process: "subprocess.Popen[str]") -> None:
     """Until a checkpoint of at least so many steps can be gone on from, and a step after it is done."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         done = steps_done(plan)
         line = last_line(Path(plan.directory) / "metrics.jsonl")
@@ -221,7 +221,7 @@ def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest
     with subprocess.Popen(command, text=True, **options) as process:
         wait_for_step(plan, done + 8, process)
         next(training_workers()).kill()
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert f"at step {done + 1} of {NUM_STEPS}" in errors
     assert "loss_last" in output
