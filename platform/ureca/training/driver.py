@@ -1,5 +1,6 @@
 """The driver's side of training: start the workers, show where they are, hand back what they made."""
 
+import os
 import shutil
 import sys
 import threading
@@ -65,6 +66,10 @@ def fit(config: Stage1Config | Stage2Config, directory: Path) -> TrainingResult:
 
 def _run(plan: Plan, num_steps: int, done: int) -> None:
     connect()
+    # Workers stay in the driver's working folder: a table may name its images by relative paths.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if not plan.workers.use_gpu:  # or DeepSpeed, imported here too, warns that it finds no GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Only now: what Ray reads from the environment has to be settled before it is first imported.
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
