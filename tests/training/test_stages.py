@@ -206,7 +206,13 @@ def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest
     assert isinstance(config, Stage1Config)
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
     command = job(directory, config)
-    options: dict[str, Any] = {"env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    options: dict[str, Any] = {
+        "env": environment,
+        "stderr": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        # Where the tests run in a shell's background SIGINT is ignored, and what they start inherits that.
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
 
     plan = Plan.of(config, directory)
     with subprocess.Popen(command, text=True, **options) as process:
