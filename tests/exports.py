@@ -50,7 +50,11 @@ class RunningEngine:
         return self._loop.run_until_complete(work)
 
     def close(self) -> None:
-        self.engine.close()
+        async def end() -> None:
+            self.engine.close()
+            await asyncio.sleep(0.1)  # for the tasks that this cancels
+
+        self.run(end())
         self._loop.close()
 
 

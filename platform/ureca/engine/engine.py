@@ -112,7 +112,11 @@ class CaptionEngine:
         )
 
     def close(self) -> None:
-        """End vLLM's processes. The engine can be started again."""
+        """End vLLM's processes. The engine can be started again.
+
+        Call it inside the event loop that the engine was started in, and let that loop go on for a moment: vLLM closes
+        its sockets there, and a process whose sockets stay open hangs when it ends.
+        """
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
