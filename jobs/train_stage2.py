@@ -5,7 +5,8 @@ Laptop:   python jobs/train_stage2.py --config stage2_nano --table runs/label_co
 Cluster:  ray job submit --working-dir . -- python jobs/train_stage2.py --config stage2_nano \\
               --table /shared/regions.parquet --run_directory /shared/stage2
           (a submitted job's own folder vanishes: name ones that every machine of the cluster sees)
-Control:  the same with --cue none --run_directory runs/train_tuned_none: no sign of which region is meant.
+Controls: the same with --cue none --run_directory runs/train_tuned_none: no sign of which region is meant;
+          with --cue box --run_directory runs/train_tuned_box: its box in words.
 The same command again goes on where it was. Next: jobs/export.py --model runs/train_stage2/model
 """
 

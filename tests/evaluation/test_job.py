@@ -104,7 +104,7 @@ def test_variants_follow_from_the_models_given(models):
     config = EvaluateConfig(table="t", stage2=str(models / "stage2"))
     assert [(each.name, each.cue) for each in variants_of(config)] == [
         ("none", "image"),
-        ("box", "box"),
+        ("box", "box_question"),
         ("mask_stage2", "mask"),
     ]
     assert isinstance(variants_of(config)[0].load(), Captioner)

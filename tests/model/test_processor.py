@@ -35,3 +35,13 @@ def test_a_box_in_words_names_its_first_and_last_cell(tiny_captioner_f64: Captio
     processor = tiny_captioner_f64.processor
     assert processor.box_text((0, 0, 100, 50), (100, 100)) == "<p000> <p127>"
     assert location_token(1.0, 1.0) == "<p255>"
+
+
+def test_a_box_is_asked_about_in_the_base_s_words_and_for_training_in_the_style_s_too(
+    tiny_captioner_f64: Captioner,
+) -> None:
+    box, size = (0.0, 0.0, 100.0, 50.0), (100, 100)
+    query = tiny_captioner_f64.processor.query
+    assert query("unique", cue="box_question", box=box, size=size) == "what fills <p000> <p127>?"
+    trained = query("unique", cue="box", box=box, size=size)
+    assert trained == "what fills <p000> <p127>? describe this region so that no other fits."

@@ -38,7 +38,7 @@ def test_paper_s_values_are_the_defaults() -> None:
         (Stage1Config, ["--checkpoints.every_steps=0"], "every_steps=0"),
         (Stage1Config, ["--workers.zero_stage=4"], "zero_stage"),
         (Stage2Config, [], "stage 2 starts from stage 1's model directory"),
-        (Stage2Config, ["--cue=box", "--init=m"], "mask, none"),
+        (Stage2Config, ["--cue=image", "--init=m"], "mask, box, none"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(cls: type, arguments: list[str], message: str) -> None:

@@ -33,7 +33,7 @@ def test_table_without_labels_is_refused(tmp_path: Path) -> None:
         LabeledImages(str(tmp_path / "t.parquet"))
 
 
-@pytest.mark.parametrize("cue", ["mask", "none"])
+@pytest.mark.parametrize("cue", ["mask", "box", "none"])
 def test_example_shows_each_region_with_the_caption_of_its_style(
     region_table: Path, processor: CaptionerProcessor, cue: str
 ) -> None:
@@ -51,7 +51,8 @@ def test_example_shows_each_region_with_the_caption_of_its_style(
                 "unique": region.caption,
             }
             assert shown.caption == captions[style]
-            assert shown.query == processor.query(style)
+            assert shown.query.endswith(processor.query(style))
+            assert (processor.box_text(region.bbox, (64, 96)) in shown.query) == (cue == "box")
             assert shown.segmentation == (region.segmentation if cue == "mask" else None)
     assert seen == {"brief", "detailed", "unique"}
 

@@ -62,7 +62,7 @@ def variants_of(config: EvaluateConfig) -> list[Variant]:
     model = preset_path(base)
     return [
         Variant(name="none", cue="image", model=model, load=load_base),
-        Variant(name="box", cue="box", model=model, load=load_base),
+        Variant(name="box", cue="box_question", model=model, load=load_base),
         *(
             Variant(
                 name=name,

@@ -44,8 +44,8 @@ class Prediction:
 class Variant:
     """A captioner, and how it is told which region is meant.
 
-    `mask` shows the region's mask tokens, `none` nothing; `box` and `image` ask an untuned base in its own
-    words about the region's box, or about the picture as a whole.
+    `mask` shows the region's mask tokens, `box` names its box in words, `none` says nothing of it; `box_question`
+    and `image` ask an untuned base in its own words about the region's box, or about the picture as a whole.
     """
 
     name: str

@@ -25,7 +25,7 @@ from ureca.regions.rle import Rle
 from ureca.regions.tiles import mask_tiles, tile_grid
 
 Style = Literal["brief", "detailed", "unique"]
-Cue = Literal["mask", "none", "box", "image"]
+Cue = Literal["mask", "none", "box", "box_question", "image"]
 
 STYLE_QUERIES: dict[str, str] = {
     "brief": "name this region briefly.",
@@ -118,19 +118,20 @@ class CaptionerProcessor:
     ) -> str:
         """The question to ask.
 
-        `mask` and `none` ask in the style's words, with or without mask tokens before them; `box` and `image` ask
-        an untuned base in its own words about the box (x, y, w, h) in an image of `size` (h, w), or about the
-        whole image. Raises ConfigError for an unknown style.
+        `mask`, `none` and `box` ask in the style's words, with mask tokens before them, with no sign of the region,
+        or with its box (x, y, w, h) in an image of `size` (h, w) in words. `box_question` and `image` ask an untuned
+        base in its own words about the box, or about the whole image. Raises ConfigError for an unknown style.
         """
         if style not in STYLE_QUERIES:
             raise ConfigError(f"unknown style {style!r}; known: {', '.join(STYLE_QUERIES)}")
         if cue == "image":
             return IMAGE_QUERY
-        if cue == "box":
-            assert box is not None
-            assert size is not None
-            return BOX_QUERY.format(box=self.box_text(box, size))
-        return STYLE_QUERIES[style]
+        if cue not in ("box", "box_question"):
+            return STYLE_QUERIES[style]
+        assert box is not None
+        assert size is not None
+        question = BOX_QUERY.format(box=self.box_text(box, size))
+        return question if cue == "box_question" else f"{question} {STYLE_QUERIES[style]}"
 
     def box_text(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> str:
         """A box (x, y, w, h) of an image of `size` (h, w) in words that the base knows.

@@ -22,7 +22,7 @@ __all__ = [
     "WorkersConfig",
 ]
 
-Cue = Literal["mask", "none"]
+Cue = Literal["mask", "box", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +153,12 @@ class Stage2Config(_StageConfig):
     """Stage 2: LoRA on the language model learns; the mask encoder is frozen unless told otherwise."""
 
     init: str = ""
-    """Model directory of stage 1. Only with `cue: none` it may be left out."""
+    """Model directory of stage 1. Only with `cue: mask` it is needed."""
     cue: Cue = "mask"
-    """`none` is the control: the same training without any sign of which region is meant."""
+    """The controls: `box`, the same training told the region's box in words; `none`, without any sign of which region
+    is meant."""
     tune_mask_encoder: bool = False
-    """Let the mask encoder learn on. The paper freezes it. Without masks (`cue: none`) it never learns."""
+    """Let the mask encoder learn on. The paper freezes it. Without masks (`cue` box or none) it never learns."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-5))
 

@@ -93,7 +93,7 @@ def make_example(
         examples.append(
             RegionExample(
                 segmentation=region.segmentation if cue == "mask" else None,
-                query=processor.query(style, cue=cue),
+                query=processor.query(style, cue=cue, box=region.bbox, size=row.size),
                 caption=caption_of(row.image_id, region, style),
             )
         )
