@@ -32,7 +32,8 @@ def describe(
         request = DescribeRequest(
             pass_name=pass_name,
             image=image,
-            segmentation=segmentations[index],
+            segmentations=tuple(segmentations),
+            parents=tuple(parents),
             index=index,
             attributes=tuple(regions),
             children=tuple(child for child, parent in enumerate(parents) if parent == index),
@@ -116,7 +117,8 @@ def test_asked_again_it_says_more():
     request = DescribeRequest(
         pass_name="unique",
         image=image,
-        segmentation=masks[0],
+        segmentations=(masks[0], masks[0]),
+        parents=(-1, -1),
         index=0,
         attributes=regions,
         confused_with=(1,),

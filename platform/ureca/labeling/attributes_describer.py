@@ -34,6 +34,13 @@ class AttributesDescriber(Describer):
     name = "attributes"
     model = None
     prompt_version = "attributes-1"
+    looks = False
+
+    async def check(self) -> None:
+        """Nothing can be missing."""
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
 
     async def describe(self, request: DescribeRequest) -> Description:
         regions, index = request.attributes, request.index

@@ -140,6 +140,8 @@ class _Walk:
         self._image, self._tree, self._attributes = image, tree, attributes
         self._describer, self._config = describer, config
         self._distractors = find_distractors(attributes, config.distractors)
+        self._segmentations = tuple(region.segmentation for region in tree.regions)
+        self._parents = tuple(region.parent for region in tree.regions)
         self._children: dict[int, list[int]] = {index: [] for index in range(-1, len(attributes))}
         for index, region in enumerate(tree.regions):
             self._children[region.parent].append(index)
@@ -211,7 +213,8 @@ class _Walk:
             DescribeRequest(
                 pass_name=pass_name,
                 image=self._image,
-                segmentation=self._tree.regions[index].segmentation,
+                segmentations=self._segmentations,
+                parents=self._parents,
                 index=index,
                 attributes=self._attributes,
                 **facts,
