@@ -1,7 +1,7 @@
 """The demo's corpus, drawn scenes beside six real photos, and how well its labels do against the truth."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ from ureca.corpus import ImageRow, photos_directory
 from ureca.scenes import write_scenes
 
 
-def make_corpus(directory: Path, *, scenes: int, seed: int) -> list[str]:
-    """Write drawn scenes and the package's photos in SA-1B's form; returns the two folders.
+def make_corpus(directory: Path, *, scenes: int, seed: int, without: Collection[str] = ()) -> list[str]:
+    """Write drawn scenes and the package's photos, but those named, in SA-1B's form; returns the two folders.
 
     A folder that is whole already is left as it is.
     """
@@ -19,7 +19,8 @@ def make_corpus(directory: Path, *, scenes: int, seed: int) -> list[str]:
         shutil.rmtree(directory, ignore_errors=True)
         drawn.mkdir(parents=True)
         write_scenes(drawn, range(seed * 1_000_000, seed * 1_000_000 + scenes))
-        shutil.copytree(photos_directory(), photos)
+        left_out = shutil.ignore_patterns(*(f"{name}.*" for name in without))
+        shutil.copytree(photos_directory(), photos, ignore=left_out)
         (directory / "complete").touch()
     return [str(drawn), str(photos)]
 
