@@ -140,7 +140,7 @@ def test_captions_of_drawn_scenes_are_unique_in_their_image(scenes):
 
 def test_short_captions_alone_would_not_be_unique(scenes):
     own = [picks_own_region(c["short"], k, regions) for regions, captions in scenes for k, c in enumerate(captions)]
-    assert np.mean(own) < 0.95
+    assert np.mean(own) < 0.98
 
 
 def test_captions_state_color_shape_size_and_place_and_nothing_untrue(scenes):
