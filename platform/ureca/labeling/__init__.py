@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["AttributesDescriber", "ImageLabeler", "LabelConfig", "LabelSummary", "label_corpus"]
+__all__ = ["AttributesDescriber", "ImageLabeler", "LabelConfig", "LabelSummary", "label_corpus", "plan_labeling"]
 
 _HOMES = {
     "AttributesDescriber": "ureca.labeling.attributes_describer",
@@ -11,6 +11,7 @@ _HOMES = {
     "LabelConfig": "ureca.labeling.config",
     "LabelSummary": "ureca.labeling.pipeline",
     "label_corpus": "ureca.labeling.pipeline",
+    "plan_labeling": "ureca.labeling.fanout",
 }
 
 

@@ -110,13 +110,22 @@ class ImageCrashError(UrecaError):
     """An image ends the process that works on it."""
 
 
+def cluster_resources() -> dict[str, float]:
+    """Join or start Ray; how many CPUs and GPUs it has."""
+    connect()
+    # Only now: `connect` has to come before Ray is first imported.
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
 def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     """Work on every row of the manifest that is not in the parts yet; returns what was done in this start.
 
     All rows are there then, unless the account says why the job has `stopped`.
     """
-    connect()
-    # Only now: `connect` has to come before Ray is first imported.
+    resources = cluster_resources()
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -129,7 +138,6 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     )
     filesystem, manifest = io.filesystem(parts.manifest)
     _, rows = io.filesystem(parts.rows)
-    resources = ray.cluster_resources()
     num_actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
     _tell(plan, num_actors, resources)
     error: Exception | None = None
