@@ -157,6 +157,7 @@ class _Server:
         if fault == "drop":
             assert request.transport
             request.transport.close()
+            return web.Response()
         if fault == "garbage":
             return web.Response(text="<html>502 Bad Gateway</html>", content_type="text/html")
         self.answered[digest] += 1

@@ -97,27 +97,36 @@ class ChatEndpoint:
         Raises:
             ConfigError: not so; names the address.
         """
-        address, openai = self._config.base_url, self._openai
+        address, model, openai = self._config.base_url, self._config.model, self._openai
+        models: list[str] = []
         try:
-            models = [model.id async for model in self._client.models.list()]
+            try:
+                models = [each.id async for each in self._client.models.list()]
+            except openai.APIStatusError as error:
+                if error.status_code not in (404, 405, 501):
+                    raise
+                # An endpoint need not list its models; whether it answers at all shows a word said to it.
+                await self._client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}])
         except openai.APIConnectionError as error:
             raise ConfigError(
                 f"{address}: no answer ({_reason(error)}); start the endpoint or correct chat.base_url"
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise ConfigError(f"{address}: {self._key_refused(error)}") from error
-        except openai.APIStatusError as error:
-            if error.status_code in (404, 405, 501):  # an endpoint need not list its models
-                return
+        except openai.NotFoundError as error:
             raise ConfigError(
-                f"{address}: answers {error.status_code} ({_reason(error)}); is it still starting?"
+                f"{address}: has no model {model!r}, or is no OpenAI API ({_reason(error)}); correct chat.model, or "
+                "chat.base_url, which usually ends in /v1"
             ) from error
+        except openai.APIStatusError as error:
+            if error.status_code >= 500:
+                raise ConfigError(
+                    f"{address}: answers {error.status_code} ({_reason(error)}); wait until it is up, or mend it"
+                ) from error
         except (openai.OpenAIError, ValueError, AttributeError) as error:
             raise ConfigError(f"{address}: speaks no OpenAI API; chat.base_url usually ends in /v1") from error
-        if models and self._config.model not in models:
-            raise ConfigError(
-                f"{address}: has no model {self._config.model!r}; it has {', '.join(sorted(models)[:10])}"
-            )
+        if models and model not in models:
+            raise ConfigError(f"{address}: has no model {model!r}; it has {', '.join(sorted(models)[:10])}")
 
     async def ask(self, question: Question) -> Reply:
         """The endpoint's answer, however often it has to be asked.
