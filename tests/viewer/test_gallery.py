@@ -166,7 +166,9 @@ def test_only_what_is_asked_for_is_shown(table, tmp_path, only, shown):
 def test_nothing_of_the_kind_is_said_with_what_there_is(table, tmp_path):
     with pytest.raises(InputError) as raised:
         write_gallery(tmp_path / "none.html", table, only="flaged")
-    assert "no image is 'flaged'. It holds 35 images, 33 labeled, 2 quarantined, 132 regions, 5 flag" in str(raised.value)
+    assert "no image is 'flaged'. It holds 35 images, 33 labeled, 2 quarantined, 132 regions, 5 flag" in str(
+        raised.value
+    )
     assert not list(tmp_path.iterdir())
 
 
