@@ -157,7 +157,6 @@ def scratch() -> Iterator[Scratch]:
             # it is thrown away, whatever happens: no journal, no waiting for the disk
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA cache_size = -65536")  # KiB
             connection.execute("BEGIN")
             yield Scratch(connection)
         except sqlite3.OperationalError as error:

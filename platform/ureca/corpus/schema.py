@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
+from ureca.regions.tree import Region
 
 SCHEMA_VERSION = 2
 """2 added `notes`, and `requests`, `retries` and `describer_seconds` to `provenance`; 1 is read as having none."""
@@ -135,6 +136,11 @@ class RegionRow:
     flags: tuple[str, ...] = ()
     attributes: dict[str, str] | None = None
     """True attributes, known for drawn scenes only."""
+
+    @classmethod
+    def of(cls, region: Region, **labels: Any) -> Self:
+        """A region of a mask tree, with the fields that tell more of it."""
+        return cls(**vars(region), **labels)
 
     def to_record(self) -> dict[str, Any]:
         """The value of this region in the table's `regions` list."""
