@@ -23,6 +23,7 @@ def test_captions_are_read_from_json_and_from_text():
     assert read('{"caption": " a blue\\n box "}').text == "a blue box"
     assert read('Sure!\n```json\n{"caption": "a blue box"}\n```').text == "a blue box"
     assert read('Caption: "a blue box"', structured=False).text == "a blue box"
+    assert read('<think>is it {blue}?</think>\n{"caption": "a blue box"}').text == "a blue box"
     assert read("a blue box", "unique", structured=False).text == "a blue box"
     assert read('{"caption": "a blue box"}', prompt_tokens=7, completion_tokens=3, seconds=0.5).prompt_tokens == 7
 

@@ -264,6 +264,18 @@ def test_a_key_that_is_refused_midway_stops_the_job_at_once(endpoint, monkeypatc
     assert time.monotonic() - started < 5
 
 
+def test_a_quota_that_is_spent_stops_the_job_and_a_request_objected_to_does_not(endpoint):
+    endpoint.set(faults={"402": 1.0}, fault_tries=0)
+    [lost] = ask(describer(endpoint), questions(1))
+    assert isinstance(lost, EndpointLost)
+    assert "the quota of this key is spent (told to fail); raise it there" in str(lost)
+    endpoint.set(faults={"403": 0.05}, latency_s=0.2, slots=1)
+    answers = ask(describer(endpoint, retries=1, concurrency=4), questions(24))
+    failed = [answer for answer in answers if not isinstance(answer, Description)]
+    assert 0 < len(failed) < 6
+    assert all(isinstance(error, InputError) for error in failed)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"concurrency": 0}, {"tokens_per_minute": -1}, {"timeout_s": 0.0}, {"give_up_after_s": -1.0}]
 )

@@ -36,6 +36,8 @@ _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
+_MAY_PASS = (403, 408, 409, 425)
+"""Beside 5xx. 403 is what some say to one request that they object to, and others to all once a key has expired."""
 _TOKENS_OF_A_PICTURE = 1800
 """Before the first answer tells: InternVL's six tiles and thumbnail."""
 
@@ -142,7 +144,7 @@ class ChatEndpoint:
             try:
                 async with self._places:
                     return await self._try(question)
-            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            except openai.AuthenticationError as error:
                 raise EndpointLost(f"{self._config.base_url}: {self._key_refused(error)}") from error
             except openai.NotFoundError as error:
                 raise EndpointLost(
@@ -150,10 +152,7 @@ class ChatEndpoint:
                 ) from error
             except openai.RateLimitError as error:
                 if error.code == "insufficient_quota":
-                    raise EndpointLost(
-                        f"{self._config.base_url}: the quota of this key is spent ({_reason(error)}); raise it there "
-                        "and give the same command again"
-                    ) from error
+                    raise EndpointLost(self._quota_spent(error)) from error
                 failed: Exception = error
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if self._leave_out(error):
@@ -162,7 +161,9 @@ class ChatEndpoint:
             except (openai.APIConnectionError, openai.InternalServerError, _NoCompletionError) as error:
                 failed = error
             except openai.APIStatusError as error:
-                if error.status_code not in (408, 409, 425):
+                if error.status_code == 402:
+                    raise EndpointLost(self._quota_spent(error)) from error
+                if error.status_code not in _MAY_PASS:
                     raise InputError(
                         f"{self._config.base_url}: answers {error.status_code} to this request ({_reason(error)})"
                     ) from error
@@ -275,6 +276,12 @@ class ChatEndpoint:
             self._not_before = max(self._not_before, time.monotonic() + told)  # for the others too
             return told * random.uniform(1.0, 1.1)
         return min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(waits, 10)) * random.uniform(0.5, 1.0)
+
+    def _quota_spent(self, error: Exception) -> str:
+        return (
+            f"{self._config.base_url}: the quota of this key is spent ({_reason(error)}); raise it there and give the "
+            "same command again"
+        )
 
     def _key_refused(self, error: Exception) -> str:
         return (
