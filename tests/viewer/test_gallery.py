@@ -14,7 +14,7 @@ from PIL import Image
 from sample_gallery import HEIGHT, HOSTILE, NUM_PLAIN, WIDTH, regions, write_sample
 
 from ureca.corpus import ImageRow, RegionRow, write_regions
-from ureca.errors import ConfigError, InputError
+from ureca.errors import ConfigError, InputError, StorageError
 from ureca.regions.rle import encode_mask, rle_area, rle_bbox
 from ureca.viewer.gallery import write_gallery
 from ureca.viewer.gallery_command import view_table
@@ -66,7 +66,12 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(table, tmp_path_factory):
-    return Page(write_gallery(tmp_path_factory.mktemp("page") / "sub" / "gallery.html", table).path)
+    return page_of(table, tmp_path_factory.mktemp("page") / "sub")
+
+
+def page_of(table, folder, **asked):
+    write_gallery(folder / "gallery.html", table, **asked)
+    return Page(folder / "gallery.html")
 
 
 def test_nothing_is_fetched(page):
@@ -140,11 +145,12 @@ def test_the_table_is_counted_on_top(page):
 
 def test_of_a_large_table_an_even_spread_is_shown_and_the_rest_counted(table, tmp_path):
     summary = write_gallery(tmp_path / "few.html", table, images=7)
-    page = Page(summary.path)
+    page = Page(tmp_path / "few.html")
     assert page.ids() == [f"plain_{number:02}" for number in range(0, NUM_PLAIN, 5)] + ["flagged"]
     assert f"shows 7 of the {NUM_IMAGES} images, evenly spread" in page.text
     assert f"the other {NUM_IMAGES - 7} are left out. --images {NUM_IMAGES} shows all" in page.text
     assert (summary.shown, summary.matching, summary.images) == (7, NUM_IMAGES, NUM_IMAGES)
+    assert summary.num_bytes == (tmp_path / "few.html").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -157,8 +163,7 @@ def test_of_a_large_table_an_even_spread_is_shown_and_the_rest_counted(table, tm
     ],
 )
 def test_only_what_is_asked_for_is_shown(table, tmp_path, only, shown):
-    summary = write_gallery(tmp_path / "some.html", table, only=only)
-    page = Page(summary.path)
+    page = page_of(table, tmp_path, only=only)
     assert page.ids() == shown
     assert f"shows all {len(shown)} images that are '{only}', of {NUM_IMAGES} in the table" in page.text
 
@@ -193,7 +198,7 @@ def test_the_page_does_not_grow_with_the_photo(tmp_path):
     path = str(tmp_path / "large.jpg")
     row = ImageRow(image_id="large", image_path=path, height=1500, width=2250, status="unlabeled", regions=(region,))
     write_regions(tmp_path / "large.parquet", [row])
-    page = Page(write_gallery(tmp_path / "large.html", str(tmp_path / "large.parquet")).path)
+    page = page_of(str(tmp_path / "large.parquet"), tmp_path)
     picture = page.picture("large")
     assert (picture["height"], picture["width"]) == (427, 640)
     assert len(picture["jpeg"]) < 150_000
@@ -232,7 +237,7 @@ def test_the_page_is_opened_where_there_is_a_screen(table, tmp_path, monkeypatch
     [
         (["nothing.parquet"], InputError, "nothing.parquet: no such file or folder"),
         (["{table}", "--images", "0"], ConfigError, "--images 0: give 1 or more"),
-        (["{table}", "--output", "{table}/gallery.html"], ConfigError, "can't be written"),
+        (["{table}", "--output", "{table}/gallery.html"], StorageError, "can't be written"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(table, tmp_path, monkeypatch, arguments, kind, said):

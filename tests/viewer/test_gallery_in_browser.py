@@ -21,7 +21,8 @@ PHONE = {"width": 390, "height": 844}
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gallery")
-    return write_gallery(folder / "gallery.html", str(write_sample(folder))).path.as_uri()
+    write_gallery(folder / "gallery.html", str(write_sample(folder)))
+    return (folder / "gallery.html").as_uri()
 
 
 @pytest.fixture

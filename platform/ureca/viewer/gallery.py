@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ureca import io
 from ureca.corpus.schema import ImageRow, Status
 from ureca.corpus.table import iter_batches
 from ureca.errors import InputError
-from ureca.io import to_json
 from ureca.runs import Progress
 from ureca.viewer.gallery_records import picture_of, record_of
 
@@ -41,7 +41,8 @@ _COUNTED = ("images", *get_args(Status), "regions", "flagged regions")
 class GallerySummary:
     """What a gallery shows."""
 
-    path: Path
+    num_bytes: int
+    """Of the page."""
     shown: int
     """Images on the page."""
     matching: int
@@ -63,30 +64,26 @@ def write_gallery(path: str | os.PathLike[str], table: str, *, images: int = 200
     """Write the page of a region table.
 
     Args:
-        path: the HTML file; it appears when it is complete.
+        path: the HTML file, local or in S3; it appears when it is complete.
         images: how many images to show; of more, so many evenly spread over the table.
         only: "flagged", a status ("quarantined", …), or a pattern of image ids with * and ?; empty: all.
 
     Raises:
         InputError: no region table, or nothing in it is asked for.
-        OSError: the page can't be written.
+        StorageError: the page can't be written.
     """
     survey = _survey(table, only)
     if not survey.matching:
         held = ", ".join(f"{survey.counts[name]:,} {name}" for name in _COUNTED if survey.counts[name])
         raise InputError(f"{table}: no image is {only!r}. It holds {held}." if only else f"{table}: holds no image.")
     chosen = _spread(survey.matching, images)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for piece in _page(table, survey, chosen, only):
-                file.write(piece)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return GallerySummary(path=target, shown=len(chosen), matching=len(survey.matching), images=survey.counts["images"])
+    num_bytes = 0
+    with io.open_output(path) as file:
+        for piece in _page(table, survey, chosen, only):
+            num_bytes += file.write(piece.encode())
+    return GallerySummary(
+        num_bytes=num_bytes, shown=len(chosen), matching=len(survey.matching), images=survey.counts["images"]
+    )
 
 
 def _survey(table: str, only: str) -> _Survey:
@@ -172,7 +169,7 @@ def _page(table: str, survey: _Survey, chosen: list[int], only: str) -> Iterator
 def _block(name: str, value: Any) -> str:
     """Data that the browser leaves alone until the script reads it."""
     # "<" could end the block; nothing else means anything to an HTML parser inside of one
-    data = to_json(value).replace("<", "\\u003c")
+    data = io.to_json(value).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{data}</script>\n'
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import webbrowser
+from pathlib import Path
 
 from ureca.errors import ConfigError
 from ureca.viewer.gallery import write_gallery
@@ -20,15 +21,12 @@ def view_table(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     if options.images < 1:
         raise ConfigError(f"--images {options.images}: give 1 or more")
-    try:
-        summary = write_gallery(options.output, options.table, images=options.images, only=options.filter)
-    except OSError as error:
-        raise ConfigError(f"--output {options.output}: can't be written ({error}).") from error
-    size_mb = summary.path.stat().st_size / 1e6
-    print(f"{summary.path}  {size_mb:.1f} MB  {summary.shown:,} of {summary.matching:,} images", end="")
+    summary = write_gallery(options.output, options.table, images=options.images, only=options.filter)
+    size_mb = summary.num_bytes / 1e6
+    print(f"{options.output}  {size_mb:.1f} MB  {summary.shown:,} of {summary.matching:,} images", end="")
     print(f" (all: --images {summary.matching})" if summary.shown < summary.matching else "")
-    if not options.no_open and _has_screen():
-        webbrowser.open(summary.path.resolve().as_uri())
+    if not options.no_open and _has_screen() and not options.output.startswith("s3://"):
+        webbrowser.open(Path(options.output).resolve().as_uri())
 
 
 def _parser() -> argparse.ArgumentParser:
