@@ -42,7 +42,7 @@ ANSWER_FAULTS = {
     "language": "eine rote Tasse auf dem Tisch, die neben dem Löffel steht",
     "malformed": '{"caption": ["not", "text"',
 }
-"""Fault -> what is then said. The others are of HTTP: a status (429, 500, ...), hang, drop, garbage, slow (ten times)."""
+"""Fault -> what is then said. The others are of HTTP: a status (429, 500, ...), hang, drop, garbage, slow (tenfold)."""
 
 
 @dataclass
