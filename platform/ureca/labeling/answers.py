@@ -62,12 +62,12 @@ ANSWERS: dict[Pass, type[_Answer]] = {
     "choose": ChoiceAnswer,
     "judge": VerdictAnswer,
 }
-_JSON_FORMS: dict[Pass, str] = {
+_JSON_FORMS: dict[Pass, str] = {  # no number or verdict that a model could take for a hint
     "short": '{"caption": "..."}',
     "long": '{"caption": "..."}',
-    "unique": '{"differences": [{"number": 1, "difference": "..."}], "caption": "..."}',
-    "choose": '{"number": 1}',
-    "judge": '{"correct": true}',
+    "unique": '{"differences": [{"number": N, "difference": "..."}, ...], "caption": "..."}',
+    "choose": '{"number": N}',
+    "judge": '{"correct": true or false}',
 }
 _PLAIN_FORMS: dict[Pass, str] = {
     "short": "Answer with the caption alone, in English.",
