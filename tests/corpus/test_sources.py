@@ -164,6 +164,13 @@ def test_tar_shards_give_what_their_unpacked_folders_give(tmp_path: Path):
     assert list(alone) == ["sa_11", "sa_12"]
 
 
+def test_photo_in_a_tar_and_in_a_folder_of_its_name_is_refused(tmp_path: Path):
+    shard(tmp_path / "shards" / "sa_1.tar", "sa_11")
+    write_photo(tmp_path / "shards", "sa_1/sa_11", suffix=".jpg")
+    with pytest.raises(InputError, match=r"image id 'sa_1/sa_11' belongs to two files: .*sa_11.jpg and .*sa_1.tar#sa_"):
+        write_manifest([tmp_path / "shards"], tmp_path / "manifest.parquet")
+
+
 def test_tar_that_breaks_off_is_refused_and_its_lost_photo_is_a_row(tmp_path: Path):
     path = shard(tmp_path / "a.tar", "sa_1", "sa_2")
     data = path.read_bytes()

@@ -248,7 +248,7 @@ class ImageRow:
     """The encoded file; None when the table holds the image by reference (`image_path`)."""
     height: int | None = None
     width: int | None = None
-    """Pixels as stored in the file, EXIF rotation not applied; None where unreadable."""
+    """Pixels in the frame of its masks: as stored in the file, or as EXIF turns it; None where unreadable."""
     status: Status
     error: RowError | None = None
     regions: tuple[RegionRow, ...] = ()
