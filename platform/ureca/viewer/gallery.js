@@ -142,6 +142,10 @@
     toggle.firstChild.addEventListener("change", toggleOutlines);
     const regions = found[place]?.regions ?? null;
     shown = { number, image, rows: [], paths: [...svg.children], open: null };
+    const shade = make("path", { class: "shade", "fill-rule": "evenodd" }); // all but the open region
+    svg.prepend(shade);
+    shown.shade = (region) =>
+      shade.setAttribute("d", region === null ? "" : `M0,0H${width}V${height}H0Z${paths[region]}`);
     $("#view").replaceChildren(
       make("nav", { class: "crumbs", "aria-label": "Images" },
         make("a", { href: "#", class: "back" }, "← All images"),
@@ -227,10 +231,11 @@
     button.addEventListener("click", () => go(shown.number, index));
     button.addEventListener("mouseenter", (event) => { event.stopPropagation(); point(index); });
     return make("li", {}, button, make("span", { class: "soft" }, `${similarity.toFixed(2)} alike · `,
-      told ? make("span", { class: "told" }, `told apart by: ${told}`) : make("span", { class: "flag" }, "not told apart")));
+      told ? make("span", { class: "told" }, `told apart by: ${told.replaceAll("_", " ")}`) : make("span", { class: "flag" }, "not told apart")));
   };
 
   const point = (region) => {
+    if (!shown) return; // a row that had the focus is gone with its image
     const on = region ?? shown.open;
     shown.paths.forEach((path, index) => path.classList.toggle("on", index === on));
     shown.rows.forEach((element, index) => element.classList.toggle("on", index === on));
@@ -247,6 +252,8 @@
     });
     const alike = new Set(region === null ? [] : image.regions[region].distractors.map(([index]) => index));
     paths.forEach((path, index) => path.classList.toggle("alike", alike.has(index)));
+    shown.shade(region);
+    $("#view").classList.toggle("chosen", region !== null);
     point(null);
     if (region !== null) rows[region].scrollIntoView({ block: "nearest" });
   };
