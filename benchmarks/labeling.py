@@ -1,6 +1,7 @@
 """Labeling at scale: does the walk keep a slow endpoint busy, does memory stay flat, does anything get lost?
 
     python benchmarks/labeling.py            (about 12 minutes on two cores that have nothing else to do)
+    python benchmarks/labeling.py walk       (one part; the other parts of the result stay)
 
     walk      a labeling job on Ray against an HTTP endpoint of fixed latency and few places, over real photos' trees
               (those of the package, or of the folder URECA_TEST_DATA) and drawn scenes; beside it, on the same
@@ -12,6 +13,7 @@
 Prints a table and, as the last line, one JSON; writes runs/benchmarks/labeling.json.
 """
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -48,11 +50,15 @@ from ureca.scenes import write_scenes
 JOB = Path(__file__).parents[1] / "jobs" / "label_corpus.py"
 RESULT = Path("runs/benchmarks/labeling.json")
 
-SLOTS, LATENCY_SECONDS = 8, 0.8
-QUESTIONS = 1200
+SLOTS, LATENCY_SECONDS = 16, 1.5
+QUESTIONS = 1600
 """About so many are asked in the walk: two minutes and a half of a fully busy endpoint."""
 IN_FLIGHT = 32
-"""Images of the one actor, and of a group of the run level by level."""
+"""Images that the one actor works on at once."""
+LEVELS_IMAGES = 8
+"""Images that the run level by level works on together."""
+LOOP_CALLS = 20
+"""Calls of the loop that are timed."""
 EDGE = 0.1
 """Share of the run at each end that is not its steady part."""
 
@@ -215,6 +221,7 @@ def measure_walk(folder: Path) -> dict[str, Any]:
         "slots": SLOTS,
         "latency_seconds": LATENCY_SECONDS,
         "images_in_flight": IN_FLIGHT,
+        "images_level_by_level": LEVELS_IMAGES,
         "busy_fraction": {"steady": round(steady, 3), "whole": round(whole, 3)},
         "seconds": round(walk_seconds, 1),
         "seconds_with_start_and_table": round(wall_seconds, 1),
@@ -232,13 +239,13 @@ async def _other_orders(corpus: Path, endpoint: SlowEndpoint) -> dict[str, float
     found = {}
     for name in ("levels", "one_at_a_time"):
         describer = recipe.make()
-        step = max(1, len(images) // IN_FLIGHT)
-        group = [Plain(image, describer) for image in images[::step][:IN_FLIGHT]]
+        step = max(1, len(images) // LEVELS_IMAGES)
+        group = [Plain(image, describer) for image in images[::step][:LEVELS_IMAGES]]
         started = time.monotonic()
         if name == "levels":
             await level_by_level(group)
         else:
-            await one_at_a_time(group[len(group) // 2], 20)
+            await one_at_a_time(group[len(group) // 2], LOOP_CALLS)
         found[name] = (time.monotonic() - started) / sum(each.asked for each in group)
         await describer.close()
     return found
@@ -319,21 +326,33 @@ def measure_faults(folder: Path) -> dict[str, Any]:
     return labeling_faults.summarize(labeling_faults.run_all(corpus, folder, 1))
 
 
+def measure_tree(_: Path) -> dict[str, Any]:
+    """Mask trees at SA-1B's size."""
+    return mask_trees.measure()
+
+
+PARTS = {"walk": measure_walk, "memory": measure_memory, "tree": measure_tree, "faults": measure_faults}
+
+
 def main() -> None:
     """Measure, print, write."""
-    started = time.monotonic()
-    payload: dict[str, Any] = {"context": capture_context()}
-    payload["tree"] = mask_trees.measure()
-    with tempfile.TemporaryDirectory(prefix="ureca-labeling-") as folder:
-        for name, measure in {"walk": measure_walk, "memory": measure_memory, "faults": measure_faults}.items():
-            payload[name] = measure(Path(folder) / name)
-            write_json(RESULT, {**payload, "seconds": round(time.monotonic() - started)})
-    for name in ("walk", "memory", "faults"):
-        for key, value in payload[name].items():
-            print(f"{name}.{key:<32}{json.dumps(value)}")
-    for key in ("images_per_second_per_core", "speedup_over_dense", "speedup_over_pairwise"):
-        print(f"tree.{key:<32}{payload['tree'][key]}")
-    print(json.dumps({**payload, "seconds": round(time.monotonic() - started)}))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
+    payload: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {}
+    chosen = parser.parse_args().parts or list(PARTS)
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}")
+    for name in chosen:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="ureca-labeling-") as folder:
+            measured = PARTS[name](Path(folder))
+        context = {**capture_context(), "load": os.getloadavg(), "seconds": round(time.monotonic() - started)}
+        payload[name] = {**measured, "context": context}
+        write_json(RESULT, payload)
+        for key, value in measured.items():
+            if key != "cases":
+                print(f"{f'{name}.{key}':<40}{json.dumps(value)}", flush=True)
+    print(json.dumps(payload))
 
 
 if __name__ == "__main__":
