@@ -75,14 +75,19 @@ class Preparer:
         masks = self._propose(loaded.image)
         return replace(loaded, masks=masks, notes=loaded.notes + Counter(proposed=len(masks)))
 
-    def arrange(self, loaded: LoadedImage) -> PreparedImage:
-        """Tree, looks and distractors of an image's regions.
+    def tree(self, loaded: LoadedImage) -> tuple[MaskTree, dict[str, int]]:
+        """The mask tree of an image, and what was put right or left out on the way to it, and how often.
 
         Raises:
             MaskError: masks from which no tree can be made.
         """
-        image = loaded.image
         tree = build_mask_tree(loaded.masks, loaded.size, self._config.tree)
+        return tree, {**loaded.notes, **_tree_notes(tree)}
+
+    def arrange(self, loaded: LoadedImage) -> PreparedImage:
+        """Tree, looks and distractors of an image's regions. Raises as `tree`."""
+        image = loaded.image
+        tree, notes = self.tree(loaded)
         segmentations = tuple(region.segmentation for region in tree.regions)
         parents = tuple(region.parent for region in tree.regions)
         attributes = tuple(measure_tree(image, segmentations, parents)) if self._measures else ()
@@ -95,7 +100,7 @@ class Preparer:
             children=_children(parents),
             attributes=attributes,
             distractors=tuple(find_distractors(features, parents, self._config.distractors)),
-            notes={**loaded.notes, **_tree_notes(tree)},
+            notes=notes,
         )
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from ureca.corpus import ImageRow, ManifestRow, Provenance, RegionRow, RowError
 from ureca.corpus.split import is_heldout
-from ureca.errors import UrecaError
+from ureca.errors import StorageError, UrecaError
 from ureca.labeling.describer import Describer, DescribeRequest, Description, Pass
 from ureca.labeling.errors import JobStopped
 from ureca.labeling.prepare import PreparedImage, Preparer
@@ -100,6 +100,7 @@ class ImageLabeler:
 
         Raises:
             JobStopped: neither this nor any other image can be labeled for now.
+            StorageError: nor can it be read.
         """
         started = time.monotonic()
         counts = _Counts()
@@ -111,7 +112,7 @@ class ImageLabeler:
             step = "describe"
             walk = _Walk(row.image_id, prepared, self._describer, self._config, counts)
             regions = await walk.run(truth or {})
-        except JobStopped:
+        except (JobStopped, StorageError):  # nothing is wrong with the image: the next would meet the same
             raise
         except Exception as error:
             if not isinstance(error, UrecaError):
@@ -331,14 +332,8 @@ class _Walk:
         region = self._prepared.tree.regions[index]
         true = truth.get(region.region_id)
         not_unique = (NOT_UNIQUE,) if repeated or not final.verdict.passed else ()
-        return RegionRow(
-            region_id=region.region_id,
-            merged_ids=region.merged_ids,
-            parent=region.parent,
-            depth=region.depth,
-            segmentation=region.segmentation,
-            area=region.area,
-            bbox=region.bbox,
+        return RegionRow.of(
+            region,
             short_caption=self._short[index].result().text,
             long_caption=self._long[index].result().text,
             caption=final.text,
