@@ -69,8 +69,8 @@ def test_too_few_gpus_for_one_engine_are_an_error_and_none_mean_cpus():
     assert rows_plan(config, 10, {"CPU": 4.0}).gpus_per_actor == 0
 
 
-def test_actors_work_on_as_many_blocks_as_make_up_the_images_in_flight():
+def test_actors_take_up_twice_as_many_blocks_as_hold_the_images_in_flight():
     plan = rows_plan(LabelConfig(sources=("a",), images_in_flight=30, images_per_block=4), 1001, {"CPU": 8.0})
-    assert (plan.blocks_in_flight, plan.num_blocks) == (8, 251)
+    assert (plan.blocks_in_flight, plan.num_blocks) == (15, 251)
     assert plan.num_actors(8, 0) == 6
     assert rows_plan(LabelConfig(sources=("a",)), 3, {"CPU": 8.0}).num_actors(8, 0) == 1

@@ -5,8 +5,8 @@
 
 Ray Data's row checkpoint resumes exactly this shape of plan: a read, stages in between, a write; a block is
 written and checkpointed in one piece, so what dies with a process are the rows of its unfinished blocks. Ray Data
-would by itself work on one block per actor; here every actor works on as many at once as make up
-`images_in_flight`, so that one slow image keeps no place empty but its own.
+would by itself work on one block per actor; here every actor takes up so many that `images_in_flight` images are always
+under way: one slow image keeps no place empty but its own.
 """
 
 import asyncio
@@ -91,8 +91,11 @@ class RowsPlan:
 
     @property
     def blocks_in_flight(self) -> int:
-        """Blocks that an actor works on at once."""
-        return math.ceil(self.images_in_flight / self.images_per_block)
+        """Blocks that an actor takes up at once: twice as many as hold the images that it works on.
+
+        A block is out only when its last image is; what waits in the other half takes the places of those before.
+        """
+        return math.ceil(2 * self.images_in_flight / self.images_per_block)
 
     def num_actors(self, cpus: float, gpus: float) -> int:
         """Processes that work on rows, on a cluster that has this."""
