@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pycocotools.coco import COCO
 
 from ureca.cli import run
 from ureca.corpus import ImageRow, iter_images, load_image, photos_directory, write_regions
 from ureca.corpus.formats import FORMATS, Converted, export_regions, import_regions
 from ureca.errors import ConfigError, InputError
 from ureca.io import list_files
+from ureca.regions import decode_rle
 
 OUT = {"coco": "captions.json", "jsonl": "captions.jsonl", "ureca_jsonl": "captions.jsonl", "datasets": "dataset"}
 
@@ -52,6 +54,17 @@ def test_the_authors_file_keeps_captions_and_finds_masks_in_the_corpus(
                 attributes=None,
             )
         assert (load_image(after) == load_image(before)).all()
+
+
+def test_coco_s_own_tool_reads_it(table: str, rows: list[ImageRow], tmp_path: Path):
+    export_regions(table, str(tmp_path / "captions.json"), "coco", str(photos_directory()))
+    coco = COCO(str(tmp_path / "captions.json"))
+    for number, row in enumerate(rows, start=1):
+        assert coco.loadImgs(number)[0]["file_name"] == Path(row.image_path).name
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=number))
+        assert [each["caption"] for each in annotations] == [region.caption for region in row.regions]
+        for annotation, region in zip(annotations, row.regions, strict=True):
+            assert (coco.annToMask(annotation) == decode_rle(region.segmentation)).all()
 
 
 @pytest.mark.parametrize("name", FORMATS)
