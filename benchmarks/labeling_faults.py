@@ -5,7 +5,8 @@
 A Ray cluster of two nodes on this machine, an HTTP endpoint that is slow, drawn scenes. Faults:
 
     parts     an actor, a process of Ray Data's, a node and the endpoint, one after the other in one run
-    starts    stopped by its spending limit, by a lost endpoint, then the driver is killed; started again each time
+    starts    stopped by its spending limit, by a lost endpoint, by Ctrl-C, then the driver is killed; each time
+              started again
     poison    an image that ends every process that works on it
 """
 
@@ -135,7 +136,13 @@ class Job:
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / "stderr.txt").open("a") as log:
             self._process = subprocess.Popen(
-                [*self._command, *options], env=self._environment, stdout=subprocess.DEVNULL, stderr=log, text=True
+                [*self._command, *options],
+                env=self._environment,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                text=True,
+                # a shell's background processes ignore it, and hand that on
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
 
     def kill(self) -> None:
@@ -143,6 +150,12 @@ class Job:
         assert self._process
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+
+    def interrupt(self) -> int:
+        """Ctrl-C; its exit code."""
+        assert self._process
+        self._process.send_signal(signal.SIGINT)
+        return self.wait()
 
     def wait(self, seconds: float = 400) -> int:
         """Its exit code."""
@@ -234,7 +247,7 @@ def run_parts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out: 
 
 
 def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out: Path) -> Outcome:
-    """One table in five starts; the first four are stopped or killed."""
+    """One table in five starts; the first four are stopped, interrupted or killed."""
     started = time.monotonic()
     job = Job(cluster, corpus, out, *chat_options(endpoint), "--chat.give_up_after_s=3")
     told = []
@@ -260,9 +273,18 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     told.append(job.last_line())
     lost_parts = job.num_parts()
 
-    endpoint.start()  # it has forgotten what it was asked: what follows is counted by itself
+    endpoint.start()
     job.start()
     job.wait_for(lambda: job.num_parts() > lost_parts)
+    if job.interrupt() != 130:
+        raise RuntimeError(f"Ctrl-C did not end the job as it should:\n{job.stderr()}")
+    told.append(job.last_line())
+    interrupted_parts = job.num_parts()
+
+    endpoint.kill()
+    endpoint.start()  # it has forgotten what it was asked: what follows is counted by itself
+    job.start()
+    job.wait_for(lambda: job.num_parts() > interrupted_parts)
     job.kill()
     time.sleep(1)  # what its actors had under way
     left = set(all_ids) - set(job.written())

@@ -39,10 +39,11 @@ def test_the_same_command_goes_on_after_each_kind_of_stop(cluster, scenes, tmp_p
     with SlowEndpoint(latency_s=0.1, slots=8, choice=1) as endpoint:
         outcome = run_starts(cluster, endpoint, scenes, tmp_path)
     assert (outcome.images, outcome.lost, outcome.duplicated, outcome.asked_again) == (12, 0, 0, 0)
-    spent, lost = outcome.told
+    spent, lost, interrupted = outcome.told
     assert spent.startswith("error: the 200,000 tokens that the job may spend are spent.")
     assert lost.startswith("error: ")
     assert "http://127.0.0.1" in lost
+    assert interrupted == "interrupted: the same command goes on where it was"
     ledger = read_json(tmp_path / "ledger.json")
     assert ledger["table"]["images"] == 12
     assert ledger["table"]["prompt_tokens"] == 1000 * ledger["table"]["requests"] > 0

@@ -208,8 +208,7 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
             crash_attempts=config.crash_attempts,
         )
         account = run_rows(functools.partial(TreeWorker, config.walk()), parts, plan)
-        if account.stopped is not None:
-            raise account.stopped
+        account.raise_unless_whole()
         parts.write_table()
         parts.mark_finished(settings)
     statistics = _Statistics()

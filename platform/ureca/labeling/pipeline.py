@@ -93,9 +93,9 @@ def label_corpus(
         recipe.check()
         plan = rows_plan(config, manifest.num_images, cluster_resources())
         account = run_rows(functools.partial(make_worker, recipe), parts, plan)
-        if account.stopped is not None:
+        if not account.is_whole:
             _write_ledger(config, directory, account, plan.gpus_per_actor, started, table=None)
-            raise account.stopped
+            account.raise_unless_whole()
         parts.write_table()
         parts.mark_finished(settings)
     table = total_counts(iter_images(parts.table))

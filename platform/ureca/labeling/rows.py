@@ -126,7 +126,7 @@ def cluster_resources() -> dict[str, float]:
 def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     """Work on every row of the manifest that is not in the parts yet; returns what was done in this start.
 
-    All rows are there then, unless the account says why the job has `stopped`.
+    All rows are there then, unless the account says why not (`raise_unless_whole`).
     """
     resources = cluster_resources()
     import ray
@@ -144,6 +144,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     num_actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
     _tell(plan, num_actors, resources)
     error: Exception | None = None
+    interrupted = False
     try:
         with DataContext.current(_data_context(parts, filesystem)), _watched(steward, plan, parts.num_rows()):
             (
@@ -169,10 +170,13 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
                 )
                 .write_parquet(rows, filesystem=filesystem)
             )
+    except KeyboardInterrupt:
+        interrupted = True
     except Exception as raised:
         error = raised
     ray.get(steward.write.remote())
     account: Account = ray.get(steward.account.remote())
+    account.interrupted = interrupted
     ray.kill(steward)
     if error is not None and account.stopped is None:
         raise error
