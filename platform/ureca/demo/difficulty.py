@@ -58,9 +58,16 @@ def difficulty(labeled: Labeled) -> dict[str, Any]:
         image = load_image(row)
         for index, region in enumerate(row.regions):
             captions = oracle_captions(image, row, candidates[row.image_id], index, commonest)
-            for name, caption in captions.items():
-                told = {"image_id": row.image_id, "region_id": region.region_id, "reference": region.caption or ""}
-                predictions.append(Prediction(variant=name, caption=caption, **told))
+            predictions += [
+                Prediction(
+                    image_id=row.image_id,
+                    region_id=region.region_id,
+                    variant=name,
+                    caption=caption,
+                    reference=region.caption or "",
+                )
+                for name, caption in captions.items()
+            ]
     groups, _ = score(labeled.rows, candidates, predictions, strata=labeled.strata)
     group = groups["drawn"]
     return {
