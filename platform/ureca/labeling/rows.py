@@ -271,9 +271,10 @@ class _Stage:
         await self._steward.stop.remote(reason)
 
     def __del__(self) -> None:
+        """Ray Data drops its stage when an actor ends, in a thread of its own."""
         if self._loop is not None and self._loop.is_running():
             with contextlib.suppress(Exception):  # the process ends in any case
-                asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(timeout=10)
+                asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(timeout=5)
 
 
 def _crash(row: ManifestRow, deaths: Deaths) -> ImageCrashError:
