@@ -167,7 +167,7 @@ class _Cut:
         font = ImageFont.load_default(font_px)
         step = max(1, round(font_px / 7))  # places are sought on a grid: a seventh of a plate is near enough
         masks = [_coarse(mask, step) for _, mask, _ in marks]
-        taken = np.sum(masks, axis=0, dtype=np.int32)
+        taken: np.ndarray = np.sum(masks, axis=0, dtype=np.int32)
         for (text, _, color), mask in zip(marks, masks, strict=True):
             plate_w, plate_h = round(font_px * (0.62 * len(text) + 0.5)), round(font_px * 1.2)
             cells = -(-plate_w // step), -(-plate_h // step)
@@ -211,8 +211,7 @@ def _coarse(mask: Mask, step: int) -> Mask:
     """One cell for `step` x `step` pixels, set where any of them is."""
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % step), (0, -width % step)))
-    cells: Mask = padded.reshape(padded.shape[0] // step, step, -1, step).any(axis=(1, 3))
-    return cells
+    return np.asarray(padded.reshape(padded.shape[0] // step, step, -1, step).any(axis=(1, 3)))
 
 
 def _plate_corner(mask: Mask, others: NDArray[np.int32], plate: tuple[int, int], *, gap: int) -> tuple[int, int]:
