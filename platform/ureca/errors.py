@@ -8,10 +8,12 @@ Anything that is not a `UrecaError` is a fault of this project and keeps its tra
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "EmptyMaskError",
     "ImageError",
     "InputError",
     "MaskError",
     "MaskSizeError",
+    "StorageError",
     "UrecaError",
 ]
 
@@ -38,6 +40,14 @@ class MaskError(InputError):
 
 class MaskSizeError(MaskError):
     """A mask was encoded at another size than its image has."""
+
+
+class EmptyMaskError(MaskError):
+    """A mask has the right form and covers no pixel."""
+
+
+class StorageError(UrecaError):
+    """A disk is full, or S3 refuses or does not answer: nothing is wrong with the file asked for."""
 
 
 class CheckpointError(UrecaError):

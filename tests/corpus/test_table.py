@@ -72,7 +72,11 @@ def photo_row(name: str = "flower", *, by_reference: bool = True) -> ImageRow:
             completion_tokens=9,
             seconds=1.5,
             code_version="abc",
+            requests={"short": 2, "unique": 1},
+            retries={"refusal": 1},
+            describer_seconds=0.5,
         ),
+        notes={"zero_area": 2},
     )
 
 
@@ -129,6 +133,29 @@ def test_table_of_another_writer_is_read(tmp_path: Path):
     assert list(iter_images(tmp_path)) == [unlabeled("a"), unlabeled("b")]
 
 
+def test_table_of_version_1_is_read(tmp_path: Path):
+    """As the package wrote it before there were notes and counts of requests."""
+    columns, fields = rows_to_table(ROWS).drop_columns(["notes"]), []
+    for field in columns.schema:
+        if field.name == "provenance":
+            field = field.with_type(pa.struct(list(field.type)[:7]))
+        fields.append(field)
+    old = columns.to_pylist()
+    for record in old:
+        for name in ("requests", "retries", "describer_seconds"):
+            if record["provenance"]:
+                del record["provenance"][name]
+    schema = pa.schema(fields, metadata={table_module.SCHEMA_VERSION_KEY: b"1"})
+    pq.write_table(pa.Table.from_pylist(old, schema=schema), tmp_path / "a.parquet")
+    rows = list(iter_images(tmp_path / "a.parquet"))
+    assert [row.regions for row in rows] == [row.regions for row in ROWS]
+    assert all(row.notes == {} for row in rows)
+    made = [row.provenance for row in rows if row.provenance]
+    assert [(each.prompt_tokens, each.requests, each.describer_seconds) for each in made] == [(7, None, None)] * len(
+        made
+    )
+
+
 def test_reading_holds_one_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "regions.parquet"
     write_regions(path, (unlabeled(str(number)) for number in range(200)))
@@ -176,8 +203,8 @@ def test_tables_in_s3(s3_bucket: str):
     ("table", "text"),
     [
         (
-            rows_to_table(ROWS[2:]).replace_schema_metadata({table_module.SCHEMA_VERSION_KEY: b"2"}),
-            "a.parquet: region table of version 2, this package reads version 1. Use the package",
+            rows_to_table(ROWS[2:]).replace_schema_metadata({table_module.SCHEMA_VERSION_KEY: b"3"}),
+            "a.parquet: region table of version 3, this package reads up to version 2. Use the package",
         ),
         (
             rows_to_table(ROWS[2:]).drop_columns(["regions"]),

@@ -7,7 +7,8 @@ from labeled_scenes import KnownCaptioner, scene_row
 from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError, UrecaError
 from ureca.evaluation import evaluate as module
-from ureca.evaluation.evaluate import METRICS, evaluate
+from ureca.evaluation.evaluate import evaluate
+from ureca.evaluation.groups import METRICS
 from ureca.evaluation.java import MetricError
 from ureca.evaluation.predictions import Variant
 

@@ -26,6 +26,7 @@ def models(tiny_base, tmp_path_factory):
     captioner.add_lora(rank=2)
     captioner.save_pretrained(folder / "stage2")
     captioner.save_pretrained(folder / "tuned_none")
+    captioner.save_pretrained(folder / "tuned_box")
     return folder
 
 
@@ -50,7 +51,7 @@ def run_job(*arguments):
 @pytest.fixture(scope="module")
 def done(models, table, tmp_path_factory):
     output = tmp_path_factory.mktemp("run")
-    arguments = [f"--{name}={models / name}" for name in ("stage1", "stage2", "tuned_none")]
+    arguments = [f"--{name}={models / name}" for name in ("stage1", "stage2", "tuned_none", "tuned_box")]
     arguments += [f"--table={table}", "--heldout=1", "--max_new_tokens=4", f"--run_directory={output}"]
     return run_job(*arguments), output
 
@@ -61,7 +62,7 @@ def test_summary_holds_every_variant_and_score(done):
     assert process.returncode == 0, process.stderr
     summary = json.loads((output / "summary.json").read_text())
     wanted = {"rouge_l", "meteor", "cider", "attribute_accuracy", "uniqueness"}
-    assert set(summary["scores"]) == {"none", "box", "tuned_none", "mask_stage1", "mask_stage2"}
+    assert set(summary["scores"]) == {"none", "box", "tuned_none", "tuned_box", "mask_stage1", "mask_stage2"}
     for scores in summary["scores"].values():
         assert wanted <= set(scores)
         assert all(0 <= value <= 1 for value in scores.values())
@@ -74,7 +75,7 @@ def test_job_prints_intervals_progress_and_which_meteor(done):
     process, _ = done
     assert "METEOR 1.5 (Java)" in process.stdout
     assert "mask_stage2 - tuned_none" in process.stdout
-    assert "caption  25/25 images" in process.stderr
+    assert "caption  30/30 images" in process.stderr
     assert "left out gone: gone.jpg: missing" in process.stderr
 
 
@@ -82,8 +83,8 @@ def test_job_prints_intervals_progress_and_which_meteor(done):
 def test_predictions_name_image_region_variant_and_both_texts(done):
     _, output = done
     lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 5 * sum(len(scene_row(seed).regions) for seed in range(5))
-    assert {"image_id", "region_id", "variant", "caption", "reference"} == set(lines[0])
+    assert len(lines) == 6 * sum(len(scene_row(seed).regions) for seed in range(5))
+    assert {"image_id", "region_id", "variant", "caption", "reference", "seed"} == set(lines[0])
     same = {each["caption"] for each in lines if (each["variant"], each["image_id"]) == ("none", "scene_0")}
     assert len(same) == 1, "nothing tells the base which region is meant"
 

@@ -99,7 +99,7 @@ def test_cider_is_printed_as_a_tenth_of_its_own_scale(scorer):
     captions = ["a red ball", "the green box on the left", "one thin blue line"]
     scores = scorer.score(captions, [[caption] for caption in captions])
     assert scores.corpus["cider"] == pytest.approx(10 * 2.75 / 3, abs=1e-9)  # "a red ball" has no 4-gram
-    interval = Bootstrap(["a", "b", "c"]).interval(scores.statistics["cider"])
+    interval = Bootstrap(["a", "b", "c"]).interval([scores.statistics["cider"]])
     assert interval is not None
     assert interval.value == pytest.approx(2.75 / 3, abs=1e-9)
 

@@ -27,7 +27,7 @@ def test_every_labeled_region_gets_one_line_a_variant(scenes, true_answers, mode
     assert [each.caption for each in made] == [region.caption for region in scenes[0].regions[:2]]
     assert read_predictions(tmp_path / "p.jsonl") == made
     line = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
-    assert set(line) == {"image_id", "region_id", "variant", "caption", "reference"}
+    assert set(line) == {"image_id", "region_id", "variant", "caption", "reference", "seed"}
 
 
 def unlabeled(region):

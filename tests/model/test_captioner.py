@@ -107,6 +107,29 @@ def test_regions_of_one_image_are_captioned_alone_as_together(captioner: Caption
     assert together == alone
 
 
+def test_the_shared_prefix_changes_no_caption(tiny_export: Path) -> None:
+    """`generate` runs the prefix once; `prompt_embeddings` holds it in every row, as transformers alone would."""
+    captioner, item = Captioner.from_pretrained(tiny_export), example()
+    small = np.zeros(SIZE, dtype=bool)
+    small[200:210, 400:420] = True
+    masks = [item.regions[0].segmentation, encode_mask(small), None]
+    queries = ["describe this region.", "name it.", "describe this region."]
+    embeddings, mask = captioner.prompt_embeddings(item.image, masks, queries)
+    end = captioner.processor.end_token_id
+    plain = captioner.base.generate(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    expected = captioner.processor.tokenizer.batch_decode(plain, skip_special_tokens=True)
+    captions = captioner.generate(item.image, masks, queries, max_new_tokens=8)
+    assert captions == [" ".join(text.split()) for text in expected]
+    assert len(set(captions)) == 3
+
+
 def test_another_base_is_refused(captioner: Captioner, tiny_base_dir: str, tmp_path: Path) -> None:
     captioner.save_pretrained(tmp_path / "model")
     other = tmp_path / "other"

@@ -11,7 +11,7 @@ vanishes: images in = rows out.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
@@ -19,7 +19,11 @@ import pyarrow as pa
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added `notes`, and `requests`, `retries` and `describer_seconds` to `provenance`; 1 is read as having none."""
+READABLE_VERSIONS = (1, 2)
+ADDED_COLUMNS = ("notes",)
+"""Columns that a table of version 1 lacks."""
 SCHEMA_VERSION_KEY = b"ureca.region_table.version"
 
 Status = Literal["unlabeled", "labeled", "quarantined"]
@@ -54,6 +58,9 @@ _PROVENANCE = pa.struct(
         ("completion_tokens", pa.int64()),
         ("seconds", pa.float64()),
         ("code_version", pa.string()),
+        ("requests", pa.map_(pa.string(), pa.int32())),
+        ("retries", pa.map_(pa.string(), pa.int32())),
+        ("describer_seconds", pa.float64()),
     ]
 )
 
@@ -67,6 +74,7 @@ REGION_TABLE_SCHEMA = pa.schema(
         ("error", pa.struct([("step", pa.string()), ("kind", pa.string()), ("message", pa.string())])),
         ("regions", pa.list_(_REGION)),
         ("provenance", _PROVENANCE),
+        ("notes", pa.map_(pa.string(), pa.int32())),
     ],
     metadata={SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -75,6 +83,15 @@ REGION_TABLE_SCHEMA = pa.schema(
 def _items(values: Iterable[Any] | None) -> Iterable[Any]:
     """Other writers may store an empty list as null; pandas hands out arrays, which have no truth value."""
     return () if values is None else values
+
+
+def _pairs(counts: Mapping[str, int] | None) -> list[tuple[str, int]] | None:
+    """A map as Arrow takes it, in an order that does not depend on the run; null if it holds nothing."""
+    return sorted(counts.items()) if counts else None
+
+
+def _mapping(pairs: Any) -> dict[str, Any] | None:
+    return None if pairs is None else dict(pairs)
 
 
 def _whole(value: Any) -> int | None:
@@ -195,7 +212,24 @@ class Provenance:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float | None = None
+    """From the reading of the image to its last caption, waiting included."""
     code_version: str | None = None
+    requests: Mapping[str, int] | None = None
+    """Pass -> questions asked, those asked again included."""
+    retries: Mapping[str, int] | None = None
+    """What was wrong with an answer -> how often the question was asked again for it."""
+    describer_seconds: float | None = None
+    """That endpoint or engine worked on the questions, one after the other."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The value of the table's column `provenance`."""
+        return {**vars(self), "requests": _pairs(self.requests), "retries": _pairs(self.retries)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Read the column as pyarrow, pandas or Ray Data hands it out."""
+        maps = {name: _mapping(record.get(name)) for name in ("requests", "retries")}
+        return cls(**{**record, **maps})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +247,8 @@ class ImageRow:
     error: RowError | None = None
     regions: tuple[RegionRow, ...] = ()
     provenance: Provenance | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What was put right or left out on the way here -> how often, e.g. masks dropped for their size."""
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -265,7 +301,8 @@ class ImageRow:
             "status": self.status,
             "error": None if self.error is None else dict(vars(self.error)),
             "regions": [region.to_record() for region in self.regions],
-            "provenance": None if self.provenance is None else dict(vars(self.provenance)),
+            "provenance": None if self.provenance is None else self.provenance.to_record(),
+            "notes": _pairs(self.notes),
         }
 
     @classmethod
@@ -285,5 +322,6 @@ class ImageRow:
             status=record["status"],
             error=None if error is None else RowError(**error),
             regions=tuple(RegionRow.from_record(region) for region in _items(record["regions"])),
-            provenance=None if provenance is None else Provenance(**provenance),
+            provenance=None if provenance is None else Provenance.from_record(provenance),
+            notes=dict(_items(record.get("notes"))),
         )

@@ -19,7 +19,14 @@ from pyarrow import fs
 
 from ureca import io
 from ureca.corpus.images import decode_image
-from ureca.corpus.schema import REGION_TABLE_SCHEMA, SCHEMA_VERSION, SCHEMA_VERSION_KEY, ImageRow
+from ureca.corpus.schema import (
+    ADDED_COLUMNS,
+    READABLE_VERSIONS,
+    REGION_TABLE_SCHEMA,
+    SCHEMA_VERSION,
+    SCHEMA_VERSION_KEY,
+    ImageRow,
+)
 from ureca.errors import ImageError, InputError
 
 ROWS_PER_GROUP = 16
@@ -134,7 +141,7 @@ def load_image(row: ImageRow) -> np.ndarray:
 def canonical_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a region table's content: equal for two runs that wrote the same, in any order and time.
 
-    Left out: the order of rows, their spread over files, `provenance.seconds`.
+    Left out: the order of rows, their spread over files, the seconds in `provenance`.
 
     Raises:
         InputError: as `read_regions`; or an image id occurs twice.
@@ -147,7 +154,7 @@ def canonical_digest(path: str | os.PathLike[str]) -> str:
         if row.image_bytes is not None:
             record["image"]["bytes"] = hashlib.sha256(row.image_bytes).hexdigest()
         if record["provenance"] is not None:
-            del record["provenance"]["seconds"]
+            del record["provenance"]["seconds"], record["provenance"]["describer_seconds"]
         for region in record["regions"]:
             region["attributes"] = region["attributes"] and sorted(region["attributes"])
         digests[row.image_id] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()
@@ -157,22 +164,25 @@ def canonical_digest(path: str | os.PathLike[str]) -> str:
 def _check_schema(schema: pa.Schema, file_path: str) -> list[str]:
     """The table's columns, if the file has them; columns beside them are not read."""
     version = (schema.metadata or {}).get(SCHEMA_VERSION_KEY)
-    if version is not None and version != str(SCHEMA_VERSION).encode():
+    if version is not None and version.decode() not in map(str, READABLE_VERSIONS):
         raise InputError(
-            f"{file_path}: region table of version {version.decode()}, this package reads version "
+            f"{file_path}: region table of version {version.decode()}, this package reads up to version "
             f"{SCHEMA_VERSION}. Use the package that wrote it, or label again."
         )
-    missing = [name for name in REGION_TABLE_SCHEMA.names if name not in schema.names]
+    missing = [name for name in REGION_TABLE_SCHEMA.names if name not in (*schema.names, *ADDED_COLUMNS)]
     if missing:
         raise InputError(
             f"{file_path}: no region table: column {', '.join(missing)} missing, "
             f"found {', '.join(schema.names)}. "
             "Give a table that `ureca label` or ureca.corpus.write_regions wrote."
         )
-    return REGION_TABLE_SCHEMA.names
+    return [name for name in REGION_TABLE_SCHEMA.names if name in schema.names]
 
 
 def _as_region_batch(batch: pa.RecordBatch, file_path: str) -> pa.RecordBatch:
+    for name in ADDED_COLUMNS:
+        if name not in batch.schema.names:
+            batch = batch.append_column(name, pa.nulls(len(batch), REGION_TABLE_SCHEMA.field(name).type))
     batch = batch.select(REGION_TABLE_SCHEMA.names)
     if batch.schema.equals(REGION_TABLE_SCHEMA):
         return batch.replace_schema_metadata(REGION_TABLE_SCHEMA.metadata)

@@ -12,7 +12,8 @@ follows, so that a resample is a weighted sum and 1,000 of them are one matrix p
 What that means for each metric: BLEU and METEOR are recomputed from their summed counts in every resample, as
 their corpus values are. ROUGE-L, attribute accuracy and uniqueness are means. CIDEr is the mean of its items'
 values, whose word weights (IDF) come from the whole evaluated set and are held fixed while resampling.
-A paired difference uses the same resamples on both sides.
+A paired difference uses the same resamples on both sides. Several runs of one kind (seeds) are averaged within
+every resample: the interval says how far other images would move their mean, not how far other seeds would.
 
 Shapes: I items, K statistics, M images, R resamples.
 """
@@ -104,19 +105,23 @@ class Bootstrap:
         np.add.at(sums, self._image_of_item, statistics.per_item)
         return statistics.score(self._counts @ sums) * statistics.scale
 
-    def interval(self, statistics: Statistics) -> Interval | None:
-        """Score and interval, or None where no item counts."""
-        value = statistics.total()
-        if np.isnan(value):
+    def interval(self, runs: Sequence[Statistics]) -> Interval | None:
+        """Mean score of the runs (one, or one of each seed) and its interval; None where no item counts."""
+        if not runs:
             return None
-        return _percentiles(value, self.resampled(statistics))
+        value, resampled = self._mean(runs)
+        return None if np.isnan(value) else _percentiles(value, resampled)
 
-    def difference(self, better: Statistics, worse: Statistics) -> Interval | None:
-        """`better` minus `worse` over the same items, resampled together; None where no item counts."""
-        value = better.total() - worse.total()
-        if np.isnan(value):
+    def difference(self, better: Sequence[Statistics], worse: Sequence[Statistics]) -> Interval | None:
+        """`better` minus `worse`, means of their runs over the same items, resampled together; None as above."""
+        if not (better and worse):
             return None
-        return _percentiles(value, self.resampled(better) - self.resampled(worse))
+        (value, resampled), (other, other_resampled) = self._mean(better), self._mean(worse)
+        return None if np.isnan(value - other) else _percentiles(value - other, resampled - other_resampled)
+
+    def _mean(self, runs: Sequence[Statistics]) -> tuple[float, Floats]:
+        totals = [run.total() for run in runs]
+        return float(np.mean(totals)), np.mean([self.resampled(run) for run in runs], axis=0)
 
 
 def _percentiles(value: float, resampled: Floats) -> Interval:

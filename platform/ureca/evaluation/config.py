@@ -10,8 +10,17 @@ from ureca.errors import ConfigError
 from ureca.evaluation.predictions import Variant
 from ureca.model import Captioner, CaptionerConfig, preset
 from ureca.model.presets import preset_path
+from ureca.model.processor import Cue
 
-__all__ = ["EvaluateConfig", "variants_of"]
+__all__ = ["TRAINED_CUES", "EvaluateConfig", "base_variants", "trained_variant", "variants_of"]
+
+TRAINED_CUES: dict[str, Cue] = {
+    "tuned_none": "none",
+    "tuned_box": "box",
+    "mask_stage1": "mask",
+    "mask_stage2": "mask",
+}
+"""Variant -> how its training told it which region is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +37,8 @@ class EvaluateConfig:
     """Model directory of stage 2: variant mask_stage2."""
     tuned_none: str = ""
     """Model directory of stage 2 with `cue: none`: variant tuned_none."""
+    tuned_box: str = ""
+    """Model directory of stage 2 with `cue: box`: variant tuned_box."""
     preset: str = "nano"
     """The base of variants none and box, where no model directory names one."""
     truth: str = ""
@@ -53,23 +64,30 @@ def variants_of(config: EvaluateConfig) -> list[Variant]:
         CheckpointError: a folder is no model directory.
         ConfigError: an unknown preset.
     """
-    trained = {"tuned_none": config.tuned_none, "mask_stage1": config.stage1, "mask_stage2": config.stage2}
+    trained = {
+        "tuned_none": config.tuned_none,
+        "tuned_box": config.tuned_box,
+        "mask_stage1": config.stage1,
+        "mask_stage2": config.stage2,
+    }
     given = {name: folder for name, folder in trained.items() if folder}
     settings = [CaptionerConfig.load(Path(folder)) for folder in given.values()]
     known = preset(config.preset)
     base, tile_limit = (settings[0].base, settings[0].tile_limit) if settings else (known.base, known.tile_limit)
-    load_base = partial(Captioner.from_base, base, tile_limit=tile_limit)
+    return [*base_variants(base, tile_limit), *(trained_variant(name, folder) for name, folder in given.items())]
+
+
+def base_variants(base: str, tile_limit: int) -> list[Variant]:
+    """The untuned base, asked about the picture as a whole and about a region's box."""
+    load = partial(Captioner.from_base, base, tile_limit=tile_limit)
     model = preset_path(base)
     return [
-        Variant(name="none", cue="image", model=model, load=load_base),
-        Variant(name="box", cue="box_question", model=model, load=load_base),
-        *(
-            Variant(
-                name=name,
-                cue="none" if name == "tuned_none" else "mask",
-                model=folder,
-                load=partial(Captioner.from_pretrained, folder),
-            )
-            for name, folder in given.items()
-        ),
+        Variant(name="none", cue="image", model=model, load=load),
+        Variant(name="box", cue="box_question", model=model, load=load),
     ]
+
+
+def trained_variant(name: str, folder: str, *, seed: int = 0) -> Variant:
+    """A model directory or export as the variant `name`, asked in the way in which it was trained."""
+    load = partial(Captioner.from_pretrained, folder)
+    return Variant(name=name, cue=TRAINED_CUES[name], model=folder, load=load, seed=seed)

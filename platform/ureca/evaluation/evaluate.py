@@ -3,15 +3,17 @@
     none          the untuned base, asked about the picture as a whole: no region
     box           the untuned base, asked about the region's box in words
     tuned_none    stage 2 without any sign of the region: what the labels' style alone is worth
+    tuned_box     stage 2 told the region's box in words: what a box is worth after the same training
     mask_stage1   the mask encoder trained, the rest frozen
     mask_stage2   and LoRA on the language model
 
-`none` and `mask_stage2` are the ends of the paper's Table 4 (URECA, arXiv 2504.05305); `tuned_none` is the
-control that it lacks. Captions answer the `unique` query and are compared with the labels' unique captions.
+`none` and `mask_stage2` are the ends of the paper's Table 4 (URECA, arXiv 2504.05305); `tuned_none` and `tuned_box`
+are the controls that it lacks. Captions answer the `unique` query and are compared with the labels' unique captions.
 
 Scores lie in 0..1, `cider` is CIDEr / 10. Drawn scenes and photos are scored apart, for CIDEr weighs words by
 the set they are in and only drawn scenes have a truth: `scores` are those of the drawn scenes, or of the
-photos where there are no drawn scenes. Intervals: `ureca.evaluation.bootstrap`.
+photos where there are no drawn scenes. Intervals: `ureca.evaluation.bootstrap`; seeds, attributes and strata:
+`ureca.evaluation.groups`.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import load_image
 from ureca.errors import InputError
 from ureca.evaluation.bootstrap import Bootstrap, Statistics, mean_statistics
+from ureca.evaluation.groups import METRICS, ScoredGroup, ScoreTable, scored_group
 from ureca.evaluation.java import find_java
-from ureca.evaluation.metrics import CAPTION_METRICS, CaptionScorer
+from ureca.evaluation.metrics import CaptionScorer
 from ureca.evaluation.predictions import Prediction, Variant, captioned_regions, predict
+from ureca.evaluation.strata import Strata, strata_of
 from ureca.evaluation.uniqueness import (
     Candidates,
     RegionCaption,
@@ -41,30 +45,9 @@ from ureca.io import write_json
 from ureca.runs import Progress
 from ureca.viewer.report import METRIC_LABELS, VARIANT_LABELS
 
-__all__ = ["METRICS", "PAIRS", "Evaluation", "evaluate", "score"]
+__all__ = ["Evaluation", "evaluate", "score"]
 
-METRICS = (*CAPTION_METRICS, "attribute_accuracy", "uniqueness")
-PAIRS = (("mask_stage2", "none"), ("mask_stage2", "tuned_none"))
-"""(better, worse) whose difference is worth an interval of its own."""
-PAIR_METRICS = ("rouge_l", "meteor", "cider", "attribute_accuracy", "uniqueness")
-
-ScoreTable = dict[str, dict[str, dict[str, float]]]
-"""Variant -> metric -> {"value", "low", "high"}."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredGroup:
-    """Scores of one kind of image."""
-
-    num_images: int
-    num_regions: int
-    scores: ScoreTable
-    ceiling: dict[str, dict[str, float]]
-    """What the labels themselves reach in attribute accuracy and uniqueness."""
-    differences: list[dict[str, Any]]
-    """{"metric", "better", "worse", "value", "low", "high"}, paired image by image."""
-    attributes: dict[str, dict[str, float]]
-    """Variant -> attribute -> accuracy; the labels' under "labels"."""
+PRINTED_DIFFERENCES = ("rouge_l", "meteor", "attribute_accuracy", "uniqueness")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +58,7 @@ class Evaluation:
     """`drawn` and `photo`, those that there are."""
     predictions: list[Prediction]
     picks_own: dict[tuple[str, str, str], bool] = field(repr=False)
-    """(variant, image id, region id) -> whether the caption fits that region alone."""
+    """(variant, image id, region id) -> whether the caption fits that region alone; of a variant's first seed."""
     left_out: dict[str, str]
     """Image id -> why it could not be used."""
 
@@ -89,12 +72,16 @@ class Evaluation:
         return self.main.scores
 
     def captions_of(self, image_id: str) -> dict[str, dict[str, str]]:
-        """Variant -> region id -> caption, as the report takes it."""
+        """Variant -> region id -> caption of its first seed, as the report takes it."""
         found: dict[str, dict[str, str]] = {}
         for each in self.predictions:
-            if each.image_id == image_id:
+            if each.image_id == image_id and each.seed == self.first_seed(each.variant):
                 found.setdefault(each.variant, {})[each.region_id] = each.caption
         return found
+
+    def first_seed(self, variant: str) -> int:
+        """The seed whose captions are shown where there are several."""
+        return min(self.main.seeds[variant])
 
     def picks_own_of(self, image_id: str) -> dict[str, dict[str, bool]]:
         """Variant -> region id -> whether its caption fits that region alone."""
@@ -139,11 +126,7 @@ class Evaluation:
             title = {"drawn": "drawn scenes", "photo": "real photos"}[kind]
             parts.append(f"{title}: {group.num_regions:,} regions of {group.num_images:,} images, 95% intervals")
             parts.append(_as_table({**group.scores, "labels": group.ceiling}))
-            for each in group.differences:
-                parts.append(
-                    f"{METRIC_LABELS[each['metric']]}: {each['better']} - {each['worse']} "
-                    f"{each['value']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
-                )
+            parts += _difference_lines(group)
             parts.append("")
         return "\n".join(parts)
 
@@ -154,14 +137,16 @@ def evaluate(
     *,
     output: Path,
     truth: Mapping[str, Truth] | None = None,
+    strata: Strata | None = None,
     max_new_tokens: int = 96,
     seed: int = 0,
 ) -> Evaluation:
     """Caption the labeled regions of `rows` with each variant and score them.
 
     Writes predictions.jsonl into `output`, where an evaluation that was stopped goes on, and scores.json.
-    `truth` maps an image id to its regions' true attributes and goes before those in the table. Images that
-    can't be read or have no label are left out and named.
+    `truth` maps an image id to its regions' true attributes and goes before those in the table; `strata` are further
+    kinds of regions to score apart. Variants of one name and several seeds are scored together. Images that can't be
+    read or have no label are left out and named.
 
     Raises:
         InputError: no image is left.
@@ -177,7 +162,7 @@ def evaluate(
         )
     output.mkdir(parents=True, exist_ok=True)
     predictions = predict(variants, usable, output / "predictions.jsonl", max_new_tokens=max_new_tokens)
-    groups, owned = score(usable, candidates, predictions, seed=seed)
+    groups, owned = score(usable, candidates, predictions, strata=strata, seed=seed)
     evaluation = Evaluation(groups=groups, predictions=predictions, picks_own=owned, left_out=left_out)
     write_json(str(output / "scores.json"), evaluation.details())
     return evaluation
@@ -188,37 +173,46 @@ def score(
     candidates: Mapping[str, Candidates],
     predictions: Sequence[Prediction],
     *,
+    strata: Strata | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, ScoredGroup], dict[tuple[str, str, str], bool]]:
     """Score captions group by group; also whether each picks its own region. `candidates`: by image id."""
-    captions = {(each.variant, each.image_id, each.region_id): each.caption for each in predictions}
-    variants = list(dict.fromkeys(each.variant for each in predictions))
+    captions = {(each.variant, each.seed, each.image_id, each.region_id): each.caption for each in predictions}
+    runs = sorted(dict.fromkeys((each.variant, each.seed) for each in predictions), key=lambda run: run[1])
     kinds: dict[str, list[ImageRow]] = {}
     for row in rows:
         drawn = any(true is not None for true in candidates[row.image_id].truth)
         kinds.setdefault("drawn" if drawn else "photo", []).append(row)
     groups: dict[str, ScoredGroup] = {}
     owned: dict[tuple[str, str, str], bool] = {}
-    progress = Progress("score", len(kinds) * len(variants), unit="variants")
+    progress = Progress("score", len(kinds) * len(runs), unit="variants")
+    done = 0
     with CaptionScorer() as scorer:
         for kind in sorted(kinds):
             regions = [(row, index) for row in kinds[kind] for index in captioned_regions(row)]
-            statistics: dict[str, dict[str, Statistics]] = {}
-            for variant in variants:
+            # In the order in which the variants came, whatever their seeds.
+            statistics: dict[str, dict[int, dict[str, Statistics]]] = {each.variant: {} for each in predictions}
+            for variant, run in runs:
                 items = [
-                    _item(row, index, candidates, captions[variant, row.image_id, row.regions[index].region_id])
+                    _item(row, index, candidates, captions[variant, run, row.image_id, row.regions[index].region_id])
                     for row, index in regions
                 ]
                 own = [picks_own(item) for item in items]
                 scores = scorer.score([each.caption for each in items], [[each.reference] for each in items])
-                statistics[variant] = {**scores.statistics, **_claim_statistics(items, own)}
+                statistics[variant][run] = {**scores.statistics, **_claim_statistics(items, own)}
                 for (row, index), picked in zip(regions, own, strict=True):
-                    owned[variant, row.image_id, row.regions[index].region_id] = picked
-                progress.update(len(groups) * len(variants) + len(statistics), images=kind)
+                    owned.setdefault((variant, row.image_id, row.regions[index].region_id), picked)
+                done += 1
+                progress.update(done, images=kind)
             labels = [_item(row, index, candidates, row.regions[index].caption or "") for row, index in regions]
             ceiling = _claim_statistics(labels, [picks_own(item) for item in labels])
             bootstrap = Bootstrap([row.image_id for row, _ in regions], seed=seed)
-            groups[kind] = _group(bootstrap, len(regions), statistics, ceiling)
+            groups[kind] = scored_group(
+                bootstrap,
+                statistics,
+                ceiling,
+                [_strata(row, index, candidates, strata or {}) for row, index in regions],
+            )
     progress.close()
     return groups, owned
 
@@ -258,35 +252,18 @@ def _claim_statistics(items: Sequence[RegionCaption], own: Sequence[bool]) -> di
     }
 
 
-def _group(
-    bootstrap: Bootstrap,
-    num_regions: int,
-    statistics: Mapping[str, Mapping[str, Statistics]],
-    labels: Mapping[str, Statistics],
-) -> ScoredGroup:
-    def table(of: Mapping[str, Statistics]) -> dict[str, dict[str, float]]:
-        intervals = {name: bootstrap.interval(of[name]) for name in METRICS if name in of}
-        return {name: interval.to_dict() for name, interval in intervals.items() if interval}
+def _strata(row: ImageRow, index: int, candidates: Mapping[str, Candidates], known: Strata) -> dict[str, str]:
+    further = known.get(row.image_id, {}).get(row.regions[index].region_id)
+    return strata_of(row, index, candidates[row.image_id].truth[index], further)
 
-    def parts(of: Mapping[str, Statistics]) -> dict[str, float]:
-        totals = {name: each.total() for name, each in of.items() if name.startswith("attribute:")}
-        return {name.removeprefix("attribute:"): value for name, value in totals.items() if value == value}
 
-    differences: list[dict[str, Any]] = []
-    for better, worse in PAIRS:
-        if better in statistics and worse in statistics:
-            for metric in PAIR_METRICS:
-                found = bootstrap.difference(statistics[better][metric], statistics[worse][metric])
-                if found:
-                    differences.append({"metric": metric, "better": better, "worse": worse, **found.to_dict()})
-    return ScoredGroup(
-        num_images=bootstrap.num_images,
-        num_regions=num_regions,
-        scores={variant: table(of) for variant, of in statistics.items()},
-        ceiling=table(labels),
-        differences=differences,
-        attributes={**{variant: parts(of) for variant, of in statistics.items()}, "labels": parts(labels)},
-    )
+def _difference_lines(group: ScoredGroup) -> list[str]:
+    return [
+        f"{METRIC_LABELS[each['metric']]}: {each['better']} - {each['worse']} "
+        f"{each['value']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
+        for each in group.differences
+        if each["metric"] in PRINTED_DIFFERENCES
+    ]
 
 
 def _as_table(scores: ScoreTable) -> str:

@@ -1,6 +1,6 @@
 """Captions of held-out regions by every variant, kept in predictions.jsonl as they come.
 
-    {"image_id", "region_id", "variant", "caption", "reference"}    one line a region and variant
+    {"image_id", "region_id", "variant", "caption", "reference", "seed"}    one line a region, variant and seed
 
 A run that was stopped goes on where it was. Beside the file stands what each variant's captions came from
 (model files, query, length); lines of a variant for which that has changed are dropped and made anew.
@@ -38,6 +38,7 @@ class Prediction:
     variant: str
     caption: str
     reference: str
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,13 @@ class Variant:
     """Folder or hub name of what `load` loads; tells whether earlier captions still hold."""
     load: Callable[[], Captioner]
     """Called when the variant's turn comes, so that one model is in memory at a time."""
+    seed: int = 0
+    """Of its training: variants of one name are runs of one kind."""
+
+    @property
+    def key(self) -> str:
+        """Unlike that of every other variant."""
+        return f"{self.name}/{self.seed}"
 
 
 def captioned_regions(row: ImageRow) -> list[int]:
@@ -70,15 +78,15 @@ def predict(
         InputError: an image can't be read.
         CheckpointError: a model can't be loaded.
     """
-    origins = {variant.name: _origin(variant, max_new_tokens) for variant in variants}
+    origins = {variant.key: _origin(variant, max_new_tokens) for variant in variants}
     kept = _kept_predictions(path, origins, rows)
-    done = {(each.variant, each.image_id) for each in kept}
+    done = {(_key(each), each.image_id) for each in kept}
     predictions = list(kept)
     progress = Progress("caption", len(variants) * len(rows), unit="images")
     finished = len(done)
     with open(path, "a", encoding="utf-8") as file:
         for variant in variants:
-            left = [row for row in rows if (variant.name, row.image_id) not in done]
+            left = [row for row in rows if (variant.key, row.image_id) not in done]
             captioner = variant.load() if left else None
             for row in left:
                 assert captioner is not None
@@ -134,9 +142,14 @@ def _predict_image(variant: Variant, captioner: Captioner, row: ImageRow, max_ne
             variant=variant.name,
             caption=caption,
             reference=region.caption or "",
+            seed=variant.seed,
         )
         for region, caption in zip(regions, captions, strict=True)
     ]
+
+
+def _key(prediction: Prediction) -> str:
+    return f"{prediction.variant}/{prediction.seed}"
 
 
 def _origin(variant: Variant, max_new_tokens: int) -> str:
@@ -161,7 +174,7 @@ def _kept_predictions(path: Path, origins: dict[str, str], rows: Iterable[ImageR
     if path.is_file() and beside.is_file():
         before = json.loads(beside.read_text(encoding="utf-8"))
         for each in read_predictions(path):
-            earlier.setdefault((each.variant, each.image_id), {})[each.region_id] = each
+            earlier.setdefault((_key(each), each.image_id), {})[each.region_id] = each
     kept: list[Prediction] = []
     for row in rows:
         wanted = {row.regions[index].region_id: row.regions[index].caption for index in captioned_regions(row)}

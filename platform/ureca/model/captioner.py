@@ -24,7 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import InternVLForConditionalGeneration
+from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig, tile_boxes
@@ -265,12 +265,23 @@ class Captioner(nn.Module):
         *,
         max_new_tokens: int = 96,
     ) -> list[str]:
-        """Caption regions of one image with transformers' own greedy `generate`, all in one left-padded batch."""
-        embeddings, mask = self.prompt_embeddings(image, segmentations, queries)
+        """Caption regions of one image with transformers' own greedy `generate`, all in one batch.
+
+        The image prefix goes through the model once; its keys and values serve every region.
+        """
+        prefix, branches = self._embedded_prompts(image, segmentations, queries)
+        language_model = self.base.model.language_model
+        cache = DynamicCache(config=language_model.config)
+        language_model(inputs_embeds=prefix[None], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(branches))
+        rows, mask = _left_padded(branches)
+        # generate() leaves out what the cache holds, here the prefix: its numbers are not looked at again.
+        embeddings = torch.cat([prefix.expand(len(rows), -1, -1), rows], dim=1)
         base: Any = self.base  # its generate() has one type for every way of calling it
         ids = base.generate(
             inputs_embeds=embeddings,
-            attention_mask=mask,
+            attention_mask=torch.cat([mask.new_ones(len(rows), len(prefix)), mask], dim=1),
+            past_key_values=cache,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=self.processor.end_token_id,
@@ -287,6 +298,16 @@ class Captioner(nn.Module):
         queries: Sequence[str],
     ) -> tuple[Tensor, Tensor]:
         """Embedded prompts `(R, S, D)`, padded on the left, and their attention mask `(R, S)`."""
+        prefix, branches = self._embedded_prompts(image, segmentations, queries)
+        return _left_padded([torch.cat([prefix, branch]) for branch in branches])
+
+    def _embedded_prompts(
+        self,
+        image: np.ndarray | Image.Image,
+        segmentations: Sequence[Rle | None],
+        queries: Sequence[str],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The image prefix `(P, D)`, and what follows it for each region, `(L, D)`."""
         processor, device = self.processor, self.base.device
         pixels = processor.image_inputs(image).to(device, self.base.dtype)
         features = self.image_features(pixels).flatten(0, 1)
@@ -301,15 +322,20 @@ class Captioner(nn.Module):
         for segmentation, query in zip(segmentations, queries, strict=True):
             branch = embed(torch.tensor(processor.branch_ids(query), device=device))
             cue = [next(tokens).to(prefix)] if segmentation is not None else []
-            rows.append(torch.cat([prefix, *cue, branch]))
-        length = max(len(row) for row in rows)
-        padded = prefix.new_zeros(len(rows), length, prefix.shape[1])
-        mask = torch.zeros(len(rows), length, dtype=torch.long, device=device)
-        for number, row in enumerate(rows):
-            padded[number, length - len(row) :] = row
-            mask[number, length - len(row) :] = 1
-        return padded, mask
+            rows.append(torch.cat([*cue, branch]))
+        return prefix, rows
 
     def pack_options(self) -> dict[str, Any]:
         """Keyword arguments that `pack` needs to fit this captioner."""
         return {"tokens_per_tile": self.config.mask.tokens_per_tile, "drop_empty": self.drops_empty_tiles}
+
+
+def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows `(L, D)` of several lengths as `(R, max L, D)`, zeros before the shorter, and the mask `(R, max L)`."""
+    length = max(len(row) for row in rows)
+    padded = rows[0].new_zeros(len(rows), length, rows[0].shape[1])
+    mask = torch.zeros(len(rows), length, dtype=torch.long, device=padded.device)
+    for number, row in enumerate(rows):
+        padded[number, length - len(row) :] = row
+        mask[number, length - len(row) :] = 1
+    return padded, mask

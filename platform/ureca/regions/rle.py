@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ureca.errors import MaskError, MaskSizeError
+from ureca.errors import EmptyMaskError, MaskError, MaskSizeError
 
 Rle = dict[str, Any]
 BoolMask = np.ndarray
@@ -73,7 +73,8 @@ def check_rle(rle: Mapping[str, Any], size: Size, *, where: str) -> Rle:
 
     Raises:
         MaskSizeError: the RLE was made for another image size.
-        MaskError: it is no RLE, its runs do not fill the image, or the mask is empty.
+        EmptyMaskError: no pixel is set.
+        MaskError: it is no RLE, or its runs do not fill the image.
     """
     try:
         rle_size = [int(value) for value in rle["size"]]
@@ -96,7 +97,7 @@ def check_rle(rle: Mapping[str, Any], size: Size, *, where: str) -> Rle:
             f"({height} x {width}). The counts are cut off or belong to another mask; encode it again."
         )
     if not runs[1::2].any():
-        raise MaskError(f"{where} is an empty mask: no pixel is set. Remove it or encode it again.")
+        raise EmptyMaskError(f"{where} is an empty mask: no pixel is set. Remove it or encode it again.")
     if not runs[1:].all():  # an empty run between two others: legal, but see the module's text
         runs = _merge_empty_runs(runs)
     elif isinstance(counts, (str, bytes)):
@@ -108,7 +109,8 @@ def box_to_rle(box_xyxy: Sequence[float], size: Size) -> Rle:
     """The pixels a box touches, as an RLE; the box is cut at the image's border. `size` is (height, width).
 
     Raises:
-        MaskError: the box is not four finite numbers, or no part of it lies in the image.
+        EmptyMaskError: no part of the box lies in the image.
+        MaskError: the box is not four finite numbers.
     """
     values = _finite_numbers(box_xyxy)
     if values is None or len(values) != 4:
@@ -117,7 +119,7 @@ def box_to_rle(box_xyxy: Sequence[float], size: Size) -> Rle:
     left, top = max(math.floor(values[0]), 0), max(math.floor(values[1]), 0)
     right, bottom = min(math.ceil(values[2]), width), min(math.ceil(values[3]), height)
     if right <= left or bottom <= top:
-        raise MaskError(
+        raise EmptyMaskError(
             f"box {list(values)} covers no pixel of its image of {list(size)} (height, width). "
             "Give left, top, right, bottom in pixels of the image, with left < right and top < bottom."
         )
@@ -137,7 +139,8 @@ def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
     polygons are united.
 
     Raises:
-        MaskError: malformed polygons, points far outside the image, or no pixel inside.
+        EmptyMaskError: no pixel inside.
+        MaskError: malformed polygons, or points far outside the image.
     """
     height, width = size
     parts: Sequence[Any] = [polygon]
@@ -158,7 +161,9 @@ def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
         flat_parts.append(list(values))
     rle = _as_text(coco_mask.merge(coco_mask.frPyObjects(flat_parts, height, width)))
     if rle_area(rle) == 0:
-        raise MaskError(f"polygon {_shorten(polygon)} covers no pixel of its image of {list(size)} (height, width).")
+        raise EmptyMaskError(
+            f"polygon {_shorten(polygon)} covers no pixel of its image of {list(size)} (height, width)."
+        )
     return rle
 
 

@@ -35,6 +35,7 @@ _BAR_COLORS = {
     "none": "#c3c8cf",
     "box": "#a3aab5",
     "tuned_none": "#d9a566",
+    "tuned_box": "#b98a4e",
     "mask_stage1": "#7fbdb5",
     _OURS: "#0f766e",
 }

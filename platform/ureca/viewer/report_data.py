@@ -31,6 +31,7 @@ VARIANT_LABELS = {
     "none": "base, no region",
     "box": "base, box as text",
     "tuned_none": "stage 2 without region",
+    "tuned_box": "stage 2, box as text",
     "mask_stage1": "stage 1, mask",
     "mask_stage2": "stage 2, mask",
 }
