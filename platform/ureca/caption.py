@@ -104,9 +104,9 @@ def _read(options: argparse.Namespace) -> tuple[Any, list[Any], str]:
         size = (image.shape[0], image.shape[1])
         rles = [_box(text, size) for text in options.box]
         return image, [Mask(str(number), rle) for number, rle in enumerate(rles, start=1)], "from --box"
-    from ureca.proposals import propose_masks
+    from ureca.proposals import propose_segments
 
-    return image, propose_masks(image), "found by color (masks of objects come with --masks)"
+    return image, propose_segments(image), "found by color (masks of objects come with --masks)"
 
 
 def _box(text: str, size: tuple[int, int]) -> Any:

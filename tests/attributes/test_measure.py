@@ -42,7 +42,7 @@ def accuracy(scenes: Sequence[Scene], measured: Sequence[Sequence[RegionAttribut
             num_regions += 1
             for name in FLOORS:
                 value = getattr(found, name) or ""
-                right[name] += (base_color(value) if name == "color" else value) == region.attributes[name]
+                right[name] += base_color(value) == base_color(region.attributes[name])
     return {name: right[name] / num_regions for name in FLOORS}
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ureca.corpus import photos_directory
-from ureca.proposals import ProposalConfig, propose_masks
+from ureca.proposals import ProposalConfig, propose_segments
 from ureca.regions import build_mask_tree, decode_rle, encode_mask, iou_matrix, rle_area
 
 HEIGHT, WIDTH = 300, 400
@@ -29,7 +29,7 @@ def nested() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def test_what_stands_out_is_found_and_nested(nested):
     image, truth = nested
-    masks = propose_masks(image)
+    masks = propose_segments(image)
     tree = build_mask_tree(masks, (HEIGHT, WIDTH))
     found = {}
     for name, mask in truth.items():
@@ -43,36 +43,36 @@ def test_what_stands_out_is_found_and_nested(nested):
 def test_a_region_has_no_holes(nested):
     image, truth = nested
     square = max(
-        propose_masks(image),
+        propose_segments(image),
         key=lambda each: iou_matrix([encode_mask(truth["square"]), each.segmentation])[0, 1],
     )
     assert decode_rle(square.segmentation)[130, 150], "the disc's middle belongs to the square"
 
 
 def test_the_same_photo_gives_the_same_masks(nested):
-    assert propose_masks(nested[0]) == propose_masks(nested[0].copy())
+    assert propose_segments(nested[0]) == propose_segments(nested[0].copy())
 
 
 def test_an_image_of_one_color_has_no_region():
-    assert propose_masks(np.full((50, 80, 3), 90, np.uint8)) == []
+    assert propose_segments(np.full((50, 80, 3), 90, np.uint8)) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 7), (20, 900)])
 def test_small_and_thin_images_do_no_harm(size):
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    assert all(tuple(mask.segmentation["size"]) == size for mask in propose_masks(image))
+    assert all(tuple(mask.segmentation["size"]) == size for mask in propose_segments(image))
 
 
 @pytest.mark.parametrize("name", ["astronaut", "china", "flower"])
 def test_photos_get_a_dozen_regions_of_sensible_size(name):
     image = np.asarray(Image.open(photos_directory() / f"{name}.jpg").convert("RGB"))
-    masks = propose_masks(image)
+    masks = propose_segments(image)
     shares = [rle_area(mask.segmentation) / (image.shape[0] * image.shape[1]) for mask in masks]
     assert 12 <= len(masks) <= 24
     assert [mask.region_id for mask in masks] == [str(number) for number in range(1, len(masks) + 1)]
     assert shares == sorted(shares, reverse=True)
     assert 0.003 < min(shares) < max(shares) < 0.66
     assert max(region.depth for region in build_mask_tree(masks, image.shape[:2]).regions) >= 1
-    few = propose_masks(image, ProposalConfig(max_regions=5, max_area_share=0.2))
+    few = propose_segments(image, ProposalConfig(max_regions=5, max_area_share=0.2))
     assert len(few) == 5
     assert max(rle_area(mask.segmentation) for mask in few) < 0.21 * image.shape[0] * image.shape[1]

@@ -8,7 +8,7 @@ from ureca.errors import MaskError, MaskSizeError
 from ureca.regions.rle import (
     box_to_rle,
     check_rle,
-    containment_matrix,
+    check_rles,
     decode_rle,
     encode_mask,
     iou_matrix,
@@ -132,16 +132,42 @@ def test_polygon_or_other_json_in_place_of_an_rle_is_refused(segmentation: objec
         check_rle(segmentation, (4, 5), where="test")  # type: ignore[arg-type]
 
 
-def test_containment_and_iou_equal_dense_ones():
+def test_masks_checked_together_come_out_as_checked_one_by_one():
+    """More than are read in one go, in every form, mixed."""
+    rng = np.random.default_rng(5)
+    masks = [rng.random((13, 17)) < rng.uniform(0.1, 0.9) for _ in range(40)]
+    forms = [
+        lambda mask: encode_mask(mask)["counts"],
+        lambda mask: encode_mask(mask)["counts"].encode(),
+        runs_of,
+    ]
+    rles = [{"size": [13, 17], "counts": forms[rng.integers(3)](mask)} for mask in masks]
+    where = [f"mask {number}" for number in range(40)]
+    expected = [encode_mask(mask) for mask in masks]
+    assert check_rles(rles, (13, 17), where=where) == expected
+    assert [check_rle(rle, (13, 17), where="one") for rle in rles] == expected
+    assert check_rles([], (13, 17), where=[]) == []
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-1], lambda _: "P" * 40, lambda _: "", lambda _: "n" * 20 + "0"])
+def test_of_masks_checked_together_the_damaged_one_is_named(damage):
+    rles = [{"size": [40, 50], "counts": GOOD} for _ in range(20)]
+    where = [f"mask {number}" for number in range(20)]
+    for wrong in (0, 7, 8, 19):
+        some = [dict(rle) for rle in rles]
+        some[wrong]["counts"] = damage(GOOD)
+        with pytest.raises(MaskError, match=f"^mask {wrong} has an RLE"):
+            check_rles(some, (40, 50), where=where)
+
+
+def test_iou_equals_the_dense_one():
     rng = np.random.default_rng(2)
     masks = [rng.random((9, 11)) < share for share in (0, 0.1, 0.4, 0.7, 1)]
     rles = [encode_mask(mask) for mask in masks]
     for i, a in enumerate(masks):
         for j, b in enumerate(masks):
-            intersection = (a & b).sum()
-            assert containment_matrix(rles)[i, j] == (intersection / a.sum() if a.any() else 0)
-            assert iou_matrix(rles)[i, j] == (intersection / (a | b).sum() if (a | b).any() else 0)
-    assert containment_matrix([]).shape == iou_matrix([]).shape == (0, 0)
+            assert iou_matrix(rles)[i, j] == ((a & b).sum() / (a | b).sum() if (a | b).any() else 0)
+    assert iou_matrix([]).shape == (0, 0)
 
 
 def test_box_covers_the_pixels_it_touches():

@@ -12,7 +12,8 @@ import pytest
 from ureca.corpus import photos_directory, read_sa1b
 from ureca.errors import ConfigError, MaskError, MaskSizeError
 from ureca.regions import tree as tree_module
-from ureca.regions.rle import containment_matrix, encode_mask
+from ureca.regions.overlaps import containments
+from ureca.regions.rle import encode_mask
 from ureca.regions.tree import Mask, MaskTree, TreeConfig, build_mask_tree
 
 NUM_SETS = 1000
@@ -198,8 +199,20 @@ def test_wrong_setting_is_noticed_by_the_comparison(preset: str, wrong: dict, ma
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_containment_read_the_wrong_way_round_is_noticed(preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tree_module, "containment_matrix", lambda rles: containment_matrix(rles).T)
+    def of_the_outer(rles, areas, boxes, *, at_least):
+        return containments(rles, areas, boxes, at_least=at_least) * areas[:, np.newaxis] / areas
+
+    monkeypatch.setattr(tree_module, "containments", of_the_outer)
     assert num_different(mask_sets[:100], PRESETS[preset], PRESETS[preset]) > 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_leaving_out_too_many_pairs_is_noticed(preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch):
+    def of_too_few(rles, areas, boxes, *, at_least):
+        return containments(rles, areas, boxes, at_least=at_least + 0.1)
+
+    monkeypatch.setattr(tree_module, "containments", of_too_few)
+    assert num_different(mask_sets[:300], PRESETS[preset], PRESETS[preset]) > 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ureca.attributes.colors import color_features, name_colors, shade_counts
-from ureca.attributes.shapes import name_shape, outline
+from ureca.attributes.shapes import name_shape, outline, reduced
 from ureca.attributes.textures import name_texture
 from ureca.attributes.vocabulary import place_of, size_of
 from ureca.errors import MaskSizeError
@@ -27,7 +27,6 @@ GRID = 9
 
 _MOST_SHARE = 0.6
 _OWN_SHARE = 0.5  # a region's own pixels speak for it if they are this share of it
-_SHAPE_PX = 128  # longest side at which shape is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +150,7 @@ def _measure(
     core = _shrink(own)
     counts = shade_counts(crop[core])
     color, color2 = name_colors(counts)
-    step = max(1, -(-max(inside.shape) // _SHAPE_PX))
-    small = inside[::step, ::step] if inside[::step, ::step].any() else inside
+    small = reduced(inside)
     geometry = outline(small)
     return RegionAttributes(
         color=color,

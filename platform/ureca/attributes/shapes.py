@@ -18,6 +18,7 @@ import numpy as np
 THIN = 2.9
 """Smallest elongation (length over width) that is called thin."""
 
+_SHAPE_PX = 128  # longest side at which shape is measured
 _STRETCHED = 1.22  # round | oval, square | rectangular
 _FAR = 0.035  # largest distance of harmonics to the nearest shape; more is irregular
 _PIXEL = 0.15  # further distance allowed per pixel of mean radius (small masks are staircases)
@@ -70,6 +71,21 @@ def _templates() -> dict[str, np.ndarray]:
 def _harmonics(profile: np.ndarray) -> np.ndarray:
     strengths = np.abs(np.fft.rfft(profile))
     return strengths[1 : _NUM_HARMONICS + 1] / strengths[0]
+
+
+def reduced(mask: np.ndarray) -> np.ndarray:
+    """The box around a bool (H, W) mask, every n-th pixel of it, so that its longest side is at most 128."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    step = max(1, -(-max(inside.shape) // _SHAPE_PX))
+    small = inside[::step, ::step]
+    return small if small.any() else inside
+
+
+def shape_of(mask: np.ndarray) -> str:
+    """The vocabulary's word for the shape of a bool (H, W) mask with at least one pixel set."""
+    small = reduced(mask)
+    return name_shape(outline(small), int(small.sum()))
 
 
 def outline(mask: np.ndarray) -> Outline:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from skimage.color import rgb2lab
@@ -23,31 +22,20 @@ from skimage.measure import label
 from skimage.segmentation import felzenszwalb
 from skimage.transform import resize
 
-from ureca.regions.rle import encode_mask, iou_matrix
+from ureca.proposals.choose import choose_masks
+from ureca.proposals.config import ProposalConfig
+from ureca.regions.rle import Rle, encode_mask
 from ureca.regions.tree import Mask
 
-__all__ = ["ProposalConfig", "propose_masks"]
+__all__ = ["propose_segments"]
 
 _LONGEST_PX = 320  # the photo is shrunk to this for segmenting; a third of a second a photo
 _GRAIN, _SMALLEST_PX = 20.0, 16  # of the superpixels: some hundreds of them at that size
 _LEAST_PROMINENCE = 0.5
-_MAX_IOU = 0.75  # of two regions more alike than this only the better one is kept
 _NOISE = 2.0  # a just noticeable difference of color, in Lab
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProposalConfig:
-    """How many regions to propose, and of what size."""
-
-    max_regions: int = 24
-    """Most regions of a photo; a plain one has fewer."""
-    min_area_share: float = 0.004
-    """Smallest region, as a share of the photo."""
-    max_area_share: float = 0.65
-    """Largest region, as a share of the photo."""
-
-
-def propose_masks(image: np.ndarray, config: ProposalConfig | None = None) -> list[Mask]:
+def propose_segments(image: np.ndarray, config: ProposalConfig | None = None) -> list[Mask]:
     """Nested masks of an image, uint8 (H, W, 3) RGB, largest first; ids count from "1". Deterministic.
 
     An image of one color has none.
@@ -55,32 +43,27 @@ def propose_masks(image: np.ndarray, config: ProposalConfig | None = None) -> li
     config = config or ProposalConfig()
     lab = rgb2lab(_shrunk(image))
     superpixels = felzenszwalb(lab, scale=_GRAIN, sigma=0.5, min_size=_SMALLEST_PX, channel_axis=-1)
+    return choose_masks(_best_first(superpixels, lab, (image.shape[0], image.shape[1]), config), config)
+
+
+def _best_first(
+    superpixels: np.ndarray, lab: np.ndarray, size: tuple[int, int], config: ProposalConfig
+) -> Iterator[Rle]:
+    """Segments of about the right size that stand out, as masks of `size` (height, width)."""
     tree = _MergeTree(superpixels, lab)
     total = superpixels.size
-    smallest, largest = config.min_area_share * total, config.max_area_share * total
-
     scores = {
         # Between a speck and an area that stand out alike, the area is more worth a caption.
         node: tree.prominence(node) + 0.5 * math.log(tree.area[node] / total)
         for node in range(tree.num_nodes)
-        if smallest <= tree.area[node] <= largest and tree.prominence(node) >= _LEAST_PROMINENCE
+        if config.min_area_share <= tree.area[node] / total <= config.max_area_share
+        and tree.prominence(node) >= _LEAST_PROMINENCE
     }
-    height, width = image.shape[:2]
-    rows = np.arange(height) * superpixels.shape[0] // height
-    columns = np.arange(width) * superpixels.shape[1] // width
-    kept: list[tuple[int, Mask]] = []
+    rows = np.arange(size[0]) * superpixels.shape[0] // size[0]
+    columns = np.arange(size[1]) * superpixels.shape[1] // size[1]
     for node in sorted(scores, key=lambda each: (-scores[each], each)):
-        if len(kept) == config.max_regions:
-            break
         mask = _filled(np.isin(superpixels, tree.leaves(node)))
-        if mask.sum() > largest:
-            continue
-        rle = encode_mask(mask[np.ix_(rows, columns)])
-        others = [other.segmentation for _, other in kept]
-        if iou_matrix([rle, *others])[0, 1:].max(initial=0.0) <= _MAX_IOU:
-            kept.append((int(mask.sum()), Mask("", rle)))
-    kept.sort(key=lambda each: -each[0])
-    return [Mask(str(number), mask.segmentation) for number, (_, mask) in enumerate(kept, start=1)]
+        yield encode_mask(mask[np.ix_(rows, columns)])
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:

@@ -24,6 +24,18 @@ Rle = dict[str, Any]
 BoolMask = np.ndarray
 Size = tuple[int, int]
 
+_SYMBOLS = bytes(range(48, 48 + 64))
+"""The characters of COCO's string."""
+
+_LONGEST_NUMBER = 8
+"""Symbols; 40 bits are more than any image has pixels."""
+
+_TEXTS_AT_ONCE = 8
+"""Arrays of more take new pages of memory with every operation, which costs half as much again."""
+
+_SIGN_OF_LENGTH = np.array([0, *[16 << (5 * place) for place in range(_LONGEST_NUMBER)]], dtype=np.int64)
+"""The sign bit of a number of so many symbols."""
+
 
 def encode_mask(mask: BoolMask) -> Rle:
     """Encode a bool (H, W) mask; it may be empty."""
@@ -39,23 +51,23 @@ def decode_rle(rle: Rle) -> BoolMask:
 
 def rle_area(rle: Rle) -> int:
     """Number of pixels in the mask."""
-    return int(coco_mask.area(rle))
+    return int(rle_areas([rle])[0])
+
+
+def rle_areas(rles: Sequence[Rle]) -> np.ndarray:
+    """int64 (n,): `rle_area` of each."""
+    return np.asarray(coco_mask.area(list(rles)) if len(rles) else (), dtype=np.int64)
 
 
 def rle_bbox(rle: Rle) -> tuple[float, float, float, float]:
     """(x, y, width, height) of the smallest box around the mask, in pixels."""
-    x, y, width, height = (float(value) for value in coco_mask.toBbox(rle))
-    return x, y, width, height
+    return rle_bboxes([rle])[0]
 
 
-def containment_matrix(rles: Sequence[Rle]) -> np.ndarray:
-    """float64 (n, n): [i, j] = area(i ∩ j) / area(i), the share of i that lies in j; 0 for an empty i.
-
-    All masks must have one size. Works on the runs: 100 masks of 1500x2250 take about 13 ms.
-    """
-    if not rles:
-        return np.zeros((0, 0))
-    return np.asarray(coco_mask.iou(list(rles), list(rles), [1] * len(rles)), dtype=np.float64)
+def rle_bboxes(rles: Sequence[Rle]) -> list[tuple[float, float, float, float]]:
+    """`rle_bbox` of each."""
+    boxes = coco_mask.toBbox(list(rles)).tolist() if len(rles) else []
+    return [(x, y, width, height) for x, y, width, height in boxes]
 
 
 def iou_matrix(rles: Sequence[Rle]) -> np.ndarray:
@@ -76,33 +88,41 @@ def check_rle(rle: Mapping[str, Any], size: Size, *, where: str) -> Rle:
         EmptyMaskError: no pixel is set.
         MaskError: it is no RLE, or its runs do not fill the image.
     """
-    try:
-        rle_size = [int(value) for value in rle["size"]]
-        counts = rle["counts"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise MaskError(
-            f"{where} is not an RLE: {_shorten(rle)}. "
-            'Give {"size": [height, width], "counts": …}, COCO\'s form; polygons must be converted first.'
-        ) from error
-    if rle_size != list(size):
-        raise MaskSizeError(
-            f"{where} has an RLE of size {rle_size}, its image is {list(size)} (height, width). "
-            "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common cause."
-        )
-    runs = _read_runs(counts, where)
+    return check_rles([rle], size, where=[where])[0]
+
+
+def check_rles(rles: Sequence[Mapping[str, Any]], size: Size, *, where: Sequence[str]) -> list[Rle]:
+    """`check_rle` of all masks of an image at once, in about half the time; `where` names each.
+
+    Raises:
+        MaskError: as `check_rle`, of a mask that is wrong.
+    """
+    counts = [_counts_of(rle, size, name) for rle, name in zip(rles, where, strict=True)]
+    all_runs = _read_runs(counts, where)
+    if not all_runs:
+        return []
     height, width = size
-    if int(runs.sum()) != height * width:
-        raise MaskError(
-            f"{where} has an RLE whose runs sum to {int(runs.sum())}, its image has {height * width} pixels "
-            f"({height} x {width}). The counts are cut off or belong to another mask; encode it again."
-        )
-    if not runs[1::2].any():
-        raise EmptyMaskError(f"{where} is an empty mask: no pixel is set. Remove it or encode it again.")
-    if not runs[1:].all():  # an empty run between two others: legal, but see the module's text
-        runs = _merge_empty_runs(runs)
-    elif isinstance(counts, (str, bytes)):
-        return {"size": rle_size, "counts": counts.decode() if isinstance(counts, bytes) else counts}
-    return _from_runs(runs.tolist(), size)
+    starts = np.cumsum([0, *[len(runs) for runs in all_runs[:-1]]])
+    together = np.concatenate(all_runs)
+    num_pixels = np.add.reduceat(together, starts)
+    shortest = np.minimum.reduceat(together, starts)
+    checked: list[Rle] = []
+    for index, (name, runs, text) in enumerate(zip(where, all_runs, counts, strict=True)):
+        if num_pixels[index] != height * width:
+            raise MaskError(
+                f"{name} has an RLE whose runs sum to {num_pixels[index]}, its image has {height * width} pixels "
+                f"({height} x {width}). The counts are cut off or belong to another mask; encode it again."
+            )
+        has_empty_run = shortest[index] == 0
+        if len(runs) == 1 or (has_empty_run and not runs[1::2].any()):
+            raise EmptyMaskError(f"{name} is an empty mask: no pixel is set. Remove it or encode it again.")
+        if has_empty_run and not runs[1:].all():  # between two others: legal, but see the module's text
+            checked.append(_from_runs(_merge_empty_runs(runs).tolist(), size))
+        elif isinstance(text, bytes):
+            checked.append({"size": [height, width], "counts": text.decode("ascii")})
+        else:
+            checked.append(_from_runs(text, size))
+    return checked
 
 
 def box_to_rle(box_xyxy: Sequence[float], size: Size) -> Rle:
@@ -167,44 +187,88 @@ def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
     return rle
 
 
-def _read_runs(counts: Any, where: str) -> np.ndarray:
-    """Run lengths, int64 (n,), of compressed or uncompressed counts."""
+def _counts_of(rle: Mapping[str, Any], size: Size, where: str) -> bytes | list[int]:
+    """The counts of an RLE of the image's size: COCO's string, or the list of runs."""
+    try:
+        rle_size = [int(value) for value in rle["size"]]
+        counts = rle["counts"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MaskError(
+            f"{where} is not an RLE: {_shorten(rle)}. "
+            'Give {"size": [height, width], "counts": …}, COCO\'s form; polygons must be converted first.'
+        ) from error
+    if rle_size != list(size):
+        raise MaskSizeError(
+            f"{where} has an RLE of size {rle_size}, its image is {list(size)} (height, width). "
+            "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common cause."
+        )
     if isinstance(counts, (list, tuple)):
         if not counts or not all(isinstance(run, int) and 0 <= run < 1 << 40 for run in counts):
             raise MaskError(f"{where} has an RLE whose runs are not whole numbers >= 0. Encode the mask again.")
-        return np.asarray(counts, dtype=np.int64)
+        return list(counts)
     if isinstance(counts, str):
         counts = counts.encode("utf-8", errors="replace")
     if not isinstance(counts, bytes):
         raise MaskError(
             f"{where} has an RLE whose counts are {type(counts).__name__}. Give COCO's string or a list of runs."
         )
-    runs = _read_compressed_runs(np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48)
-    if runs is None or (runs < 0).any():
-        text = _shorten(counts.decode(errors="replace"))
-        raise MaskError(f"{where} has an RLE whose counts string is damaged or cut off: {text}. Encode the mask again.")
+    return counts
+
+
+def _read_runs(all_counts: Sequence[bytes | list[int]], where: Sequence[str]) -> list[np.ndarray]:
+    """Run lengths of each mask, int64 (n,), all >= 0."""
+    texts = [counts for counts in all_counts if isinstance(counts, bytes)]
+    groups = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
+    runs_of_texts = (runs for group in groups for runs in _read_texts(group))
+    runs = []
+    for counts, name in zip(all_counts, where, strict=True):
+        found = next(runs_of_texts) if isinstance(counts, bytes) else np.asarray(counts, dtype=np.int64)
+        if found is None or found.min() < 0:
+            text = _shorten(counts.decode(errors="replace") if isinstance(counts, bytes) else counts)
+            raise MaskError(
+                f"{name} has an RLE whose counts string is damaged or cut off: {text}. Encode the mask again."
+            )
+        runs.append(found)
     return runs
 
 
-def _read_compressed_runs(symbols: np.ndarray) -> np.ndarray | None:
-    """Runs of COCO's string, int64; None where it is malformed.
+def _read_texts(texts: Sequence[bytes]) -> list[np.ndarray | None]:
+    """Runs of each of COCO's strings, int64; None where one is malformed.
 
     A number is a group of 6-bit symbols, lowest first: 5 bits of value, bit 32 says that more follow; the
     last symbol's bit 16 is the sign. From the fourth number on it is the difference to the number two before.
+    Several strings are read in one go: for one alone numpy's calls take longer than their work.
     """
-    if not len(symbols) or symbols.min() < 0 or symbols.max() > 63 or symbols[-1] & 32:
-        return None
-    last = np.flatnonzero((symbols & 32) == 0)
-    first = np.concatenate(([0], last[:-1] + 1))
-    lengths = last - first + 1
-    if lengths.max() > 8:  # 40 bits: more than any image has pixels
-        return None
-    shift = 5 * (np.arange(len(symbols)) - np.repeat(first, lengths))
-    numbers = np.add.reduceat((symbols & 31) << shift, first)
-    numbers -= np.where(symbols[last] & 16, 1 << (5 * lengths), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
+    sound = [
+        index
+        for index, text in enumerate(texts)
+        if text and not (text[-1] - 48) & 32 and not text.translate(None, _SYMBOLS)
+    ]
+    if not sound:
+        return [None] * len(texts)
+    symbols = np.frombuffer(b"".join(texts[index] for index in sound), dtype=np.uint8) - np.uint8(48)
+    last = np.flatnonzero(symbols & 32 == 0)
+    lengths = np.diff(last, prepend=-1)
+    first = last - lengths + 1
+    values = symbols & 31
+    numbers = values[first].astype(np.int64)
+    longer = np.arange(len(numbers))
+    for place in range(1, min(int(lengths.max()), _LONGEST_NUMBER)):
+        longer = longer[lengths[longer] > place]
+        numbers[longer] |= values[first[longer] + place].astype(np.int64) << (5 * place)
+    sign = _SIGN_OF_LENGTH[np.minimum(lengths, _LONGEST_NUMBER)]
+    numbers = (numbers ^ sign) - sign
+
+    stops = np.searchsorted(last, np.cumsum([len(texts[index]) for index in sound])).tolist()
+    too_long = set(np.searchsorted(stops, np.flatnonzero(lengths > _LONGEST_NUMBER), side="right").tolist())
+    found: list[np.ndarray | None] = [None] * len(texts)
+    for place, (index, start, stop) in enumerate(zip(sound, [0, *stops[:-1]], stops, strict=True)):
+        runs = numbers[start:stop]
+        np.cumsum(runs[1::2], out=runs[1::2])
+        np.cumsum(runs[2::2], out=runs[2::2])
+        if place not in too_long:
+            found[index] = runs
+    return found
 
 
 def _merge_empty_runs(runs: np.ndarray) -> np.ndarray:

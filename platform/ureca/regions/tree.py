@@ -25,15 +25,8 @@ from typing import Literal
 import numpy as np
 
 from ureca.errors import ConfigError, MaskError
-from ureca.regions.rle import (
-    Rle,
-    Size,
-    check_rle,
-    containment_matrix,
-    iou_matrix,
-    rle_area,
-    rle_bbox,
-)
+from ureca.regions.overlaps import containments, ious
+from ureca.regions.rle import Rle, Size, check_rles, rle_areas, rle_bboxes
 
 DropReason = Literal["too_small", "too_large", "too_few_levels", "parent_dropped"]
 
@@ -167,21 +160,26 @@ def build_mask_tree(masks: Sequence[Mask], size: Size, config: TreeConfig | None
         MaskError: a mask that is empty or no RLE, or an id used twice.
     """
     config = TreeConfig() if config is None else config
-    segmentations: dict[str, Rle] = {}
-    for mask in masks:
-        if mask.region_id in segmentations:
-            raise MaskError(f"region id {mask.region_id!r} occurs twice. Ids must be unique in an image.")
-        segmentations[mask.region_id] = check_rle(mask.segmentation, size, where=f"region {mask.region_id!r}")
-    areas = {region_id: rle_area(rle) for region_id, rle in segmentations.items()}
-    ids = sorted(segmentations, key=lambda region_id: (-areas[region_id], _natural(region_id)))
+    names = [mask.region_id for mask in masks]
+    if len(set(names)) < len(names):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise MaskError(f"region id {twice!r} occurs twice. Ids must be unique in an image.")
+    where = [f"region {name!r}" for name in names]
+    checked = check_rles([mask.segmentation for mask in masks], size, where=where)
+    unordered_areas = rle_areas(checked)
+    order = sorted(range(len(masks)), key=lambda index: (-unordered_areas[index], _natural(names[index])))
+    ids = [names[index] for index in order]
+    rles = [checked[index] for index in order]
+    areas = unordered_areas[order]
+    boxes = rle_bboxes(rles)
 
-    merged = _merge_duplicates([segmentations[region_id] for region_id in ids], config.merge_iou)
+    thresholds = [config.containment] if config.merge_iou is None else [config.containment, config.merge_iou]
+    containment = containments(rles, areas, boxes, at_least=min(thresholds))
+    merged = _merge_duplicates(ious(containment, areas), config.merge_iou)
     kept = list(merged)
-    containment = containment_matrix([segmentations[ids[k]] for k in kept])
     find_parents = _best_parents if config.parent_rule == "best" else _first_parents
-    kept_areas = np.array([areas[ids[k]] for k in kept], dtype=np.int64)
-    parents = find_parents(containment, config)
-    reasons = _admit(parents, kept_areas, size, config)
+    parents = find_parents(containment[np.ix_(kept, kept)], config)
+    reasons = _admit(parents, areas[kept], size, config)
 
     regions: list[Region] = []
     dropped: list[Dropped] = []
@@ -200,9 +198,9 @@ def build_mask_tree(masks: Sequence[Mask], size: Size, config: TreeConfig | None
                 merged_ids=duplicates,
                 parent=parent,
                 depth=0 if parent < 0 else regions[parent].depth + 1,
-                segmentation=segmentations[ids[k]],
-                area=areas[ids[k]],
-                bbox=rle_bbox(segmentations[ids[k]]),
+                segmentation=rles[k],
+                area=int(areas[k]),
+                bbox=boxes[k],
             )
         )
     return MaskTree(size=size, regions=tuple(regions), dropped=tuple(dropped))
@@ -214,16 +212,15 @@ def _natural(region_id: str) -> tuple[bool, int, str]:
     return not is_number, int(region_id) if is_number else 0, region_id
 
 
-def _merge_duplicates(rles: Sequence[Rle], merge_iou: float | None) -> dict[int, list[int]]:
-    """Survivor -> the indices folded into it; `rles` in the tree's order, so the larger survives.
+def _merge_duplicates(iou: np.ndarray, merge_iou: float | None) -> dict[int, list[int]]:
+    """Survivor -> the indices folded into it; `iou` in the tree's order, so the larger survives.
 
     A mask joins the survivor it is most like. A mask like a folded one but not like its survivor stays.
     """
     merged: dict[int, list[int]] = {}
-    iou = iou_matrix(rles) if merge_iou is not None else None
-    for k in range(len(rles)):
+    for k in range(len(iou)):
         survivors = list(merged)
-        if iou is not None and survivors:
+        if merge_iou is not None and survivors:
             likeness = iou[k, survivors]
             best = int(likeness.argmax())
             if likeness[best] >= merge_iou:

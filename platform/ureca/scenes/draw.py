@@ -1,35 +1,40 @@
-"""Draw a scene from a seed: things on a soft background, with exact masks, tree and attributes.
+"""Draw a scene from a seed: things before a background, with exact masks, tree and attributes.
 
-    seed -> cells (the picture is split at random) -> one thing per cell -> owner of each pixel -> colors
+    seed -> areas of the background -> cells, and what each holds (layout) -> what is seen (compose) -> colors (paint)
 
-Every pixel belongs to one region (or to the background), so masks have no soft edges, things do not overlap,
-a part lies inside its parent, and siblings share no pixel. In about half of the scenes two or three things
-are alike but for their color, size, texture or place: there only the difference names one of them.
+Every pixel belongs to one region (or to the soft backdrop), so masks have no soft edges and are of what is seen: a
+thing before another takes its pixels. A part lies inside its parent, as does a thing in a box; siblings share no
+pixel. In about half of the scenes two or three things are alike but for their color, size, texture or place: there
+only the difference names one of them.
 Shapes: H rows, W columns, K regions.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
 
+from ureca.attributes.shapes import shape_of
 from ureca.attributes.vocabulary import COLORS, place_of, size_of
 from ureca.errors import ConfigError
 from ureca.regions.rle import Rle, encode_mask
+from ureca.scenes.areas import GROUNDS, Areas, colors_apart, draw_areas, no_areas
+from ureca.scenes.compose import Composition, Placed, Seen, compose
 from ureca.scenes.kinds import KINDS
-from ureca.scenes.paint import PLAIN, Coat, color_distance, paint_background, paint_regions
-from ureca.scenes.sketch import Piece, paint, painted_size, piece_tables
-from ureca.scenes.things import (
-    GAP_PX,
-    MIN_TEXTURED_SHARE,
-    Box,
-    Thing,
-    alike_things,
-    kept_pieces,
-    textured_pieces,
-)
+from ureca.scenes.layout import THINGS_IN, Arrangement, Supply, arrange, split_cells
+from ureca.scenes.paint import color_distance, paint_areas, paint_background, paint_regions
+
+SCENES_VERSION = "2"
+"""Goes up whenever the picture or the truth of any seed changes."""
 
 ATTEMPTS = 200
+ATTEMPTS_PER_PLAN = 25
+CROWDED_OBJECTS = (8, 12)
+"""Fewest and most things of a crowded scene."""
+MIN_AREA_SHARE = 0.03
+"""Least visible share of the picture of an area of the background."""
+MIN_COLORS = 6
+"""Fewest colors that stand out from the background."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +44,23 @@ class SceneConfig:
     height_px: int = 256
     width_px: int = 256
     min_objects: int = 3
-    max_objects: int = 6
+    """Whole things, those that lie in others counted, areas of the background not."""
+    max_objects: int = 7
     min_regions: int = 8
-    """Regions in all: things, parts and parts of parts."""
-    max_regions: int = 24
+    """Regions in all: things, parts, parts of parts, and areas of the background."""
+    max_regions: int = 40
     min_region_share: float = 0.003
-    """Smallest region, as a share of the image's area; smaller parts are not drawn."""
+    """Smallest region, as a share of the image's area; smaller parts are no regions."""
     alike_share: float = 0.5
     """Share of scenes in which two or three things differ in one attribute only."""
+    crowded_share: float = 0.15
+    """Share of scenes with 8 to 12 things, whatever min_objects and max_objects say."""
+    areas_share: float = 0.5
+    """Share of scenes whose background is divided into areas that are regions."""
+    covered_share: float = 0.38
+    """Share of scenes in which a thing partly covers another, where there is room for it."""
+    related_share: float = 0.5
+    """Share of scenes in which things stand on a table or shelf, or lie in a box, bowl or frame, likewise."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_objects <= self.max_objects <= len(KINDS):
@@ -69,9 +83,17 @@ class SceneConfig:
 class SceneRegion:
     """One region of a scene.
 
-    `parent` is an index in `Scene.regions`, -1 for a whole thing. `attributes` has color, texture, shape,
-    size, place (words of `ureca.attributes.vocabulary`), kind (of the whole thing), part (the region's own
-    name, "" for a whole thing) and parent_kind (the parent's name, "" for a whole thing).
+    `parent` is an index in `Scene.regions`, -1 at the top level. `kind` is that of the whole thing, or the name of
+    an area; `part` is the region's own name, "" for a whole thing or an area. A whole thing that lies in another has
+    that one, or a part of it, as its parent.
+
+    `attributes` has color, texture, shape, size, place (words of `ureca.attributes.vocabulary`), kind, part,
+    parent_kind (the parent's name, "" at the top level), and for whole things relation ("on", "inside",
+    "in front of" or "") with related_kind. All of them are true of what is seen: a disc half hidden has the shape
+    that is left of it.
+
+    `seen_share` is the share of its pixels that nothing covers; `alike` marks things, and their parts, that differ
+    from others of their kind in one attribute; `is_area` an area of the background.
     """
 
     region_id: str
@@ -81,6 +103,9 @@ class SceneRegion:
     part: str
     attributes: dict[str, str]
     segmentation: Rle
+    seen_share: float = 1.0
+    alike: bool = False
+    is_area: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,8 +123,11 @@ def draw_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:  # noqa
     Raises ConfigError where the size and counts of `config` do not go together.
     """
     rng = np.random.default_rng(seed)
-    for _ in range(ATTEMPTS):
-        scene = _draw_once(rng, seed, config)
+    for attempt in range(ATTEMPTS):
+        # A plan is tried several times, or those that seldom work out (crowded ones) would become rare.
+        if attempt % ATTEMPTS_PER_PLAN == 0:
+            plan = _plan(rng, config)
+        scene = _draw_once(rng, seed, config, plan)
         if scene is not None:
             return scene
     raise ConfigError(
@@ -109,128 +137,169 @@ def draw_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:  # noqa
     )
 
 
-def _draw_once(rng: Generator, seed: int, config: SceneConfig) -> Scene | None:
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be drawn, before anything has a place."""
+
+    arrangements: tuple[Arrangement, ...]
+    num_cells: int
+    num_alike: int
+    has_areas: bool
+
+
+def _draw_once(rng: Generator, seed: int, config: SceneConfig, plan: _Plan) -> Scene | None:
     """One attempt; None where counts or the difference of alike things came out wrong."""
     height, width = config.height_px, config.width_px
-    cells = _split_cells(rng, config)
     backdrop = paint_background(rng, height, width)
-    names = [name for name, rgb in COLORS.items() if color_distance(rgb, backdrop.mean_rgb) > 95]
-    kinds = iter(rng.permutation(list(KINDS)).tolist())
-    canvas = _Canvas(np.zeros((height, width), np.uint8))
-    for group in _groups(rng, cells, config.alike_share):
-        for kind in kinds:
-            things = alike_things(rng, kind, group, names)
-            smallest = min(things, key=lambda thing: thing.scale)
-            # A tenth of slack: the same piece may lose some pixels to rounding at another scale.
-            kept = kept_pieces(smallest, 1.1 * config.min_region_share * height * width)
-            if kept is not None:
-                break
-        else:
-            return None
-        if len(canvas.regions) + len(things) * len(kept) > config.max_regions:
-            return None
-        # Decided on the smallest for all: alike things differ in nothing but the one attribute.
-        textured = textured_pieces(smallest, kept)
-        wholes = [
-            canvas.add(thing, kept, textured, *_corner(rng, thing, box))
-            for thing, box in zip(things, group, strict=True)
-        ]
-        if len({_seen_attributes(whole) for whole in wholes}) < len(wholes):
-            return None
-    if len(canvas.regions) < config.min_regions:
+    areas = draw_areas(rng, height, width) if plan.has_areas else no_areas(height, width)
+    colors = colors_apart(areas.coats)
+    if not areas.owner.all():
+        colors = [name for name in colors if color_distance(COLORS[name], backdrop.mean_rgb) > 95]
+    if len(colors) < MIN_COLORS:
         return None
-    return Scene(paint_regions(rng, backdrop, canvas.owner, canvas.coats), tuple(canvas.regions), seed)
+    supply = Supply(
+        rng.permutation(list(KINDS)).tolist(), colors, config.min_region_share * height * width, height, width
+    )
+    cells = split_cells(rng, height, width, plan.num_cells)
+    placed = arrange(rng, supply, cells, plan.arrangements, plan.num_alike)
+    if placed is None:
+        return None
+    composition = compose(placed, height, width, supply.smallest_px)
+    if composition is None:
+        return None
+    regions = _thing_regions(placed, composition, areas)
+    area_regions = _area_regions(areas, composition.owner, len(regions))
+    if area_regions is None:
+        return None
+    regions += area_regions
+    if not config.min_regions <= len(regions) <= config.max_regions:
+        return None
+    alike = [_seen_attributes(region) for region in regions if region.alike and region.depth == 0]
+    if len(set(alike)) < len(alike):
+        return None
+    backdrop = paint_areas(rng, backdrop, areas.owner, areas.coats)
+    return Scene(paint_regions(rng, backdrop, composition.owner, composition.coats), tuple(regions), seed)
 
 
-@dataclass
-class _Canvas:
-    """What has been drawn; `owner` is uint8 (H, W): 0 = background, k + 1 = region k."""
+def _plan(rng: Generator, config: SceneConfig) -> _Plan:
+    low, high = config.min_objects, config.max_objects
+    if rng.random() < config.crowded_share:
+        low, high = CROWDED_OBJECTS
+    wanted = int(rng.integers(low, high + 1))
+    alike = rng.random() < config.alike_share and wanted >= 2
+    num_alike = int(rng.integers(2, min(3, wanted) + 1)) if alike else 0
+    candidates: list[Arrangement] = []
+    if rng.random() < config.covered_share:
+        candidates += ["covered"] * int(rng.integers(1, 3))
+    if rng.random() < config.related_share:
+        candidates.append(("carried", "carried two", "contained", "contained")[int(rng.integers(4))])
+    arrangements: list[Arrangement] = []
+    room = wanted - num_alike
+    for arrangement in candidates:
+        if THINGS_IN[arrangement] <= room:
+            arrangements.append(arrangement)
+            room -= THINGS_IN[arrangement]
+    has_areas = bool(rng.random() < config.areas_share)
+    return _Plan(tuple(arrangements), len(arrangements) + num_alike + room, num_alike, has_areas)
 
-    owner: np.ndarray
-    regions: list[SceneRegion] = field(default_factory=list)
-    coats: list[Coat] = field(default_factory=list)
 
-    def add(self, thing: Thing, kept: frozenset[int], textured: frozenset[int], y0: int, x0: int) -> SceneRegion:
-        """Draw a thing with its upper left corner at (y0, x0); returns the whole thing's region.
-
-        `textured` are the pieces that carry its texture.
-        """
-        sketch = thing.sketch
-        local = paint(sketch, thing.scale, kept, thing.mirrored)
-        carries_texture = np.isin(np.arange(len(sketch.pieces) + 1), [piece + 1 for piece in textured])
-        tables = piece_tables(sketch)
-        window = np.s_[y0 : y0 + local.shape[0], x0 : x0 + local.shape[1]]
-        labels = np.zeros(len(sketch.pieces) + 1, np.uint8)
-        index_of = {-1: -1}
-        for piece in sorted(kept):
-            this = sketch.pieces[piece]
-            index_of[piece] = len(self.regions)
-            labels[piece + 1] = len(self.regions) + 1
-            inside = tables[piece][local]
-            mask = np.zeros(self.owner.shape, bool)
-            mask[window] = inside
-            texture = thing.texture if carries_texture[local[inside]].mean() >= MIN_TEXTURED_SHARE else PLAIN
-            self._add_region(thing, this, index_of[this.parent], texture.name, mask)
-            coat = Coat(thing.palette[this.role], thing.texture if piece in textured else PLAIN, thing.scale)
-            self.coats.append(coat)
-        self.owner[window] = labels[local]
-        return self.regions[index_of[0]]
-
-    def _add_region(self, thing: Thing, piece: Piece, parent: int, texture: str, mask: np.ndarray) -> None:
-        """Append the region of a piece, with its true attributes."""
-        height, width = mask.shape
-        ys, xs = np.nonzero(mask)
-        kind = thing.sketch.pieces[0].name
-        part = piece.name if parent >= 0 else ""
+def _thing_regions(placed: list[Placed], composition: Composition, areas: Areas) -> list[SceneRegion]:
+    """Regions of things and their parts, with their true attributes."""
+    regions: list[SceneRegion] = []
+    for seen in composition.regions:
+        mask = seen.mask(*composition.owner.shape)
+        of = placed[seen.placed]
+        kind = of.thing.sketch.pieces[0].name
+        relation, related = _relation(placed, seen, mask, areas, composition.owner)
+        above = regions[seen.parent] if seen.parent >= 0 else None
         attributes = {
-            "color": thing.palette[piece.role],
-            "texture": texture,
-            "shape": piece.shape,
-            "size": size_of(len(ys) / mask.size),
-            "place": place_of((xs.mean() + 0.5) / width, (ys.mean() + 0.5) / height),
+            "color": of.thing.palette[seen.piece.role],
+            "texture": seen.texture,
+            # What is partly hidden has the shape that is left of it.
+            "shape": seen.piece.shape if seen.seen_share == 1 else shape_of(mask),
+            **_size_and_place(mask),
             "kind": kind,
-            "part": part,
-            "parent_kind": thing.sketch.pieces[piece.parent].name if parent >= 0 else "",
+            "part": "" if seen.is_whole else seen.piece.name,
+            "parent_kind": (above.part or above.kind) if above else "",
+            "relation": relation,
+            "related_kind": related,
         }
-        depth = self.regions[parent].depth + 1 if parent >= 0 else 0
-        region_id = str(len(self.regions) + 1)
-        self.regions.append(SceneRegion(region_id, parent, depth, kind, part, attributes, encode_mask(mask)))
+        regions.append(
+            SceneRegion(
+                region_id=str(len(regions) + 1),
+                parent=seen.parent,
+                depth=above.depth + 1 if above else 0,
+                kind=kind,
+                part=attributes["part"],
+                attributes=attributes,
+                segmentation=encode_mask(mask),
+                seen_share=seen.seen_share,
+                alike=of.alike,
+                is_area=False,
+            )
+        )
+    return regions
+
+
+def _relation(placed: list[Placed], seen: Seen, mask: np.ndarray, areas: Areas, owner: np.ndarray) -> tuple[str, str]:
+    """How a whole thing stands to another thing or an area, and that one's kind; empty words where it does not."""
+    of = placed[seen.placed]
+    if not seen.is_whole:
+        return "", ""
+    if of.inside:
+        return "inside", placed[of.inside[0]].thing.sketch.pieces[0].name
+    if of.relation:
+        return of.relation, placed[of.related].thing.sketch.pieces[0].name
+    ys, xs = np.nonzero(mask)
+    below = min(int(ys.max()) + 1, mask.shape[0] - 1), int(np.median(xs[ys == ys.max()]))
+    area = int(areas.owner[below]) if owner[below] == 0 else 0
+    return ("on", areas.names[area - 1]) if area and areas.names[area - 1] in GROUNDS else ("", "")
+
+
+def _area_regions(areas: Areas, owner: np.ndarray, start: int) -> list[SceneRegion] | None:
+    """Regions of the background: what is seen of each area; None where too little of one is seen."""
+    regions: list[SceneRegion] = []
+    for index, (name, coat) in enumerate(zip(areas.names, areas.coats, strict=True)):
+        whole = areas.owner == index + 1
+        mask = whole & (owner == 0)
+        if mask.mean() < MIN_AREA_SHARE:
+            return None
+        attributes = {
+            "color": coat.color,
+            "texture": coat.texture.name,
+            "shape": shape_of(mask),
+            **_size_and_place(mask),
+            "kind": name,
+            "part": "",
+            "parent_kind": "",
+            "relation": "",
+            "related_kind": "",
+        }
+        regions.append(
+            SceneRegion(
+                region_id=str(start + index + 1),
+                parent=-1,
+                depth=0,
+                kind=name,
+                part="",
+                attributes=attributes,
+                segmentation=encode_mask(mask),
+                seen_share=float(mask.sum() / whole.sum()),
+                alike=False,
+                is_area=True,
+            )
+        )
+    return regions
+
+
+def _size_and_place(mask: np.ndarray) -> dict[str, str]:
+    height, width = mask.shape
+    rows, columns = mask.sum(1), mask.sum(0)
+    area = rows.sum()
+    cx, cy = columns @ np.arange(width) / area, rows @ np.arange(height) / area
+    place = place_of((cx + 0.5) / width, (cy + 0.5) / height)
+    return {"size": size_of(area / mask.size), "place": place}
 
 
 def _seen_attributes(region: SceneRegion) -> tuple[str, ...]:
     return tuple(region.attributes[key] for key in ("color", "texture", "size", "place"))
-
-
-def _corner(rng: Generator, thing: Thing, box: Box) -> tuple[int, int]:
-    """Upper left corner (y, x) of a thing at a random place inside its cell."""
-    x0, y0, x1, y1 = box
-    height, width = painted_size(thing.sketch, thing.scale)
-    y = int(rng.integers(y0 + GAP_PX, max(y0 + GAP_PX, y1 - GAP_PX - height) + 1))
-    x = int(rng.integers(x0 + GAP_PX, max(x0 + GAP_PX, x1 - GAP_PX - width) + 1))
-    return y, x
-
-
-def _split_cells(rng: Generator, config: SceneConfig) -> list[Box]:
-    """Split the picture at random into one cell (x0, y0, x1, y1) per thing; the largest is split next."""
-    cells = [(0, 0, config.width_px, config.height_px)]
-    wanted = int(rng.integers(config.min_objects, config.max_objects + 1))
-    while len(cells) < wanted:
-        cells.sort(key=lambda c: (c[2] - c[0]) * (c[3] - c[1]))
-        x0, y0, x1, y1 = cells.pop()
-        share = rng.uniform(0.38, 0.62)
-        if (x1 - x0) * rng.uniform(0.8, 1.25) > y1 - y0:
-            cut = round(x0 + share * (x1 - x0))
-            cells += [(x0, y0, cut, y1), (cut, y0, x1, y1)]
-        else:
-            cut = round(y0 + share * (y1 - y0))
-            cells += [(x0, y0, x1, cut), (x0, cut, x1, y1)]
-    return cells
-
-
-def _groups(rng: Generator, cells: list[Box], alike_share: float) -> list[list[Box]]:
-    """Cells in random order, those of alike things in one group."""
-    shuffled = [cells[index] for index in rng.permutation(len(cells))]
-    alike = 1
-    if len(cells) >= 2 and rng.random() < alike_share:
-        alike = int(rng.integers(2, min(3, len(cells)) + 1))
-    return [shuffled[:alike], *([cell] for cell in shuffled[alike:])]

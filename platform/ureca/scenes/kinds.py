@@ -10,6 +10,8 @@ from math import cos, pi, sin
 
 from numpy.random import Generator
 
+from ureca.scenes.areas import AREA_NAMES
+from ureca.scenes.holders import bowl, box, fence, frame, pencil, shelf, sign, table
 from ureca.scenes.sketch import Point, Sketch
 
 
@@ -249,16 +251,23 @@ KINDS: dict[str, Callable[[Generator], Sketch]] = {
     for draw in (
         house, car, tree, flower, robot, cup, fish, boat, clock,
         ball, kite, lamp, mushroom, ring, star, gift, snowman,
+        table, shelf, box, bowl, frame, pencil, sign, fence,
     )
 }  # fmt: skip
 
+CARRIERS = ("table", "shelf")
+"""Kinds that other things stand on."""
+
+CONTAINERS = ("box", "bowl", "frame")
+"""Kinds that other things lie in."""
+
 PART_NAMES = (
-    "band", "body", "bow", "button", "cap", "center", "crown", "door", "dot", "eye", "face", "fin", "flag",
-    "foot", "fruit", "gill", "hand", "handle", "hat", "head", "hub", "hull", "knob", "leaf", "panel", "patch",
-    "porthole", "ribbon", "roof", "sail", "shade", "spot", "stand", "stem", "stripe", "tag", "tail", "trunk",
-    "wheel", "window",
+    "band", "bar", "body", "bow", "bracket", "button", "canvas", "cap", "center", "crown", "door", "dot", "drawer",
+    "eraser", "eye", "face", "fin", "flag", "foot", "fruit", "gill", "hand", "handle", "hat", "head", "hub",
+    "hull", "knob", "leaf", "leg", "opening", "panel", "patch", "plate", "pole", "porthole", "post", "ribbon", "rim",
+    "roof", "sail", "shade", "spot", "stand", "stem", "stripe", "tag", "tail", "tip", "trunk", "wheel", "window",
 )  # fmt: skip
 """Every name that a part may have."""
 
-KIND_WORDS = tuple(sorted({*KINDS, *PART_NAMES}))
-"""Every name that a region may have, of a whole thing or a part."""
+KIND_WORDS = tuple(sorted({*KINDS, *PART_NAMES, *AREA_NAMES}))
+"""Every name that a region may have, of a whole thing, a part or an area of the background."""

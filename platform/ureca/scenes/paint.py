@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from ureca.attributes.vocabulary import COLORS
+from ureca.attributes.vocabulary import COLORS, SHADES
 
 BACKGROUNDS: tuple[tuple[int, int, int], ...] = (
     (226, 232, 238),
@@ -79,13 +79,32 @@ def paint_background(rng: Generator, height: int, width: int) -> Backdrop:
     return Backdrop(pixels, shade)
 
 
+def paint_areas(rng: Generator, backdrop: Backdrop, owner: np.ndarray, coats: Sequence[Coat]) -> Backdrop:
+    """The backdrop with areas on it; `owner` is uint8 (H, W), 0 = none, k + 1 = area k."""
+    if not coats:
+        return backdrop
+    light = backdrop.pixels - np.asarray(backdrop.mean_rgb, np.float32)
+    table = np.stack(
+        [
+            np.zeros(3, np.float32),
+            *(np.asarray(SHADES[coat.color], np.float32) + rng.uniform(-4, 4, 3).astype(np.float32) for coat in coats),
+        ]
+    )
+    pixels = table[owner]
+    for index, coat in enumerate(coats):
+        if coat.texture.name != "smooth":
+            _paint_texture(rng, pixels, owner, index + 1, coat)
+    pixels = np.where((owner > 0)[:, :, None], pixels + 0.4 * light, backdrop.pixels)
+    return Backdrop(pixels, backdrop.mean_rgb)
+
+
 def paint_regions(
     rng: Generator,
     backdrop: Backdrop,
     owner: np.ndarray,
     coats: Sequence[Coat],
 ) -> np.ndarray:
-    """uint8 (H, W, 3) from the owner of each pixel (uint8 (H, W), 0 = background, k + 1 = region k)."""
+    """uint8 (H, W, 3) from the owner of each pixel (int16 (H, W), 0 = background, k + 1 = piece k)."""
     height, width = owner.shape
     jitter: dict[str, np.ndarray] = {}
     for coat in coats:
@@ -116,6 +135,8 @@ def paint_regions(
 def _paint_texture(rng: Generator, pixels: np.ndarray, owner: np.ndarray, label: int, coat: Coat) -> None:
     """Paint the second color over 15 to 38 percent of a region, in place."""
     where = owner == label
+    if not where.any():
+        return
     rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     where = where[box]
@@ -134,4 +155,4 @@ def _paint_texture(rng: Generator, pixels: np.ndarray, owner: np.ndarray, label:
     else:
         grains = rng.random((height // 2 + 1, width // 2 + 1)) < 0.24
         pattern = grains.repeat(2, 0).repeat(2, 1)[:height, :width]
-    pixels[box][where & pattern] = COLORS[coat.texture.second_color]
+    pixels[box][where & pattern] = SHADES[coat.texture.second_color]

@@ -37,13 +37,16 @@ class Piece:
 class Sketch:
     """Pieces of a thing and its strokes, in painting order.
 
-    Piece 0 is the thing itself; piece 1 is the part without which nobody would recognize it.
+    Piece 0 is the thing itself; piece 1 is the part without which nobody would recognize it. `carries` is (x0, x1, y)
+    of the surface that things stand on, `holds` the piece that things lie in and the box (x0, y0, x1, y1) for them.
     """
 
     def __init__(self, kind: str, ratio: float, shape: str = "irregular") -> None:
         self.ratio = ratio
         self.pieces = [Piece(kind, -1, "main", shape)]
         self.strokes: list[Stroke] = []
+        self.carries: tuple[float, float, float] | None = None
+        self.holds: tuple[int, tuple[float, float, float, float]] | None = None
 
     def piece(self, name: str, *, role: str, shape: str, parent: int = 0) -> int:
         """Add a region without pixels; returns its index."""

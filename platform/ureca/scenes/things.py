@@ -43,8 +43,13 @@ class Thing:
     mirrored: bool
 
 
-def alike_things(rng: Generator, kind: str, boxes: Sequence[Box], names: list[str]) -> list[Thing]:
-    """One thing per box; the second and third differ from the first in one attribute, or in place only."""
+def alike_things(
+    rng: Generator, kind: str, boxes: Sequence[Box], names: list[str], main_names: list[str]
+) -> list[Thing]:
+    """One thing per box; the second and third differ from the first in one attribute, or in place only.
+
+    Colors are from `names`, those of role "main" from `main_names`.
+    """
     sketch = KINDS[kind](rng)
     fits = [
         min(y1 - y0 - 2 * GAP_PX, (x1 - x0 - 2 * GAP_PX) / sketch.ratio) * rng.uniform(0.84, 1.0)
@@ -53,13 +58,15 @@ def alike_things(rng: Generator, kind: str, boxes: Sequence[Box], names: list[st
     palette: dict[str, str] = {}
     for piece in sketch.pieces:
         if piece.role not in palette:
-            palette[piece.role] = _pick_color(rng, names, sketch, palette, piece.parent)
+            palette[piece.role] = _pick_color(
+                rng, names if piece.parent >= 0 else main_names, sketch, palette, piece.parent
+            )
     first = Thing(sketch, palette, _pick_texture(rng, palette), min(fits), bool(rng.random() < 0.5))
     things = [first]
     if len(boxes) > 1:
         difference = str(rng.choice(["color", "color", "size", "texture", "place"]))
         for _ in boxes[1:]:
-            things.append(_changed(rng, difference, things, names))
+            things.append(_changed(rng, difference, things, main_names))
     return things
 
 
@@ -86,7 +93,8 @@ def _pick_color(rng: Generator, names: list[str], sketch: Sketch, palette: dict[
         return str(rng.choice(names))
     above = palette[sketch.pieces[parent].role]
     on_top = sketch.pieces[parent].parent >= 0
-    free = [name for name in (COLORS if on_top else names) if color_distance(COLORS[name], COLORS[above]) > 100]
+    far = [name for name, rgb in COLORS.items() if color_distance(rgb, COLORS[above]) > 100]
+    free = far if on_top else [name for name in far if name in names] or far
     unused = [name for name in free if name not in palette.values()]
     return str(rng.choice(unused or free))
 

@@ -1,0 +1,31 @@
+"""Which of many proposed masks are kept: the best first, none too small, too large, or told already."""
+
+from collections.abc import Iterable
+
+from ureca.proposals.config import ProposalConfig
+from ureca.regions.rle import Rle, iou_matrix, rle_area
+from ureca.regions.tree import Mask
+
+__all__ = ["choose_masks"]
+
+
+def choose_masks(ranked: Iterable[Rle], config: ProposalConfig) -> list[Mask]:
+    """The masks that are kept of `ranked` (best first, all of one size): largest first, ids counting from "1".
+
+    Masks are compared by their own IoU, not by that of their boxes, as SAM's mask generation does: a part that
+    fills its whole's box (a window frame and its pane) is another region.
+    """
+    kept: list[tuple[int, Rle]] = []
+    for rle in ranked:
+        if len(kept) == config.most_regions:
+            break
+        area = rle_area(rle)
+        height, width = rle["size"]
+        if not config.min_area_share <= area / (height * width) <= config.max_area_share:
+            continue
+        # an IoU is at most the ratio of the areas, so only masks of about this size can be too alike
+        similar = [other for size, other in kept if min(size, area) > config.max_iou * max(size, area)]
+        if iou_matrix([rle, *similar])[0, 1:].max(initial=0.0) <= config.max_iou:
+            kept.append((area, rle))
+    kept.sort(key=lambda each: -each[0])
+    return [Mask(str(number), rle) for number, (_, rle) in enumerate(kept, start=1)]

@@ -1,0 +1,101 @@
+"""Regions of a photo from a model of the SAM family, asked at every point of a grid.
+
+transformers' mask generation asks the model in batches of points and keeps masks by expected quality and
+stability. What it does at the end is replaced: it drops masks by the IoU of their boxes, which loses parts that fill
+their whole's box, and decodes every mask into a picture. Here masks stay run lengths and are compared themselves.
+Source: Segment Anything (arXiv 2304.02643) sections 4 and 5, SAM 2 (arXiv 2408.00714);
+facebookresearch/sam2 sam2/automatic_mask_generator.py for the thresholds.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from ureca.errors import CheckpointError
+from ureca.proposals.choose import choose_masks
+from ureca.proposals.config import ProposalConfig
+from ureca.regions.rle import check_rle
+from ureca.regions.tree import Mask
+from ureca.torchvision_ops import declare_missing_operators
+
+declare_missing_operators()
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from transformers import pipeline  # noqa: E402
+from transformers.pipelines import MaskGenerationPipeline  # noqa: E402
+
+__all__ = ["SamProposer"]
+
+
+class SamProposer:
+    """Masks of images by one model in this process; call it with an image, from any thread."""
+
+    def __init__(self, config: ProposalConfig) -> None:
+        """Load the model.
+
+        Raises:
+            CheckpointError: it is not there, or can't generate masks.
+        """
+        self._config = config
+        sam = config.sam
+        device = sam.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self._generate: Any = pipeline(
+                "mask-generation", model=sam.model, device=device, pipeline_class=_RunLengths
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"proposals.sam.model={sam.model}: can't be loaded for mask generation on {device} "
+                f"({str(error).strip().splitlines()[0]}). Give the hub name or the folder of a SAM or SAM 2 model "
+                "that transformers reads, e.g. facebook/sam2.1-hiera-large, or proposals.kind=segments."
+            ) from error
+        # The model's memory is planned for one image; the rest of an image's work can overlap another's.
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, image: np.ndarray) -> list[Mask]:
+        """Masks of an image, uint8 (H, W, 3) RGB, largest first; ids count from "1"."""
+        sam = self._config.sam
+        with self._one_at_a_time:
+            found = self._generate(
+                Image.fromarray(image),
+                points_per_crop=sam.points_per_side,
+                points_per_batch=sam.points_per_batch,
+                pred_iou_thresh=sam.min_iou,
+                stability_score_thresh=sam.min_stability,
+            )
+        best_first = [rle for rle, _ in sorted(found, key=lambda each: -each[1]) if any(rle["counts"][1::2])]
+        size = (image.shape[0], image.shape[1])
+        checked = (check_rle(rle, size, where=self._config.sam.model) for rle in best_first)
+        return choose_masks(checked, self._config)
+
+
+class _RunLengths(MaskGenerationPipeline):
+    """Mask generation that ends with (uncompressed RLE, expected quality) of each mask that passed."""
+
+    image_processor: Any
+
+    def preprocess(self, input_: Any, *args: Any, **settings: Any) -> Any:
+        """The questions, batch by batch, with their points where the model sees them.
+
+        transformers 5.19 scales the grid as SAM's images are, by the longer side. SAM 2's are pulled to a square, so
+        a third of a 3:2 photo would never be asked about.
+        """
+        side = self.image_processor.size.get("longest_edge", self.image_processor.size.get("height"))
+        scaled = [int(length * side / max(input_.size) + 0.5) for length in input_.size]
+        for inputs in super().preprocess(input_, *args, **settings):
+            if "reshaped_input_sizes" not in inputs:  # no padding: pulled to a square
+                inputs["input_points"] = inputs["input_points"] * torch.tensor([side / length for length in scaled])
+            yield inputs
+
+    def postprocess(  # type: ignore[override]  # another result is the point of it
+        self, model_outputs: list[dict[str, Any]], **_: Any
+    ) -> list[tuple[dict[str, Any], float]]:
+        return [
+            (rle, float(score))
+            for output in model_outputs
+            for rle, score in zip(output["masks"], output["iou_scores"], strict=True)
+        ]

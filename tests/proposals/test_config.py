@@ -1,0 +1,35 @@
+"""What proposals can be told."""
+
+import pytest
+
+from ureca.config import config_from_dict, config_to_dict
+from ureca.errors import ConfigError
+from ureca.proposals import ProposalConfig, SamConfig
+
+
+def test_a_proposer_has_its_own_number_of_regions_unless_told():
+    assert ProposalConfig().most_regions == 24
+    assert ProposalConfig(kind="sam").most_regions == 100
+    assert ProposalConfig(kind="sam", max_regions=7).most_regions == 7
+
+
+def test_configuration_goes_through_yaml_s_types():
+    config = ProposalConfig(kind="sam", sam=SamConfig(model="a/b", device="cuda:1"))
+    assert config_from_dict(ProposalConfig, config_to_dict(config), where="here") == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "sam2"}, "kind=sam2: not one of the choices"),
+        ({"max_regions": 0}, "proposals.max_regions=0: give 1 or more"),
+        ({"min_area_share": 0.7}, "give shares from 0 to 1, the smaller first"),
+        ({"max_iou": 0.0}, "proposals.max_iou=0.0"),
+        ({"sam": {"points_per_side": 0}}, "proposals.sam.points_per_side=0: give 1 or more"),
+        ({"sam": {"min_iou": 88}}, "proposals.sam.min_iou=88.0: give a share from 0 to 1"),
+    ],
+)
+def test_what_can_not_work_is_refused(settings, said):
+    with pytest.raises(ConfigError) as raised:
+        config_from_dict(ProposalConfig, settings, where="here")
+    assert said in str(raised.value)

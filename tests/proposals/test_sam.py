@@ -1,0 +1,172 @@
+"""Regions from models of the SAM family: the real classes of transformers, tiny, with random weights."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ureca.corpus import photos_directory
+from ureca.errors import CheckpointError
+from ureca.proposals import ProposalConfig, SamConfig, make_proposer
+from ureca.regions import build_mask_tree, decode_rle, rle_area
+
+SIDE = 5
+"""Points along each side of the grid."""
+_DECODER = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+
+
+def livelier(network):
+    """As transformers begins them, models of this size answer with zeros but for rounding."""
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.25)
+    return network
+
+
+def save_sam(folder: Path) -> None:
+    from transformers import SamConfig as Config
+    from transformers import SamImageProcessor, SamModel
+
+    vision = {"hidden_size": 16, "output_channels": 16, "num_pos_feats": 8, "num_hidden_layers": 1, "mlp_dim": 16}
+    vision |= {
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 8,
+        "window_size": 4,
+        "global_attn_indexes": [0],
+    }
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    config = Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_DECODER)
+    livelier(SamModel(config)).save_pretrained(folder)
+    SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size={"height": 64, "width": 64},
+        mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
+    ).save_pretrained(folder)
+
+
+def save_sam2(folder: Path) -> None:
+    from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
+
+    backbone = {"hidden_size": 8, "image_size": [64, 64], "blocks_per_stage": [1, 1, 2, 1]}
+    backbone |= {"embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 1, 2, 4]}
+    backbone |= {"global_attention_blocks": [3], "window_size_per_stage": [4, 2, 2, 2]}
+    backbone |= {"window_positional_embedding_background_size": [4, 4]}
+    vision = {"backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 16}
+    vision |= {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_DECODER)
+    livelier(Sam2Model(config)).save_pretrained(folder)
+    processor = Sam2ImageProcessor(size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16})
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=[save_sam, save_sam2], ids=["sam", "sam2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    from transformers.utils import logging
+
+    import ureca.model  # noqa: F401  (torchvision beside a CPU torch)
+
+    logging.disable_progress_bar()
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    request.param(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.asarray(Image.open(photos_directory() / "coffee.jpg").convert("RGB").resize((150, 100)))
+
+
+def config(model: str, *, min_iou: float = 0.0, points_per_batch: int = 64, **settings) -> ProposalConfig:
+    """Random weights are sure of nothing, so nothing is asked of quality unless said; nor of size and likeness."""
+    sam = SamConfig(
+        model=model,
+        device="cpu",
+        points_per_side=SIDE,
+        points_per_batch=points_per_batch,
+        min_iou=min_iou,
+        min_stability=0.0,
+    )
+    return ProposalConfig(
+        kind="sam", sam=sam, **{"min_area_share": 0.0, "max_area_share": 1.0, "max_iou": 1.0} | settings
+    )
+
+
+def asked_directly(model: str, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Each point's masks, bool (H, W), and the quality expected of them, from the model itself."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForMaskGeneration
+
+    processor = AutoImageProcessor.from_pretrained(model)
+    network = AutoModelForMaskGeneration.from_pretrained(model).eval()
+    inputs = processor(Image.fromarray(image), return_tensors="pt")
+    height, width = (inputs.get("reshaped_input_sizes", torch.tensor([[64, 64]]))[0]).tolist()
+    grid = (np.arange(SIDE) + 0.5) / SIDE
+    points = [[[x * width, y * height]] for y in grid for x in grid]  # where the model sees each part of the photo
+    with torch.inference_mode():
+        outputs = network(
+            pixel_values=inputs["pixel_values"],
+            input_points=torch.tensor([points], dtype=torch.float32),
+            input_labels=torch.ones((1, SIDE * SIDE, 1), dtype=torch.int64),
+        )
+    sizes = {name: inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs}
+    masks = processor.post_process_masks(outputs.pred_masks, mask_threshold=0.0, binarize=True, **sizes)[0]
+    return list(masks.flatten(0, 1).numpy()), outputs.iou_scores.flatten().numpy()
+
+
+def test_masks_are_those_of_the_model_asked_at_each_point(model, photo):
+    masks, _ = asked_directly(model, photo)
+    distinct = {mask.tobytes() for mask in masks if mask.any()}
+    proposed = make_proposer(config(model, max_regions=10_000))(photo)
+    assert len(proposed) > 30
+    assert {decode_rle(mask.segmentation).tobytes() for mask in proposed} == distinct
+
+
+def test_the_points_of_a_batch_do_not_matter(model, photo):
+    few, many = (make_proposer(config(model, points_per_batch=size, max_regions=10_000))(photo) for size in (4, 64))
+    assert {mask.segmentation["counts"] for mask in few} == {mask.segmentation["counts"] for mask in many}
+
+
+def test_masks_below_the_expected_quality_are_left_out(model, photo):
+    _, scores = asked_directly(model, photo)
+    middle = float(np.median(scores))
+    assert middle > 0, "a threshold of 0 asks for nothing: seed the weights otherwise"
+    count = len(make_proposer(config(model, max_regions=10_000))(photo))
+    assert 0 < len(make_proposer(config(model, max_regions=10_000, min_iou=middle))(photo)) < 0.8 * count
+
+
+def test_proposals_make_a_mask_tree(model, photo):
+    limits = {"max_regions": 12, "min_area_share": 0.05, "max_area_share": 0.6, "max_iou": 0.75}
+    masks = make_proposer(config(model, **limits))(photo)
+    assert 1 <= len(masks) <= 12
+    shares = [rle_area(mask.segmentation) / (100 * 150) for mask in masks]
+    assert shares == sorted(shares, reverse=True)
+    assert 0.05 <= min(shares) <= max(shares) <= 0.6
+    tree = build_mask_tree(masks, (100, 150))
+    assert {each.region_id for each in tree.regions} <= {mask.region_id for mask in masks}
+
+
+def test_threads_get_what_one_alone_gets(model, photo):
+    proposer = make_proposer(config(model, max_regions=20))
+    mirrored = np.ascontiguousarray(photo[:, ::-1])
+    alone = [proposer(photo), proposer(mirrored)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(proposer, [photo, mirrored] * 3)) == alone * 3
+
+
+@pytest.mark.parametrize("what", ["nothing", "another"])
+def test_a_model_that_can_not_propose_is_refused(tmp_path, what):
+    if what == "another":
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"can't be loaded for mask generation on cpu .* facebook/sam2") as raised:
+        make_proposer(config(str(tmp_path)))
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
