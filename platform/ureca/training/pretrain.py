@@ -62,9 +62,9 @@ class PretrainConfig:
     """Run folder: checkpoints, metrics, and `base/`, the HF-native result."""
     width: int = 192
     layers: int = 4
-    vision_steps: int = 5000
+    vision_steps: int = 4500
     """Steps of the vision phase."""
-    steps: int = 1400
+    steps: int = 2200
     """Steps of the answers phase."""
     vision_batch: int = 8
     """Images a step in the vision phase."""
@@ -86,7 +86,7 @@ class PretrainConfig:
     """Compute matrix products in bfloat16 (autocast); weights stay float32."""
     threads: int = 1
     seed: int = 0
-    checkpoint_every: int = 200
+    checkpoint_every: int = 300
     evaluate_scenes: int = 40
     """Held-out scenes for the scores by question kind."""
 
