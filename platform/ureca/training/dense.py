@@ -51,7 +51,10 @@ WEIGHTS = {"shape": 0.5, "size": 0.5, "depth": 0.5}
 
 
 def dense_targets(scene: Scene) -> dict[str, Tensor]:
-    """For each question `(256, 4)` int64: the answer's number at the four cells of each image token."""
+    """For each question `(256, 4)` int64: the answer's number at the four cells of each image token.
+
+    And `weight` `(256, 4)` float32, of mean 1: a region counts by the square root of its cells.
+    """
     half = scene.image.shape[0] // GRID // 2
     deepest = np.full((GRID, GRID), len(scene.regions), dtype=np.int64)
     table = {name: np.zeros(len(scene.regions) + 1, dtype=np.int64) for name in IDS}
@@ -70,7 +73,10 @@ def dense_targets(scene: Scene) -> dict[str, Tensor]:
         for name, answer in answers.items():
             table[name][index] = IDS[name].get(answer, 0)
     tokens = deepest.reshape(SIDE, CELLS, SIDE, CELLS).transpose(0, 2, 1, 3).reshape(IMAGE_TOKENS, CELLS**2)
-    return {name: torch.from_numpy(numbers[tokens]) for name, numbers in table.items()}
+    targets = {name: torch.from_numpy(numbers[tokens]) for name, numbers in table.items()}
+    # Otherwise areas of the background are nearly all that is learned, and parts stay unknown.
+    weights = np.bincount(tokens.ravel(), minlength=len(scene.regions) + 1).clip(1) ** -0.5
+    return {**targets, "weight": torch.from_numpy((weights[tokens] / weights[tokens].mean()).astype(np.float32))}
 
 
 class DenseHead(nn.Module):
@@ -85,12 +91,15 @@ class DenseHead(nn.Module):
     def forward(self, tokens: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """`(B, 256, D)` image tokens and `(B, 256, 4)` targets -> summed mean losses, share right by question."""
         x = self.norm(tokens)
+        weight = targets["weight"].flatten()
         losses, right = [], {}
         for name, head in self.heads.items():
             target = targets[name].flatten()
             logits = head(x).view(-1, len(IDS[name]) + 1).float()
-            losses.append(WEIGHTS.get(name, 1.0) * nn.functional.cross_entropy(logits, target))
-            right[name] = float((logits.detach().argmax(-1) == target)[target > 0].float().mean())
+            loss = nn.functional.cross_entropy(logits, target, reduction="none")
+            losses.append(WEIGHTS.get(name, 1.0) * (loss * weight).mean())
+            hit, asked = logits.detach().argmax(-1) == target, weight * (target > 0)
+            right[name] = float((hit * asked).sum() / asked.sum())
         grid = torch.arange(IMAGE_TOKENS)
         for head, target in zip(self.places.values(), (grid // SIDE, grid % SIDE), strict=True):
             logits = head(x).flatten(0, 1).float()

@@ -62,7 +62,7 @@ class PretrainConfig:
     """Run folder: checkpoints, metrics, and `base/`, the HF-native result."""
     width: int = 192
     layers: int = 4
-    vision_steps: int = 3200
+    vision_steps: int = 3000
     """Steps of the vision phase."""
     steps: int = 2200
     """Steps of the answers phase."""
