@@ -64,7 +64,7 @@ class PretrainConfig:
     layers: int = 4
     vision_steps: int = 3000
     """Steps of the vision phase."""
-    steps: int = 2200
+    steps: int = 1500
     """Steps of the answers phase."""
     vision_batch: int = 8
     """Images a step in the vision phase."""
