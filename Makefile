@@ -1,6 +1,7 @@
 # make demo    no GPU: label, train, evaluate and serve on this machine
 # make test    every check and test
 # make check   the same without what starts Ray, DeepSpeed, vLLM or a browser
+# make nano-benchmark   score the nano captioner of the package on its frozen benchmark
 # make serve   the captioner's HTTP API on localhost:8000, until Ctrl-C
 # make setup   only install (every target does it first, once)
 # make clean   remove the environment and the caches; runs/ stays
@@ -23,7 +24,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Several processes with several threads each run many times slower on few cores than with one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup lint check test demo serve clean
+.PHONY: setup lint check test demo nano-benchmark serve clean
 
 setup: $(STAMP)
 
@@ -50,6 +51,9 @@ test: lint
 
 demo: setup
 	@$(BIN)/python jobs/demo.py
+
+nano-benchmark: setup
+	@$(BIN)/python jobs/nano_benchmark.py
 
 serve: setup
 	$(BIN)/serve run $(if $(MODEL),serve_apps.captioner:build model=$(abspath $(MODEL)),serve_apps/captioner.yaml)

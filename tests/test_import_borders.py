@@ -13,7 +13,7 @@ PACKAGE = ROOT / "platform" / "ureca"
 
 # Each layer may import those above it. Names in one row don't import each other.
 LAYERS = (
-    "errors machine fields torchvision_ops",
+    "errors s3 machine fields torchvision_ops",
     "io",
     "config",
     "runs",

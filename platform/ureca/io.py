@@ -1,36 +1,63 @@
 """Files on a local disk or in S3, behind the same few functions.
 
-A path is a local path, `file:///…`, or `s3://bucket/key`. S3 goes through `pyarrow.fs`, which takes
-credentials, region and endpoint from the environment as the AWS tools do (AWS_ACCESS_KEY_ID, AWS_REGION,
-AWS_ENDPOINT_URL, …).
-A write on a local disk is atomic: a reader sees the old content or the new, never half of it.
+A path is a local path, `file:///…`, `s3://bucket/key`, or a part of such a file (`part_of`): a member of a
+tar is read like a file of its own. S3 goes through `pyarrow.fs`, which takes credentials, region and endpoint
+from the environment as the AWS tools do (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …), and through
+boto3 where pyarrow has no call: listing a folder of any size piece by piece, and giving up a half-written file.
+A write is atomic on a local disk and in S3: a reader sees the old content or the new, never half of it.
 """
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import math
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from pyarrow import fs
 
-from ureca.errors import ConfigError, InputError
+from ureca import s3
+from ureca.errors import ConfigError, InputError, StorageError
 
 __all__ = [
+    "File",
+    "absolute",
     "exists",
+    "file_name",
     "filesystem",
+    "is_folder",
     "list_files",
+    "open_input",
+    "open_output",
+    "part_of",
     "read_bytes",
     "read_json",
+    "reading",
     "to_json",
+    "walk_files",
     "write_bytes",
     "write_json",
 ]
 
 AnyPath = str | os.PathLike[str]
+
+_PART = re.compile(r"(?P<path>.+)#(?P<name>[^#]+):(?P<offset>\d+)\+(?P<length>\d+)")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class File(NamedTuple):
+    """What `walk_files` yields."""
+
+    below: str
+    """Path below the folder that was walked."""
+    path: str
+    """As these functions take it."""
 
 
 @functools.cache
@@ -44,6 +71,7 @@ def filesystem(path: AnyPath) -> tuple[fs.FileSystem, str]:
 
     Raises:
         ConfigError: the path has a scheme other than `file` or `s3`.
+        StorageError: the bucket can't be looked up.
     """
     text = os.fspath(path)
     scheme, separator, rest = text.partition("://")
@@ -53,50 +81,152 @@ def filesystem(path: AnyPath) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), os.path.abspath(rest)
     if scheme == "s3":
         rest = rest.rstrip("/")
-        return _s3(rest.split("/", 1)[0]), rest
+        with reading(text):
+            return _s3(rest.split("/", 1)[0]), rest
     raise ConfigError(f"{text}: {scheme}:// is not supported. Give a local path or s3://bucket/key.")
+
+
+def absolute(path: AnyPath) -> str:
+    """The path in a form that means the same in another working folder, without a slash at its end."""
+    where, inner = filesystem(path)
+    return inner if _is_local(where) else f"s3://{inner}"
 
 
 def _is_local(filesystem_: fs.FileSystem) -> bool:
     return isinstance(filesystem_, fs.LocalFileSystem)
 
 
-def read_bytes(path: AnyPath) -> bytes:
-    """The whole content of a file.
+@contextlib.contextmanager
+def reading(path: AnyPath) -> Iterator[None]:
+    """Turn what a read of `path` in the body raises into an error that names it and the remedy.
+
+    Raises:
+        InputError: there is no such file, or a local one can't be read.
+        StorageError: S3 refuses or does not answer.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file. Check the path, and the folder it is relative to.") from None
+    except Exception as error:
+        if _is_s3(path) and _is_of_storage(error):
+            raise StorageError(s3.finding(path, error)) from error
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: can't be read ({error}).") from error
+        raise
+
+
+@contextlib.contextmanager
+def _writing(path: AnyPath) -> Iterator[None]:
+    """As `reading`, for a write."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_of_storage(error):
+            raise
+        if _is_s3(path):
+            raise StorageError(s3.finding(path, error)) from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise StorageError(
+                f"{path}: can't be written, the disk is full or a limit is reached ({os.strerror(error.errno or 0)}). "
+                "Free some space or write elsewhere; what was there before is unchanged."
+            ) from error
+        raise StorageError(f"{path}: can't be written ({error}). Check the folder and its permissions.") from error
+
+
+def _is_s3(path: AnyPath) -> bool:
+    return os.fspath(path).startswith("s3://")
+
+
+def _is_of_storage(error: Exception) -> bool:
+    # boto3 raises its own classes; they must not be imported where S3 is not used
+    return isinstance(error, OSError) or any(kind.__module__.startswith("botocore.") for kind in type(error).__mro__)
+
+
+def part_of(path: AnyPath, name: str, offset: int, length: int) -> str:
+    """The path of `length` bytes of a file from `offset` on, e.g. of a tar's member `name`."""
+    return f"{os.fspath(path)}#{name.replace('#', '_')}:{offset}+{length}"
+
+
+def file_name(path: AnyPath) -> str:
+    """The last component of a path; of a part, that of its name."""
+    text = os.fspath(path)
+    part = _PART.fullmatch(text)
+    return (part["name"] if part else text).rsplit("/", 1)[-1]
+
+
+def read_bytes(path: AnyPath, *, length: int | None = None) -> bytes:
+    """The content of a file, or its first `length` bytes.
 
     Raises:
         InputError: there is no such file, or it can't be read.
+        StorageError: S3 refuses or does not answer.
     """
+    part = _PART.fullmatch(os.fspath(path))
+    where, inner = filesystem(part["path"] if part else path)
+    with reading(path):
+        if part is None:
+            with where.open_input_stream(inner, compression=None) as stream:
+                return stream.read(length)
+        whole = int(part["length"])
+        with where.open_input_file(inner) as file:
+            data = file.read_at(whole if length is None else min(length, whole), int(part["offset"]))
+    if len(data) < whole and len(data) != length:
+        raise InputError(f"{path}: the file ends {whole - len(data)} bytes before this part does. Copy it again.")
+    return data
+
+
+@contextlib.contextmanager
+def open_input(path: AnyPath) -> Iterator[Any]:
+    """A pyarrow file to read and seek in. Raises as `read_bytes`, in the body too."""
     where, inner = filesystem(path)
-    try:
-        with where.open_input_stream(inner, compression=None) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file. Check the path, and the folder it is relative to.") from None
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error}).") from error
+    with reading(path), where.open_input_file(inner) as file:
+        yield file
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Write a file, making the folders above it. Atomic: on a local disk by renaming, in S3 by nature."""
+    """Write a file, making the folders above it. Atomic: on a local disk by renaming, in S3 by nature.
+
+    Raises:
+        StorageError: the disk is full or read-only, or S3 refuses or does not answer.
+    """
     where, inner = filesystem(path)
-    if not _is_local(where):
-        with where.open_output_stream(inner, compression=None) as stream:
-            stream.write(data)
-        return
-    target = Path(inner)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    if _is_local(where):
+        with open_output(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it readable for its owner alone
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        return
+    with _writing(path), where.open_output_stream(inner, compression=None) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def open_output(path: AnyPath) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece, making the folders above it; it appears when the body ends well.
+
+    If the body raises, what was at `path` before is unchanged.
+
+    Raises:
+        StorageError: as `write_bytes`.
+    """
+    where, inner = filesystem(path)
+    with _writing(path):
+        if not _is_local(where):
+            with s3.Upload(inner) as upload:
+                yield upload  # type: ignore[misc]  # it has what a writer of bytes needs
+            return
+        target = Path(inner)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it readable for its owner alone
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 @functools.cache
@@ -152,9 +282,19 @@ def read_json(path: AnyPath) -> Any:
 
 
 def exists(path: AnyPath) -> bool:
-    """Whether there is a file or folder at `path`."""
+    """Whether there is a file or folder at `path`. Raises StorageError as `read_bytes`."""
+    return _info(path).type != fs.FileType.NotFound
+
+
+def is_folder(path: AnyPath) -> bool:
+    """Whether there is a folder at `path`. Raises StorageError as `read_bytes`."""
+    return bool(_info(path).type == fs.FileType.Directory)
+
+
+def _info(path: AnyPath) -> fs.FileInfo:
     where, inner = filesystem(path)
-    return where.get_file_info(inner).type != fs.FileType.NotFound
+    with reading(path):
+        return where.get_file_info(inner)
 
 
 def list_files(path: AnyPath, suffix: str = "") -> list[str]:
@@ -165,15 +305,17 @@ def list_files(path: AnyPath, suffix: str = "") -> list[str]:
 
     Raises:
         InputError: there is neither a file nor a folder at `path`.
+        StorageError: S3 refuses or does not answer.
     """
     where, inner = filesystem(path)
     prefix = "" if _is_local(where) else "s3://"
-    info = where.get_file_info(inner)
+    info = _info(path)
     if info.type == fs.FileType.File:
         return [prefix + inner] if inner.endswith(suffix) else []
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{path}: no such file or folder. Check the path, and the folder it is relative to.")
-    found = where.get_file_info(fs.FileSelector(inner))
+    with reading(path):
+        found = where.get_file_info(fs.FileSelector(inner))
     return sorted(
         prefix + entry.path
         for entry in found
@@ -181,3 +323,40 @@ def list_files(path: AnyPath, suffix: str = "") -> list[str]:
         and entry.base_name.endswith(suffix)
         and not entry.base_name.startswith((".", "_"))
     )
+
+
+def walk_files(path: AnyPath) -> Iterator[File]:
+    """All files below a folder, in no order, holding no more than one folder's names (S3: 1,000) at a time.
+
+    Names that start with `.` are left out, with all below them. Symbolic links are followed.
+
+    Raises:
+        InputError: no such folder.
+        StorageError: S3 refuses or does not answer.
+    """
+    if not is_folder(path):
+        raise InputError(f"{path}: no such folder. Check the path, and the folder it is relative to.")
+    where, inner = filesystem(path)
+    return _walk_local(inner) if _is_local(where) else _walk_s3(inner)
+
+
+def _walk_local(root: str) -> Iterator[File]:
+    seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                found = os.path.join(folder, name)
+                yield File(os.path.relpath(found, root), found)
+
+
+def _walk_s3(inner: str) -> Iterator[File]:
+    with reading(f"s3://{inner}"):
+        for below, found in s3.list_objects(inner):
+            if not any(part.startswith(".") for part in below.split("/")):
+                yield File(below, f"s3://{found}")

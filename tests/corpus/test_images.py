@@ -1,46 +1,70 @@
-"""Images are decoded as stored, or refused with the file's name and the remedy."""
-
-import io
+"""Every image becomes 8-bit RGB in the frame of its masks, or is refused with the file's name and the remedy."""
 
 import numpy as np
 import pytest
+from corpora import encoded, photo
 from PIL import Image
 
 from ureca.corpus import decode_image, photos_directory
+from ureca.corpus.images import image_sizes
 from ureca.errors import ImageError
 
 ROTATED = 6  # EXIF orientation "turn by 90 degrees"
 
 
-def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format_, **options)
-    return stream.getvalue()
-
-
-def gradient(height: int = 20, width: int = 30) -> np.ndarray:
-    return np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
 def test_eight_bit_modes_become_rgb(mode: str):
-    image = Image.fromarray(gradient()).convert(mode)
+    image = Image.fromarray(photo((20, 30))).convert(mode)
     pixels = decode_image(encoded(image), where="a.png", size=(20, 30))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
-def test_exif_rotation_is_not_applied_and_named_where_sizes_differ():
+def test_cmyk_jpeg_becomes_rgb():
+    image = Image.new("CMYK", (30, 20), (0, 255, 255, 0))  # red ink
+    pixels = decode_image(encoded(image, "JPEG"), where="a.jpg", size=(20, 30))
+    np.testing.assert_allclose(pixels[10, 15], (255, 0, 0), atol=4)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_and_not_clipped(format_: str):
+    wide = np.array([[0, 257, 40_000, 65_535]] * 4, dtype=np.uint16)
+    pixels = decode_image(encoded(Image.fromarray(wide), format_), where="a")
+    np.testing.assert_array_equal(pixels, np.repeat([[[0], [1], [156], [255]]], 3, axis=2).repeat(4, axis=0))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_thirty_two_bits_reach_from_black_to_white(dtype: type):
+    pixels = decode_image(encoded(Image.fromarray(np.array([[-5, 0, 5]], dtype=dtype)), "TIFF"), where="a.tif")
+    assert pixels[0, :, 0].tolist() == [0, 128, 255]
+    flat = decode_image(encoded(Image.fromarray(np.full((2, 2), 7, dtype=dtype)), "TIFF"), where="a.tif")
+    assert not flat.any()
+
+
+def test_transparent_pixels_are_white_whatever_color_they_hide():
+    pixels = np.zeros((20, 30, 4), dtype=np.uint8)
+    pixels[:, 15:] = (10, 20, 30, 255)
+    decoded = decode_image(encoded(pixels), where="a.png")
+    assert decoded[0, 0].tolist() == [255, 255, 255]
+    assert decoded[0, 29].tolist() == [10, 20, 30]
+    palette = Image.fromarray(np.zeros((20, 30), dtype=np.uint8), mode="L").convert("P")
+    assert (decode_image(encoded(palette, transparency=0), where="a.png") == 255).all()
+
+
+def test_size_says_whether_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = ROTATED
-    data = encoded(Image.fromarray(gradient(20, 30)), "JPEG", exif=exif)
-    assert decode_image(data, where="a.jpg").shape == (20, 30, 3)
+    data = encoded(Image.fromarray(photo((20, 30))), "JPEG", exif=exif)
+    assert image_sizes(data, where="a.jpg") == ((20, 30), (30, 20))
+    stored = decode_image(data, where="a.jpg")
+    assert stored.shape == (20, 30, 3)
+    np.testing.assert_array_equal(decode_image(data, where="a.jpg", size=(20, 30)), stored)
+    np.testing.assert_array_equal(decode_image(data, where="a.jpg", size=(30, 20)), np.rot90(stored, -1))
     with pytest.raises(ImageError) as error:
-        decode_image(data, where="a.jpg", size=(30, 20))
+        decode_image(data, where="a.jpg", size=(30, 30))
     assert str(error.value) == (
-        "a.jpg: the image is [20, 30] (height, width), its records say [30, 20]. "
-        "The file has EXIF orientation 6, which is not applied. "
-        "Masks and image must be of one size: encode the masks at the image's stored size."
+        "a.jpg: the image is [20, 30] (height, width), or [30, 20] as EXIF turns it, its records say [30, 30]. "
+        "Masks and image must be of one size: encode the masks at the image's size."
     )
 
 
@@ -58,14 +82,12 @@ def test_other_content_is_refused(data: bytes):
         decode_image(data, where="a.jpg")
 
 
-def test_sixteen_bit_image_is_refused_instead_of_clipped():
-    image = Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
-    with pytest.raises(ImageError, match="Pillow's mode I;16, which has no 8-bit channels"):
-        decode_image(encoded(image), where="a.png")
-
-
-def test_image_beyond_the_pixel_limit_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    for height, width in ((20, 30), (200, 300)):  # where Pillow only warns, and where it refuses
-        with pytest.raises(ImageError, match="too large .* Scale the image and its masks down"):
-            decode_image(encoded(Image.fromarray(gradient(height, width))), where="a.png")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the module's own filter
+def test_decompression_bomb_is_refused_before_it_is_decoded():
+    bomb = encoded(Image.new("1", (20_000, 20_000)))  # 400 million pixels
+    assert len(bomb) < 60_000
+    medium = encoded(Image.new("1", (10_000, 9_000)))  # Pillow only warns
+    for data in (bomb, medium):
+        with pytest.raises(ImageError, match=r"^a.png: too large \(.* pixels\)\. Scale the image and its masks down"):
+            decode_image(data, where="a.png")
+    assert decode_image(medium, where="a.png", max_pixels=90_000_000).shape == (9_000, 10_000, 3)

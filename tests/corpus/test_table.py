@@ -33,7 +33,8 @@ from ureca.regions import build_mask_tree
 def photo_row(name: str = "flower", *, by_reference: bool = True) -> ImageRow:
     """A labeled photo with every field filled."""
     path = photos_directory() / f"{name}.jpg"
-    data, (height, width), masks = read_sa1b(path, path.with_suffix(".json"))
+    photo = read_sa1b(path, path.with_suffix(".json"))
+    data, (height, width), masks = photo.data, photo.size, photo.masks
     regions = tuple(
         RegionRow(
             region_id=region.region_id,

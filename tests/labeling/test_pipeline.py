@@ -14,12 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ureca.attributes.claims import attribute_hits
-from ureca.config import config_to_dict
 from ureca.corpus import ImageRow, canonical_digest, iter_images
 from ureca.errors import InputError
-from ureca.io import write_json
 from ureca.labeling import LabelConfig, LabelSummary, label_corpus
-from ureca.labeling.pipeline import _Work
 from ureca.scenes import read_truth
 
 JOB = Path(__file__).parents[2] / "jobs" / "label_corpus.py"
@@ -118,17 +115,5 @@ def test_a_finished_table_is_not_made_again(labeled, corpus, capsys):
 @pytest.mark.slow
 def test_a_corpus_of_bad_images_only_is_an_error(ray_cluster, corpus, tmp_path):
     assert ray_cluster
-    with pytest.raises(InputError, match="not one of 5 images could be labeled. The first: .*empty_mask"):
+    with pytest.raises(InputError, match="not one of 5 images could be labeled. The first: .*json_of_other_form"):
         label_corpus(LabelConfig(sources=(str(corpus / "bad"),), images_per_block=5), tmp_path)
-
-
-def test_rows_of_other_settings_are_dropped(tmp_path, capsys):
-    work = _Work(str(tmp_path / "regions.parquet"))
-    settings = config_to_dict(LabelConfig(sources=("a",)))
-    work.drop_rows_of_other_settings(settings)
-    write_json(f"{work.rows}/row.json", {})
-    work.drop_rows_of_other_settings(settings)
-    assert Path(work.rows).exists()
-    work.drop_rows_of_other_settings({**settings, "verify_retries": 2})
-    assert not Path(work.rows).exists()
-    assert "settings have changed: labeling anew" in capsys.readouterr().err

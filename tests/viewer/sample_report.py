@@ -61,6 +61,8 @@ def sample(**changes):
         intro=HOSTILE,
         scores=scores,
         ceiling={"uniqueness": {"value": 0.987, "low": 0.98, "high": 0.99}},
+        accuracy={"tiny": {"color": 0.25, "all": 0.5}, "large": {"place_in_parent": 0.75, "all": 0.875}},
+        strata={"depth": {"0": {"regions": 1234, "uniqueness": 0.375}, HOSTILE: {"regions": 2, "rouge_l": 0.125}}},
         differences=[
             Difference(metric="rouge_l", better="mask_stage2", worse="tuned_none", value=0.2, low=0.1, high=0.3)
         ],

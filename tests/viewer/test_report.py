@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -69,8 +70,10 @@ def test_text_from_data_is_shown_as_text(page):
     assert page.text.count(HOSTILE) >= 6
 
 
-def test_photos_come_before_drawn_scenes(page):
-    assert page.text.index("Real photos") < page.text.index("Drawn scenes")
+def test_photos_come_first_and_drawn_scenes_last(page):
+    headings = ("Real photos", "What nano does not know", "Scores on held-out images", "Training", "Drawn scenes")
+    places = [page.text.index(heading) for heading in headings]
+    assert places == sorted(places)
     articles = [values["id"] for tag, values in page.tags if tag == "article"]
     assert articles == ["image-0", "image-1"]
 
@@ -98,8 +101,24 @@ def test_scores_have_intervals_and_meteor_its_full_name(page):
     assert "METEOR 1.5 (Java)" in page.text
     assert "0.600" in page.text
     assert "0.500 – 0.700" in page.text
-    assert "+0.200 (+0.100 to +0.300)" in " ".join(page.text.split())
+    assert "stage 2, mask against stage 2 without region+0.200+0.100 to +0.300" in page.text
     assert "0.987" in page.text, "the labels' own uniqueness"
+
+
+def test_accuracy_by_size_and_scores_by_kind_of_region_are_tables(page):
+    assert "colorplace in parent" in page.text.split("Attribute accuracy by region size")[1]
+    assert "tiny0.5000.250–" in page.text
+    assert "large0.875–0.750" in page.text
+    assert "depth: 01,234–0.375" in page.text
+
+
+def test_the_shipped_captioner_goes_before_the_one_trained_in_the_run(tmp_path):
+    image = drawn_image()
+    first = dataclasses.replace(
+        image.regions[0], captions={"mask_stage2": "trained now", "shipped": "from the package"}
+    )
+    page = page_of(sample(images=[dataclasses.replace(image, regions=(first,))]), tmp_path)
+    assert "captionerfrom the package" in page.text
 
 
 def test_page_says_what_nano_does_not_know(page):

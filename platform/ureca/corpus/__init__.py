@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from ureca.corpus.images import decode_image
-from ureca.corpus.sa1b import (
+from ureca.corpus.manifest import (
     MANIFEST_SCHEMA,
     ManifestRow,
     ManifestSummary,
-    PhotoWithMasks,
+    SourceSummary,
+    iter_image_ids,
     iter_manifest,
-    read_sa1b,
-    write_manifest,
 )
+from ureca.corpus.read import LoadedImage, ReadLimits, read_row, read_sa1b
 from ureca.corpus.schema import (
     REGION_TABLE_SCHEMA,
     SCHEMA_VERSION,
@@ -21,6 +21,7 @@ from ureca.corpus.schema import (
     RegionRow,
     RowError,
 )
+from ureca.corpus.sources import write_manifest
 from ureca.corpus.split import Split, split_heldout
 from ureca.corpus.table import (
     canonical_digest,
@@ -37,20 +38,24 @@ __all__ = [
     "SCHEMA_VERSION",
     "Distractor",
     "ImageRow",
+    "LoadedImage",
     "ManifestRow",
     "ManifestSummary",
-    "PhotoWithMasks",
     "Provenance",
+    "ReadLimits",
     "RegionRow",
     "RowError",
+    "SourceSummary",
     "Split",
     "canonical_digest",
     "decode_image",
+    "iter_image_ids",
     "iter_images",
     "iter_manifest",
     "load_image",
     "photos_directory",
     "read_regions",
+    "read_row",
     "read_sa1b",
     "rows_to_table",
     "split_heldout",

@@ -7,18 +7,15 @@ holds a few images at a time however large the table is.
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from ureca import io
-from ureca.corpus.images import decode_image
+from ureca.corpus.images import MOST_PIXELS, decode_image
 from ureca.corpus.schema import (
     ADDED_COLUMNS,
     READABLE_VERSIONS,
@@ -41,38 +38,24 @@ def rows_to_table(rows: Iterable[ImageRow]) -> pa.Table:
 def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow]) -> int:
     """Write rows into one parquet file, as they come; returns how many.
 
-    A local file appears only when it is complete.
+    The file appears, or takes the place of an older one, only when it is complete.
 
     Raises:
         InputError: two rows have the same image id.
+        StorageError: the disk is full, or S3 refuses or does not answer.
     """
     target = os.fspath(path)
-    filesystem, inner = io.filesystem(target)
-    is_local = isinstance(filesystem, fs.LocalFileSystem)
-    if is_local:
-        Path(inner).parent.mkdir(parents=True, exist_ok=True)
-    # hidden from readers of the folder until it is whole
-    written = str(Path(inner).with_name(f".{Path(inner).name}.{uuid.uuid4().hex}.partial")) if is_local else inner
     seen: set[str] = set()
-    try:
-        with (
-            filesystem.open_output_stream(written) as stream,
-            pq.ParquetWriter(stream, REGION_TABLE_SCHEMA, compression="zstd") as writer,
-        ):
-            remaining = iter(rows)
-            while group := list(islice(remaining, ROWS_PER_GROUP)):
-                for row in group:
-                    if row.image_id in seen:
-                        raise InputError(
-                            f"{target}: image id {row.image_id!r} occurs twice. Image ids must be unique in a table."
-                        )
-                    seen.add(row.image_id)
-                writer.write_table(rows_to_table(group), row_group_size=ROWS_PER_GROUP)
-        if is_local:
-            os.replace(written, inner)
-    finally:
-        if is_local:
-            Path(written).unlink(missing_ok=True)
+    with io.open_output(target) as file, pq.ParquetWriter(file, REGION_TABLE_SCHEMA, compression="zstd") as writer:
+        remaining = iter(rows)
+        while group := list(islice(remaining, ROWS_PER_GROUP)):
+            for row in group:
+                if row.image_id in seen:
+                    raise InputError(
+                        f"{target}: image id {row.image_id!r} occurs twice. Image ids must be unique in a table."
+                    )
+                seen.add(row.image_id)
+            writer.write_table(rows_to_table(group), row_group_size=ROWS_PER_GROUP)
     return len(seen)
 
 
@@ -103,25 +86,24 @@ def iter_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
     if not files:
         raise InputError(f"{source}: no parquet file in it. Give a region table, as `ureca label` writes it.")
     for file_path in files:
-        filesystem, inner = io.filesystem(file_path)
-        try:
-            stream = filesystem.open_input_file(inner)
-            parquet = pq.ParquetFile(stream)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(
-                f"{file_path}: not readable as parquet ({error}). Copy it again, or run the job that wrote it again."
-            ) from error
-        with stream:
+        with io.open_input(file_path) as stream:
+            try:
+                parquet = pq.ParquetFile(stream)
+            except pa.ArrowInvalid as error:
+                raise InputError(
+                    f"{file_path}: not readable as parquet ({error}). "
+                    "Copy it again, or run the job that wrote it again."
+                ) from error
             columns = _check_schema(parquet.schema_arrow, file_path)
             for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns):
                 yield _as_region_batch(batch, file_path)
 
 
 def load_image(row: ImageRow) -> np.ndarray:
-    """The pixels of a row's image: uint8 (H, W, 3), RGB, as stored in the file (EXIF rotation not applied).
+    """The pixels of a row's image: uint8 (H, W, 3), RGB, of the row's height and width.
 
     Raises:
-        ImageError: the file is missing, truncated, or of another size than the row says.
+        ImageError: the file is missing, truncated, or of another size than the row says, stored and turned.
     """
     if row.image_bytes is not None:
         data, where = row.image_bytes, f"image {row.image_id!r}"
@@ -135,7 +117,7 @@ def load_image(row: ImageRow) -> np.ndarray:
         raise ImageError(
             f"image {row.image_id!r} has neither bytes nor a path in its table. Write the table again with one of them."
         )
-    return decode_image(data, where=where, size=row.size)
+    return decode_image(data, where=where, size=row.size, max_pixels=MOST_PIXELS)
 
 
 def canonical_digest(path: str | os.PathLike[str]) -> str:

@@ -2,11 +2,12 @@
 
 from ureca.demo.config import DemoConfig
 from ureca.demo.corpus import make_corpus, tree_exact, unique_share
-from ureca.demo.report import demo_report
+from ureca.demo.report import SHIPPED, demo_report
 from ureca.demo.serve import ServedCaptions, serve_heldout
 from ureca.demo.steps import Steps
 
 __all__ = [
+    "SHIPPED",
     "DemoConfig",
     "ServedCaptions",
     "Steps",

@@ -1,15 +1,16 @@
-"""The one adapter to vLLM: an image, its regions and queries in; captions out.
+"""The one adapter to vLLM: an image, its regions and queries in, captions out; or a chat about pictures.
 
-Importing this package imports neither vLLM nor torch; `CaptionEngine.start` does.
+Importing this package imports neither vLLM nor torch; starting an engine does.
 """
 
 from typing import Any
 
-__all__ = ["Caption", "CaptionEngine", "Equality", "compare_with_transformers"]
+__all__ = ["Caption", "CaptionEngine", "ChatEngine", "Equality", "compare_with_transformers"]
 
 _MODULES = {
     "Caption": "ureca.engine.caption",
     "CaptionEngine": "ureca.engine.engine",
+    "ChatEngine": "ureca.engine.chat",
     "Equality": "ureca.engine.equality",
     "compare_with_transformers": "ureca.engine.equality",
 }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -23,19 +22,11 @@ from PIL import Image
 
 from ureca.engine.caption import Caption
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
-from ureca.errors import ConfigError, InputError
+from ureca.engine.start import check_dtype, start_llm
+from ureca.errors import InputError
 from ureca.regions.rle import Rle
 
 __all__ = ["CaptionEngine"]
-
-# Set on purpose, where the user has not: vLLM's own choices would take every core and half of the memory.
-_CPU_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS decides; binding ties all engines to one core
-    "OMP_NUM_THREADS": "1",
-}
-# A dozen warnings about what a CPU lacks would bury our own lines; INFO shows vLLM's account of its start.
-_QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
 class CaptionEngine:
@@ -66,13 +57,12 @@ class CaptionEngine:
         Raises:
             CheckpointError: the folder is no export, or its parts don't fit each other.
         """
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"engine dtype={dtype!r}: use 'auto', 'float32' or 'bfloat16'")
+        check_dtype(dtype)
         self.export_dir = Path(export_dir)
         self.prompts = PromptBuilder(export_dir)
         self.max_model_len = max_model_len or self._longest_sequence()
-        self._dtype = dtype
         self._options: dict[str, Any] = {
+            "dtype": dtype,
             "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
@@ -85,30 +75,12 @@ class CaptionEngine:
         A script that calls this needs `if __name__ == "__main__":` around what it runs: vLLM's processes
         import it.
         """
-        for name, value in {**_CPU_ENVIRONMENT, **_QUIET_ENVIRONMENT}.items():
-            os.environ.setdefault(name, value)
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        on_cpu = current_platform.is_cpu()
-        dtype = ("float32" if on_cpu else "bfloat16") if self._dtype == "auto" else self._dtype
-        options: dict[str, Any] = {"dtype": dtype, **self._options}
-        if on_cpu:
-            del options["gpu_memory_utilization"]
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(self.export_dir),
-                max_model_len=self.max_model_len,
-                enable_prompt_embeds=True,
-                enable_prefix_caching=True,
-                limit_mm_per_prompt={"image": 1, "video": 0},
-                enforce_eager=on_cpu,  # compiling takes longer there than it saves
-                generation_config="vllm",  # the caller says how to sample, not the base's authors
-                disable_log_stats=True,
-                distributed_executor_backend="mp" if self._options["tensor_parallel_size"] > 1 else None,
-                **options,
-            )
+        self._llm = start_llm(
+            model=str(self.export_dir),
+            max_model_len=self.max_model_len,
+            enable_prompt_embeds=True,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            **self._options,
         )
 
     def close(self) -> None:

@@ -19,8 +19,9 @@ TRAINED_CUES: dict[str, Cue] = {
     "tuned_box": "box",
     "mask_stage1": "mask",
     "mask_stage2": "mask",
+    "shipped": "mask",
 }
-"""Variant -> how its training told it which region is meant."""
+"""Variant -> how its training told it which region is meant; `shipped` is the captioner of the package."""
 
 
 @dataclass(frozen=True, kw_only=True)

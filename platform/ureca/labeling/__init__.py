@@ -3,14 +3,14 @@
 import importlib
 from typing import Any
 
-__all__ = ["AttributesDescriber", "LabelConfig", "LabelSummary", "label_corpus", "label_image"]
+__all__ = ["AttributesDescriber", "ImageLabeler", "LabelConfig", "LabelSummary", "label_corpus"]
 
 _HOMES = {
     "AttributesDescriber": "ureca.labeling.attributes_describer",
+    "ImageLabeler": "ureca.labeling.walk",
     "LabelConfig": "ureca.labeling.config",
     "LabelSummary": "ureca.labeling.pipeline",
     "label_corpus": "ureca.labeling.pipeline",
-    "label_image": "ureca.labeling.walk",
 }
 
 

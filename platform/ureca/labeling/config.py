@@ -3,9 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ureca.corpus.read import ReadLimits
 from ureca.errors import ConfigError
+from ureca.labeling.chat_describer import ChatConfig
 from ureca.labeling.distractors import DistractorConfig
-from ureca.labeling.walk import WalkConfig
+from ureca.labeling.ledger import PriceConfig
+from ureca.labeling.walk_config import WalkConfig
+from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import TreeConfig
 
 
@@ -14,39 +18,76 @@ class LabelConfig:
     """A corpus to label, and how."""
 
     sources: tuple[str, ...]
-    """Folders (local or s3://) of photos with masks in SA-1B's form: NAME.jpg with NAME.json beside it."""
+    """Images and masks, local or s3://: folders of NAME.jpg with NAME.json (SA-1B) or PNG masks, tar shards, COCO,
+    LVIS and panoptic annotation files; docs/corpora.md has all kinds."""
     run_directory: str = ""
     """Local folder of this run; empty: runs/label_corpus."""
     table: str = ""
     """The region table to write, one parquet file (local or s3://); empty: regions.parquet in the run's
     folder. Every machine of the cluster must reach it."""
+    anew: bool = False
+    """Delete what an earlier start with other settings has labeled; else such a start is refused."""
+    dry_run: bool = False
+    """Print what the job would start, write, ask and cost, and stop."""
+    preset: Literal["default", "paper"] = "default"
+    """paper: the authors' own tree, threshold, prompts and order of calls, and no check of what was written."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What an image may be."""
     tree: str = "default"
     """Preset of the mask tree: default, or paper (as its code: first fit, four levels, 0.7 to 70 %)."""
-    describer: Literal["attributes"] = "attributes"
-    """Who writes the captions; attributes measures pixels and masks and needs no model."""
+    proposals: ProposalConfig | None = None
+    """Who proposes regions of photos without masks (--proposals.kind=segments or sam); null: they are set aside."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
     """Which regions of an image a caption may be taken for."""
     verify_retries: int = 1
-    """How often a caption that fits another region too is asked for again."""
+    """How often a caption that is mistaken for another region is asked for again before it is flagged."""
+    answer_retries: int = 2
+    """How often a question is asked again whose answer is of no use."""
+    describer: Literal["attributes", "chat"] = "attributes"
+    """Who writes the captions. attributes measures pixels and masks and needs no model; chat asks an
+    OpenAI-compatible endpoint."""
+    prompts: str = ""
+    """The questions to a model: default, paper, or a folder of your own; empty: those of the preset."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """For describer chat."""
     actors: int = 0
-    """Processes that label; 0: one per CPU of the cluster, less two for reading and writing."""
-    images_per_block: int = 16
-    """Images that are finished, written and, after an interruption, kept together."""
+    """Processes that label; 0: as many as GPUs allow, or one per CPU of the cluster, less two to read and write."""
+    gpus_per_actor: float = 0.0
+    """GPUs that each process holds, for models that propose regions or compare looks."""
+    images_in_flight: int = 32
+    """Images that one process works on at once. Each takes its pixels in memory; more keep a slow endpoint busier."""
+    images_per_block: int = 4
+    """Images that are finished, written and, after an interruption, kept together; a block becomes two small files."""
+    crash_attempts: int = 2
+    """How often the process of an image must die while it is alone in it until the image is set aside."""
+    prices: PriceConfig = field(default_factory=PriceConfig)
+    """For the account at the end."""
+    project_images: int = 0
+    """For how many images the account is to say what they would take; 0: none."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("sources is empty: give the folders that hold the photos and their JSON files")
-        for name, least in (("verify_retries", 0), ("actors", 0), ("images_per_block", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: give {least} or more")
+        least = {"verify_retries": 0, "answer_retries": 0, "actors": 0, "gpus_per_actor": 0, "images_in_flight": 1}
+        least |= {"images_per_block": 1, "crash_attempts": 1, "project_images": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"{name}={getattr(self, name)}: give {minimum} or more")
         if self.table and not self.table.endswith(".parquet"):
             raise ConfigError(f"table={self.table}: give the name of a .parquet file")
         TreeConfig.preset(self.tree)
+        if self.preset == "paper" and (self.tree != "default" or self.distractors != DistractorConfig()):
+            raise ConfigError("preset=paper has its own tree and distractors: leave these out, or the preset")
 
     def walk(self) -> WalkConfig:
         """How each image is labeled."""
+        if self.preset == "paper":
+            return WalkConfig.paper(limits=self.limits, proposals=self.proposals)
         return WalkConfig(
+            limits=self.limits,
             tree=TreeConfig.preset(self.tree),
+            proposals=self.proposals,
             distractors=self.distractors,
             verify_retries=self.verify_retries,
+            answer_retries=self.answer_retries,
         )

@@ -1,7 +1,7 @@
 """Which regions of an image a caption may be taken for: those that look alike.
 
-Looks are compared by cosine on measured features (colors, size, elongation, outline). A region's ancestors
-and descendants are left out: they share its pixels, so they resemble it without being mistaken for it.
+Looks are compared by cosine of features of the regions (`ureca.labeling.features`). A region's ancestors and
+descendants are left out: they share its pixels, so they resemble it without being mistaken for it.
 Source: URECA (arXiv 2504.05305) section 3, which takes DINO features, a threshold of 0.8, and all pairs.
 """
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ureca.attributes.measure import RegionAttributes
 from ureca.corpus.schema import Distractor
 from ureca.errors import ConfigError
 
@@ -23,6 +22,8 @@ class DistractorConfig:
     """Cosine of the features, from -1 to 1, from which a region counts as alike."""
     max_count: int = 8
     """At most this many of each region, the most alike ones."""
+    related: bool = False
+    """Whether the regions above and below a region may be its distractors, as the paper has it."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_similarity <= 1:
@@ -31,13 +32,19 @@ class DistractorConfig:
             raise ConfigError(f"distractors.max_count={self.max_count}: give 0 or more")
 
 
-def find_distractors(regions: Sequence[RegionAttributes], config: DistractorConfig) -> list[tuple[Distractor, ...]]:
-    """For each region of an image its distractors, most alike first. Parents come before their children."""
-    if not regions:
+def find_distractors(
+    features: np.ndarray, parents: Sequence[int], config: DistractorConfig
+) -> list[tuple[Distractor, ...]]:
+    """For each region of an image its distractors, most alike first.
+
+    `features`: (R, F), rows of length 1. `parents`: index of each region's parent, -1 at the top level; parents
+    come before their children.
+    """
+    if not len(parents):
         return []
-    features = np.stack([region.features for region in regions])
     similarity = features @ features.T
-    allowed = ~_related([region.parent for region in regions]) & (similarity >= config.min_similarity)
+    ruled_out = np.eye(len(parents), dtype=bool) if config.related else _related(parents)
+    allowed = ~ruled_out & (similarity >= config.min_similarity)
     found = []
     for index, candidates in enumerate(allowed):
         others = np.flatnonzero(candidates)
@@ -49,7 +56,7 @@ def find_distractors(regions: Sequence[RegionAttributes], config: DistractorConf
 
 
 def _related(parents: Sequence[int]) -> np.ndarray:
-    """bool (K, K): [i, j] = i is j, or above or below it."""
+    """bool (R, R): [i, j] = i is j, or above or below it."""
     above = np.eye(len(parents), dtype=bool)
     for index, parent in enumerate(parents):
         if parent >= 0:

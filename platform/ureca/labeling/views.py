@@ -82,14 +82,14 @@ def crop_view(image: np.ndarray, segmentation: Rle, config: ViewConfig) -> Image
 def context_view(image: np.ndarray, segmentation: Rle, around: Rle, config: ViewConfig) -> Image.Image:
     """The region outlined in yellow within the region `around`, all outside of that blurred."""
     cut = _Cut(image, [around], config, margin=True).blurred_outside(around)
-    cut.outline(segmentation, YELLOW)
+    cut.outline(cut.mask(segmentation), YELLOW)
     return cut.picture()
 
 
 def image_view(image: np.ndarray, segmentation: Rle, config: ViewConfig) -> Image.Image:
     """The whole image, the region outlined in yellow."""
     cut = _Cut(image, [], config, margin=False)
-    cut.outline(segmentation, YELLOW)
+    cut.outline(cut.mask(segmentation), YELLOW)
     return cut.picture()
 
 
@@ -106,9 +106,10 @@ def marks_view(
     marks = [(str(number), rle, _OTHERS[(number - 1) % len(_OTHERS)]) for number, rle in enumerate(others, 1)]
     if target_first:
         marks.append(("0", segmentations[0], BLUE))  # drawn last: no other outline runs over it
-    for _, rle, color in marks:
-        cut.outline(rle, color)
-    cut.write_numbers([(text, rle, color) for text, rle, color in reversed(marks)])
+    masks = [cut.mask(rle) for _, rle, _ in marks]
+    for mask, (_, _, color) in zip(masks, marks, strict=True):
+        cut.outline(mask, color)
+    cut.write_numbers([(text, mask, color) for mask, (text, _, color) in zip(masks, marks, strict=True)][::-1])
     return cut.picture()
 
 
@@ -133,10 +134,13 @@ class _Cut:
     def mask(self, segmentation: Rle) -> Mask:
         """The region's pixels in this view, bool (h, w); at least one where it has any in the cut."""
         left, top, right, bottom = self._box
-        own = Image.fromarray(decode_rle(segmentation)[top:bottom, left:right].astype(np.uint8) * 255)
-        soft = np.asarray(own.resize(self._size, Image.Resampling.BOX if self._shrinks else Image.Resampling.BILINEAR))
-        hard: Mask = soft >= 128
-        return hard if hard.any() else soft > 0
+        # Transposed: masks are decoded column by column, and turning millions of pixels takes longer than all else.
+        columns = np.ascontiguousarray(decode_rle(segmentation).T[left:right, top:bottom]).view(np.uint8)
+        resample = Image.Resampling.BOX if self._shrinks else Image.Resampling.BILINEAR
+        hard = np.asarray(Image.fromarray(columns).resize(self._size[::-1], resample)) > 0
+        if not hard.any():
+            hard = np.asarray(Image.fromarray(columns * 255).resize(self._size[::-1], resample)) > 0
+        return np.ascontiguousarray(hard.T)
 
     @property
     def _shrinks(self) -> bool:
@@ -147,31 +151,32 @@ class _Cut:
         self._pixels = np.where(self.mask(segmentation)[..., None], self._pixels, blurred)
         return self
 
-    def outline(self, segmentation: Rle, color: Color) -> None:
+    def outline(self, mask: Mask, color: Color) -> None:
         """A line around the region with a thin dark edge, so that it shows on any ground."""
-        mask = self.mask(segmentation)
         line = _grown(mask, self._line_px)
         self._pixels[_grown(line, 1) & ~line] = 0
         frame = np.ones_like(mask)
         frame[self._line_px : -self._line_px, self._line_px : -self._line_px] = False
         self._pixels[(line & ~mask) | (mask & frame)] = color  # inside only where the region ends with the picture
 
-    def write_numbers(self, marks: Sequence[tuple[str, Rle, Color]]) -> None:
+    def write_numbers(self, marks: Sequence[tuple[str, Mask, Color]]) -> None:
         """Plates inside regions that have room for one, beside those that have not."""
         picture = self.picture()
         draw = ImageDraw.Draw(picture)
         font_px = max(14, round(max(self._size) / 40))
         font = ImageFont.load_default(font_px)
-        masks = [self.mask(rle) for _, rle, _ in marks]
-        taken = np.zeros(masks[0].shape, dtype=np.int32)
-        for mask in masks:
-            taken += mask
+        step = max(1, round(font_px / 7))  # places are sought on a grid: a seventh of a plate is near enough
+        masks = [_coarse(mask, step) for _, mask, _ in marks]
+        taken = np.sum(masks, axis=0, dtype=np.int32)
         for (text, _, color), mask in zip(marks, masks, strict=True):
             plate_w, plate_h = round(font_px * (0.62 * len(text) + 0.5)), round(font_px * 1.2)
-            left, top = _plate_corner(mask, taken - mask, (plate_w, plate_h), gap=self._line_px + 2)
-            draw.rectangle((left, top, left + plate_w - 1, top + plate_h - 1), fill=(0, 0, 0), outline=color, width=2)
-            draw.text((left + plate_w / 2, top + plate_h / 2), text, fill="white", font=font, anchor="mm")
-            taken[top : top + plate_h, left : left + plate_w] += _PLATE
+            cells = -(-plate_w // step), -(-plate_h // step)
+            gap = -(-(self._line_px + 2) // step)
+            left, top = _plate_corner(mask, taken - mask, cells, gap=gap)
+            taken[top : top + cells[1], left : left + cells[0]] += _PLATE
+            x, y = min(left * step, self._size[0] - plate_w), min(top * step, self._size[1] - plate_h)
+            draw.rectangle((x, y, x + plate_w - 1, y + plate_h - 1), fill=(0, 0, 0), outline=color, width=2)
+            draw.text((x + plate_w / 2, y + plate_h / 2), text, fill="white", font=font, anchor="mm")
         self._pixels = np.array(picture)
 
 
@@ -200,6 +205,14 @@ def _grown(mask: Mask, by_px: int) -> Mask:
     steps = range(2 * by_px + 1)
     tall = np.logical_or.reduce([padded[step : step + height] for step in steps])
     return np.logical_or.reduce([tall[:, step : step + width] for step in steps])
+
+
+def _coarse(mask: Mask, step: int) -> Mask:
+    """One cell for `step` x `step` pixels, set where any of them is."""
+    height, width = mask.shape
+    padded = np.pad(mask, ((0, -height % step), (0, -width % step)))
+    cells: Mask = padded.reshape(padded.shape[0] // step, step, -1, step).any(axis=(1, 3))
+    return cells
 
 
 def _plate_corner(mask: Mask, others: NDArray[np.int32], plate: tuple[int, int], *, gap: int) -> tuple[int, int]:

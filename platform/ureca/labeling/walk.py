@@ -4,49 +4,41 @@
     tree      -
     short     its parent's short caption, and those of the siblings before it
     long      its children's long captions, and its own short one
-    unique    every long caption of the image; asked again while it fits another region too
+    unique    its own long caption and its distractors'; asked again while it is mistaken for another region
 
 One image is one coroutine and each caption a task of it, so nothing waits for a whole level or pass, and the
-requests of many images can be under way together. Whatever fails becomes a value, `Quarantined`, with the
-step it failed in: one bad image never stops a corpus.
+requests of many images can be under way together. A describer that looks is not asked what the answer would be
+the same for: the long caption of a region without children is its short one, and that of a region without
+distractors is unique. What can't be answered is asked again and then flagged. Whatever fails becomes a value,
+`Quarantined`, with the step it failed in: one bad image never stops a corpus.
 Source: URECA (arXiv 2504.05305) section 3, figure 2.
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from ureca.attributes.measure import RegionAttributes, measure_tree
-from ureca.corpus import ImageRow, ManifestRow, Provenance, RegionRow, RowError, decode_image, read_sa1b
-from ureca.errors import InputError, UrecaError
-from ureca.labeling.describer import Describer, DescribeRequest, Pass
-from ureca.labeling.distractors import DistractorConfig, find_distractors
-from ureca.labeling.verify import Verdict, verify_caption
-from ureca.regions.tree import MaskTree, TreeConfig, build_mask_tree
+from ureca.corpus import ImageRow, ManifestRow, Provenance, RegionRow, RowError
+from ureca.errors import UrecaError
+from ureca.labeling.describer import Describer, DescribeRequest, Description, Pass
+from ureca.labeling.errors import JobStopped
+from ureca.labeling.prepare import PreparedImage, Preparer
+from ureca.labeling.verify import Verdict, blind_order, judge_choice, verify_caption
+from ureca.labeling.walk_config import WalkConfig
 
 logger = logging.getLogger(__name__)
 
-Step = Literal["read", "tree", "describe"]
+Step = Literal["read", "tree", "describe", "label"]
 
 NOT_UNIQUE = "not_unique"
-"""Flag of a region whose caption also fits another region of the image."""
+"""Flag of a region whose caption is, or may be, mistaken for another region of the image."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class WalkConfig:
-    """How one image is labeled."""
-
-    tree: TreeConfig = field(default_factory=TreeConfig)
-    """How the mask tree is built."""
-    distractors: DistractorConfig = field(default_factory=DistractorConfig)
-    """Which regions count as alike."""
-    verify_retries: int = 1
-    """How often a caption that fits another region too is asked for again."""
+_NOT_CHOSEN = "A reader of the caption could not tell which of the regions it describes."
 
 
 @dataclass(frozen=True)
@@ -67,166 +59,265 @@ class Quarantined:
     """Class name: what a summary counts."""
     message: str
     """Names the file and the remedy."""
+    provenance: Provenance | None = None
+    """What its captions took as far as they came."""
 
     @property
     def row(self) -> ImageRow:
         """Its row of the region table."""
-        error = RowError(step=self.step, kind=self.error, message=self.message)
-        return ImageRow(image_id=self.image_id, image_path=self.image_path, status="quarantined", error=error)
+        return ImageRow(
+            image_id=self.image_id,
+            image_path=self.image_path,
+            status="quarantined",
+            error=RowError(step=self.step, kind=self.error, message=self.message),
+            provenance=self.provenance,
+        )
+
+
+class UnusableAnswerError(UrecaError):
+    """Not one region of an image got a caption."""
 
 
 Truth = Mapping[str, Mapping[str, str]]
 """Region id -> its true attributes, where they are known."""
 
 
-async def label_image(
-    row: ManifestRow, describer: Describer, config: WalkConfig, truth: Truth | None = None
-) -> LabeledImage | Quarantined:
-    """Label the image of a manifest's row. Never raises for what is wrong with one image."""
-    started = time.monotonic()
-    step: Step = "read"
-    try:
-        photo = await asyncio.to_thread(read_sa1b, row.image_path, row.masks_path)
-        if row.masks_path is None:
-            raise InputError(
-                f"{row.image_path}: no masks beside it. "
-                "Add a JSON file of its name in SA-1B's form, or remove the photo."
+class ImageLabeler:
+    """Labels images, many at once. One per process."""
+
+    def __init__(self, describer: Describer, config: WalkConfig | None = None) -> None:
+        self._describer = describer
+        self._config = WalkConfig() if config is None else config
+        self._preparer = Preparer(self._config)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+
+    async def label(self, row: ManifestRow, truth: Truth | None = None) -> LabeledImage | Quarantined:
+        """Label the image of a manifest's row. Never raises for what is wrong with one image.
+
+        Raises:
+            JobStopped: neither this nor any other image can be labeled for now.
+        """
+        started = time.monotonic()
+        counts = _Counts()
+        step: Step = "read"
+        try:
+            loaded = await self._in_thread(self._preparer.read, row)
+            step = "tree"
+            prepared = await self._in_thread(self._preparer.arrange, loaded)
+            step = "describe"
+            walk = _Walk(row.image_id, prepared, self._describer, self._config, counts)
+            regions = await walk.run(truth or {})
+        except JobStopped:
+            raise
+        except Exception as error:
+            if not isinstance(error, UrecaError):
+                logger.exception("image %s failed in step %s", row.image_id, step)
+            made = self._provenance(counts, started) if counts.requests else None
+            return Quarantined(row.image_id, row.image_path, step, type(error).__name__, str(error), made)
+        return LabeledImage(
+            ImageRow(
+                image_id=row.image_id,
+                image_path=row.image_path,
+                height=prepared.size[0],
+                width=prepared.size[1],
+                status="labeled",
+                regions=regions,
+                provenance=self._provenance(counts, started),
+                notes=prepared.notes,
             )
-        image = decode_image(photo.data, where=row.image_path, size=photo.size)
-        step = "tree"
-        tree = await asyncio.to_thread(build_mask_tree, photo.masks, photo.size, config.tree)
-        segmentations = [region.segmentation for region in tree.regions]
-        parents = [region.parent for region in tree.regions]
-        attributes = await asyncio.to_thread(measure_tree, image, segmentations, parents)
-        step = "describe"
-        walk = _Walk(image, tree, tuple(attributes), describer, config)
-        regions = await walk.run(truth or {})
-    except Exception as error:
-        if not isinstance(error, UrecaError):
-            logger.exception("image %s failed in step %s", row.image_id, step)
-        return Quarantined(row.image_id, row.image_path, step, type(error).__name__, str(error))
-    height, width = photo.size
-    return LabeledImage(
-        ImageRow(
-            image_id=row.image_id,
-            image_path=row.image_path,
-            height=height,
-            width=width,
-            status="labeled",
-            regions=regions,
-            provenance=Provenance(
-                describer=describer.name,
-                model=describer.model,
-                prompt_version=describer.prompt_version,
-                prompt_tokens=walk.prompt_tokens,
-                completion_tokens=walk.completion_tokens,
-                seconds=round(time.monotonic() - started, 4),
-            ),
         )
-    )
+
+    async def _in_thread(self, function: Any, argument: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, argument)
+
+    def _provenance(self, counts: "_Counts", started: float) -> Provenance:
+        return Provenance(
+            describer=self._describer.name,
+            model=self._describer.model,
+            prompt_version=self._describer.prompt_version,
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.completion_tokens,
+            seconds=round(time.monotonic() - started, 4),
+            requests=dict(counts.requests) or None,
+            retries=dict(counts.retries) or None,
+            describer_seconds=round(counts.seconds, 4),
+        )
+
+
+class _Counts:
+    """What the captions of one image took."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.retries: Counter[str] = Counter()
+        self.prompt_tokens = self.completion_tokens = 0
+        self.seconds = 0.0
+
+    def add(self, pass_name: Pass, description: Description) -> None:
+        self.requests[pass_name] += 1
+        self.prompt_tokens += description.prompt_tokens
+        self.completion_tokens += description.completion_tokens
+        self.seconds += description.seconds
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A caption, or what is wrong with what was given instead of one."""
+
+    text: str | None
+    flag: str | None = None
+
+
+@dataclass(frozen=True)
+class _Final:
+    """The unique caption of a region, and how it stood the check."""
+
+    text: str | None
+    verdict: Verdict
+    flags: tuple[str, ...] = ()
 
 
 class _Walk:
     """The captions of one image while they come in."""
 
     def __init__(
-        self,
-        image: np.ndarray,
-        tree: MaskTree,
-        attributes: tuple[RegionAttributes, ...],
-        describer: Describer,
-        config: WalkConfig,
+        self, image_id: str, prepared: PreparedImage, describer: Describer, config: WalkConfig, counts: _Counts
     ) -> None:
-        self._image, self._tree, self._attributes = image, tree, attributes
-        self._describer, self._config = describer, config
-        self._distractors = find_distractors(attributes, config.distractors)
-        self._segmentations = tuple(region.segmentation for region in tree.regions)
-        self._parents = tuple(region.parent for region in tree.regions)
-        self._children: dict[int, list[int]] = {index: [] for index in range(-1, len(attributes))}
-        for index, region in enumerate(tree.regions):
-            self._children[region.parent].append(index)
-        self._short: list[asyncio.Task[str]] = []
-        self._long: dict[int, asyncio.Task[str]] = {}
-        self.prompt_tokens = self.completion_tokens = 0
+        self._image_id, self._prepared = image_id, prepared
+        self._describer, self._config, self._counts = describer, config, counts
+        self._top = [index for index, parent in enumerate(prepared.parents) if parent < 0]
+        self._short: list[asyncio.Task[_Answer]] = []
+        self._long: dict[int, asyncio.Task[_Answer]] = {}
 
     async def run(self, truth: Truth) -> tuple[RegionRow, ...]:
         """All passes over all regions.
 
         Raises:
             Exception: the first that a request raised; the image's other requests are then canceled.
+            UnusableAnswerError: no region got a caption.
         """
-        indices = range(len(self._attributes))
+        indices = range(len(self._prepared.parents))
         try:
             async with asyncio.TaskGroup() as group:
-                # Created in an order in which whatever a task waits for exists before it.
+                # All are made before the first of them runs, so whatever a task waits for exists.
                 self._short = [group.create_task(self._describe_short(index)) for index in indices]
-                for index in reversed(indices):
-                    self._long[index] = group.create_task(self._describe_long(index))
-            async with asyncio.TaskGroup() as group:
+                self._long = {index: group.create_task(self._describe_long(index)) for index in indices}
                 unique = [group.create_task(self._describe_unique(index)) for index in indices]
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return tuple(self._row(index, *unique[index].result(), truth) for index in indices)
+            # A stop of the whole job counts for more than what else went wrong with this image.
+            raise next((e for e in errors.exceptions if isinstance(e, JobStopped)), errors.exceptions[0]) from None
+        finals = [task.result() for task in unique]
+        if finals and all(final.text is None for final in finals):
+            kinds = Counter(flag for final in finals for flag in final.flags)
+            raise UnusableAnswerError(
+                f"image {self._image_id!r}: none of its {len(finals)} regions got a caption "
+                f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}). "
+                "Look at the image, the prompts and the model."
+            )
+        counted = Counter(_plain(final.text) for final in finals if final.text)
+        return tuple(
+            self._row(index, final, truth, repeated=bool(final.text) and counted[_plain(final.text or "")] > 1)
+            for index, final in enumerate(finals)
+        )
 
-    async def _describe_short(self, index: int) -> str:
-        parent = self._tree.regions[index].parent
-        parent_caption = await self._short[parent] if parent >= 0 else None
-        siblings = [sibling for sibling in self._children[parent] if sibling < index]
-        return await self._ask(
+    async def _describe_short(self, index: int) -> _Answer:
+        parent = self._prepared.parents[index]
+        siblings = self._prepared.children[parent] if parent >= 0 else self._top
+        before = [await self._short[sibling] for sibling in siblings if sibling < index]
+        return await self._caption(
             "short",
             index,
-            parent_caption=parent_caption,
-            sibling_captions=tuple([await self._short[sibling] for sibling in siblings]),
+            parent_caption=(await self._short[parent]).text if parent >= 0 else None,
+            sibling_captions=tuple(answer.text for answer in before if answer.text),
         )
 
-    async def _describe_long(self, index: int) -> str:
-        children = self._children[index]
-        return await self._ask(
+    async def _describe_long(self, index: int) -> _Answer:
+        short = await self._short[index]
+        if short.text is None:
+            return short
+        answers = {child: await self._long[child] for child in self._prepared.children[index]}
+        captions = {child: answer.text for child, answer in answers.items() if answer.text}
+        if self._describer.looks and not captions:
+            return short
+        long = await self._caption(
             "long",
             index,
-            own_caption=await self._short[index],
-            children=tuple(children),
-            child_captions=tuple([await self._long[child] for child in children]),
+            own_caption=short.text,
+            children=tuple(captions),
+            child_captions=tuple(captions.values()),
         )
+        return long if long.text else _Answer(short.text, long.flag)
 
-    async def _describe_unique(self, index: int) -> tuple[str, Verdict]:
+    async def _describe_unique(self, index: int) -> _Final:
         """The best of the tries: the one that the fewest other regions fit, the first of equals."""
-        parent = self._tree.regions[index].parent
+        long, distractors = await self._long[index], self._prepared.distractors[index]
+        unasked = Verdict(uniqueness=None, passed=True, confused_with=(), distractors=distractors)
+        flags = (long.flag,) if long.flag else ()
+        if long.text is None or (self._describer.looks and not distractors):
+            return _Final(long.text, unasked, flags)
+        parent = self._prepared.parents[index]
+        facts = {
+            "own_caption": long.text,
+            "parent_caption": (await self._short[parent]).text if parent >= 0 else None,
+            "distractors": distractors,
+            "distractor_captions": tuple([(await self._long[each.index]).text or "" for each in distractors]),
+        }
         tries: list[tuple[str, Verdict]] = []
-        for _ in range(1 + self._config.verify_retries):
-            caption = await self._ask(
-                "unique",
-                index,
-                own_caption=self._long[index].result(),
-                parent_caption=self._short[parent].result() if parent >= 0 else None,
-                distractors=self._distractors[index],
-                confused_with=tries[-1][1].confused_with if tries else (),
-            )
-            verdict = verify_caption(caption, index, self._attributes, self._distractors[index])
-            tries.append((caption, verdict))
-            if not verdict.confused_with:
+        for attempt in range(1 + self._config.verify_retries):
+            if attempt:
+                self._counts.retries[NOT_UNIQUE] += 1
+            confused_with = tries[-1][1].confused_with if tries else ()
+            problem = _NOT_CHOSEN if tries and not confused_with else None
+            description = await self._ask("unique", index, problem, **facts, confused_with=confused_with)
+            if description.problem:
+                flags = (*flags, description.problem.kind)
                 break
-        return min(tries, key=lambda outcome: len(outcome[1].confused_with))
+            verdict = await self._verify(index, description) if self._config.verify else unasked
+            tries.append((description.text, verdict))
+            if verdict.passed:
+                break
+        if not tries:
+            return _Final(long.text, unasked, flags)
+        return _Final(*min(tries, key=lambda each: (not each[1].passed, len(each[1].confused_with))), flags)
 
-    async def _ask(self, pass_name: Pass, index: int, **facts: Any) -> str:
-        description = await self._describer.describe(
-            DescribeRequest(
-                pass_name=pass_name,
-                image=self._image,
-                segmentations=self._segmentations,
-                parents=self._parents,
-                index=index,
-                attributes=self._attributes,
-                **facts,
+    async def _verify(self, index: int, description: Description) -> Verdict:
+        distractors = self._prepared.distractors[index]
+        if not self._describer.looks:
+            return verify_caption(description.text, index, self._prepared.attributes, distractors)
+        candidates = blind_order(self._image_id, index, distractors)
+        answer = await self._ask("choose", index, own_caption=description.text, candidates=candidates)
+        return judge_choice(answer.choice, index, distractors, description.told_apart)
+
+    async def _caption(self, pass_name: Pass, index: int, **facts: Any) -> _Answer:
+        description = await self._ask(pass_name, index, **facts)
+        return _Answer(None, description.problem.kind) if description.problem else _Answer(description.text)
+
+    async def _ask(self, pass_name: Pass, index: int, problem: str | None = None, **facts: Any) -> Description:
+        """The answer; if it is of no use however often it was asked for, the last one, with its problem."""
+        for left in reversed(range(1 + self._config.answer_retries)):
+            description = await self._describer.describe(
+                DescribeRequest(
+                    pass_name=pass_name,
+                    image=self._prepared.image,
+                    segmentations=self._prepared.segmentations,
+                    parents=self._prepared.parents,
+                    index=index,
+                    attributes=self._prepared.attributes,
+                    problem=problem,
+                    **facts,
+                )
             )
-        )
-        self.prompt_tokens += description.prompt_tokens
-        self.completion_tokens += description.completion_tokens
-        return description.text
+            self._counts.add(pass_name, description)
+            if description.problem is None or not left:
+                break
+            self._counts.retries[description.problem.kind] += 1
+            problem = description.problem.message
+        return description
 
-    def _row(self, index: int, caption: str, verdict: Verdict, truth: Truth) -> RegionRow:
-        region = self._tree.regions[index]
+    def _row(self, index: int, final: _Final, truth: Truth, *, repeated: bool) -> RegionRow:
+        region = self._prepared.tree.regions[index]
         true = truth.get(region.region_id)
+        not_unique = (NOT_UNIQUE,) if repeated or not final.verdict.passed else ()
         return RegionRow(
             region_id=region.region_id,
             merged_ids=region.merged_ids,
@@ -235,11 +326,15 @@ class _Walk:
             segmentation=region.segmentation,
             area=region.area,
             bbox=region.bbox,
-            short_caption=self._short[index].result(),
-            long_caption=self._long[index].result(),
-            caption=caption,
-            distractors=verdict.distractors,
-            uniqueness=verdict.uniqueness,
-            flags=(NOT_UNIQUE,) if verdict.confused_with else (),
+            short_caption=self._short[index].result().text,
+            long_caption=self._long[index].result().text,
+            caption=final.text,
+            distractors=final.verdict.distractors,
+            uniqueness=final.verdict.uniqueness,
+            flags=tuple(dict.fromkeys((*not_unique, *final.flags))),
             attributes=None if true is None else dict(true),
         )
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.lower().split()).rstrip(".")

@@ -78,15 +78,15 @@ class _RunLengths(MaskGenerationPipeline):
 
     image_processor: Any
 
-    def preprocess(self, input_: Any, *args: Any, **settings: Any) -> Any:
+    def preprocess(self, image: Image.Image, **settings: Any) -> Any:  # type: ignore[override]  # no other kind of input
         """The questions, batch by batch, with their points where the model sees them.
 
         transformers 5.19 scales the grid as SAM's images are, by the longer side. SAM 2's are pulled to a square, so
         a third of a 3:2 photo would never be asked about.
         """
         side = self.image_processor.size.get("longest_edge", self.image_processor.size.get("height"))
-        scaled = [int(length * side / max(input_.size) + 0.5) for length in input_.size]
-        for inputs in super().preprocess(input_, *args, **settings):
+        scaled = [int(length * side / max(image.size) + 0.5) for length in image.size]
+        for inputs in super().preprocess(image, **settings):
             if "reshaped_input_sizes" not in inputs:  # no padding: pulled to a square
                 inputs["input_points"] = inputs["input_points"] * torch.tensor([side / length for length in scaled])
             yield inputs

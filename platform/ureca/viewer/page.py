@@ -29,7 +29,8 @@ __all__ = ["ROWS_SHOWN", "report_page"]
 
 ROWS_SHOWN = 12
 """Regions of an image that are drawn and listed at once; the others are folded away."""
-_OURS = "mask_stage2"
+_OURS = ("shipped", "mask_stage2")
+"""The captioner that the page is about: the first of these that there is."""
 _PLOTTED = ("rouge_l", "meteor", "cider", "attribute_accuracy", "uniqueness")
 _BAR_COLORS = {
     "none": "#c3c8cf",
@@ -37,7 +38,8 @@ _BAR_COLORS = {
     "tuned_none": "#d9a566",
     "tuned_box": "#b98a4e",
     "mask_stage1": "#7fbdb5",
-    _OURS: "#0f766e",
+    "mask_stage2": "#2f9389",
+    "shipped": "#0f766e",
 }
 _HOW_TO_READ = (
     "All from 0 to 1, higher is better; below each its 95% interval, images resampled 1,000 times. "
@@ -52,16 +54,18 @@ def report_page(data: ReportData) -> str:
     """The whole page."""
     files = resources.files("ureca.viewer")
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    images = _image_sections(data.images)
     facts = "".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for name, value in data.facts)
     sections = [
         f"<header><h1>{escape(data.title)}</h1>",
         f'<p class="intro">{escape(data.intro)}</p>' if data.intro else "",
         f'<ul class="facts">{facts}</ul>' if facts else "",
         "</header>",
+        images.get("photo", ""),
+        _notes_section(data.notes),
         _scores_section(data),
         _curves_section(data.curves),
-        _notes_section(data.notes),
-        *_image_sections(data.images),
+        images.get("drawn", ""),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -80,9 +84,8 @@ def _scores_section(data: ReportData) -> str:
     metrics = _in_order(METRIC_LABELS, [metric for scores in data.scores.values() for metric in scores])
     variants = _in_order(VARIANT_LABELS, list(data.scores))
     head = "".join(f'<th scope="col">{escape(_metric(metric))}</th>' for metric in metrics)
-    rows = [
-        _score_row(_variant(name), data.scores[name], metrics, "ours" if name == _OURS else "") for name in variants
-    ]
+    ours = next((name for name in _OURS if name in variants), None)
+    rows = [_score_row(_variant(name), data.scores[name], metrics, "ours" if name == ours else "") for name in variants]
     if data.ceiling:
         rows.append(_score_row("the labels themselves", data.ceiling, metrics, "ceiling"))
     plots = []
@@ -100,7 +103,7 @@ def _scores_section(data: ReportData) -> str:
         f'<div class="scroll"><table class="scores"><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         f'<p class="hint">{_HOW_TO_READ}</p>'
-        f"{_differences(data.differences)}"
+        f"{_accuracy(data.accuracy or {})}{_strata(data.strata or {})}{_differences(data.differences)}"
         f'<div class="plots">{"".join(plots)}</div></section>'
     )
 
@@ -117,13 +120,54 @@ def _score_row(label: str, scores: Scores, metrics: Sequence[str], css: str) -> 
     return f'<tr class="{css}"><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>'
 
 
+def _accuracy(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """Attribute accuracy by attribute (columns) and size of the region (rows)."""
+    if not accuracy:
+        return ""
+    names = _in_order({"all": ""}, [name for of in accuracy.values() for name in of])
+    rows = {size: [_figure(of.get(name)) for name in names] for size, of in accuracy.items()}
+    heads = [name.replace("_", " ") for name in names]
+    return f"<h3>Attribute accuracy by region size</h3>{_table(heads, rows)}"
+
+
+def _strata(strata: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The captioner's scores on kinds of regions, one row each."""
+    values = {f"{name}: {value}": of for name, each in strata.items() for value, of in each.items()}
+    if not values:
+        return ""
+    metrics = _in_order(METRIC_LABELS, [name for of in values.values() for name in of if name != "regions"])
+    rows = {
+        name: [f"{of['regions']:,.0f}", *(_figure(of.get(metric)) for metric in metrics)] for name, of in values.items()
+    }
+    return f"<h3>Scores by kind of region</h3>{_table(['regions', *map(_metric, metrics)], rows)}"
+
+
 def _differences(differences: Sequence[Difference]) -> str:
-    items = "".join(
-        f"<li>{escape(_metric(each.metric))}: <b>{escape(_variant(each.better))}</b> against "
-        f"{escape(_variant(each.worse))} <b>{each.value:+.3f}</b> ({each.low:+.3f} to {each.high:+.3f})</li>"
-        for each in differences
+    if not differences:
+        return ""
+    metrics = _in_order(METRIC_LABELS, [each.metric for each in differences])
+    rows: dict[str, list[str]] = {}
+    for each in differences:
+        cells = rows.setdefault(f"{_variant(each.better)} against {_variant(each.worse)}", ["–"] * len(metrics))
+        cells[metrics.index(each.metric)] = f"{each.value:+.3f}<small>{each.low:+.3f} to {each.high:+.3f}</small>"
+    return f"<h3>Differences, image by image</h3>{_table([_metric(metric) for metric in metrics], rows)}"
+
+
+def _table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Row names and heads are escaped here, cells are HTML."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, cells in rows.items()
     )
-    return f'<h3>Differences, image by image</h3><ul class="notes differences">{items}</ul>' if items else ""
+    return (
+        '<div class="scroll"><table class="scores"><thead><tr><td></td>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _curves_section(curves: Sequence[Curve]) -> str:
@@ -141,16 +185,17 @@ def _notes_section(notes: Sequence[str]) -> str:
 # ---- images
 
 
-def _image_sections(images: Sequence[ReportImage]) -> list[str]:
+def _image_sections(images: Sequence[ReportImage]) -> dict[str, str]:
+    """The section of each kind of image that there is."""
     headings = {"photo": "Real photos", "drawn": "Drawn scenes"}
     ordered = sorted(images, key=lambda image: list(headings).index(image.kind))  # stable within a kind
-    sections, number = [], 0
+    sections, number = {}, 0
     for kind, group in groupby(ordered, key=lambda image: image.kind):
         articles = []
         for image in group:
             articles.append(_article(image, number))
             number += 1
-        sections.append(f'<section id="{kind}"><h2>{headings[kind]}</h2>{"".join(articles)}</section>')
+        sections[kind] = f'<section id="{kind}"><h2>{headings[kind]}</h2>{"".join(articles)}</section>'
     return sections
 
 
@@ -206,7 +251,7 @@ def _row(region: ReportRegion, index: int, number: int, *, inside: int | None = 
     if inside is not None:
         lines.append(f'<p class="other"><span class="kind">part of {inside}</span></p>')
     captions = region.captions or {}
-    main = next((name for name in (_OURS, *captions) if name in captions), None)
+    main = next((name for name in (*_OURS, *captions) if name in captions), None)
     if main is not None:
         lines.append(
             f'<p class="captioner"><span class="kind">captioner</span>{_words(captions[main])} '

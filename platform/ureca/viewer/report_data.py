@@ -34,6 +34,7 @@ VARIANT_LABELS = {
     "tuned_box": "stage 2, box as text",
     "mask_stage1": "stage 1, mask",
     "mask_stage2": "stage 2, mask",
+    "shipped": "nano as shipped",
 }
 NANO_NOTES = (
     "Nano has a few million weights and learned from drawn scenes. It knows colors, textures, shapes, sizes "
@@ -100,6 +101,10 @@ class ReportData:
     """Variant -> metric -> {"value", "low", "high"}."""
     ceiling: Scores | None = None
     """What the labels themselves reach, where that can be measured."""
+    accuracy: Mapping[str, Mapping[str, float]] | None = None
+    """Size of a region -> attribute -> attribute accuracy of the captioner, the whole under "all"."""
+    strata: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
+    """Stratum -> value -> {"regions", metric: value} of the captioner."""
     differences: Sequence[Difference] = ()
     curves: Sequence[Curve] = ()
     facts: Sequence[tuple[str, str]] = ()

@@ -1,0 +1,152 @@
+"""A chat with any multimodal model that vLLM runs: text and pictures in, text held to a schema out.
+
+The engine is vLLM's `AsyncLLM`, which batches over everything that is asked at one time. The model's own chat
+template makes the prompt. Cancelling a call aborts its request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ureca.engine.start import check_dtype, start_llm
+from ureca.errors import InputError
+
+__all__ = ["ChatEngine", "ChatReply", "EngineDiedError"]
+
+_PROCESSOR_CACHE_GB = 1.0
+"""Views come again within one image only; vLLM's own 4 GiB would be held by every engine of a machine."""
+
+
+class EngineDiedError(Exception):
+    """vLLM's processes are gone; this engine answers nothing any more."""
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """One answer."""
+
+    text: str
+    finish_reason: str
+    """`stop` (the model ended it) or `length` (cut at `max_tokens`)."""
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class ChatEngine:
+    """One vLLM engine for chats with pictures. `await start()` first, `close()` last."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_pictures: int = 3,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.9,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            model: folder or hub name of a model that vLLM knows.
+            dtype: "float32", "bfloat16", or "auto": float32 on a CPU, bfloat16 on a GPU.
+            max_model_len: most tokens of prompt and answer; None: as many as the model can.
+            max_num_seqs: most requests in one step of the engine.
+            max_pictures: most pictures of one request.
+            tensor_parallel_size: GPUs that share the model.
+            gpu_memory_utilization: share of each GPU's memory that the engine may take.
+
+        Raises:
+            ConfigError: no such dtype.
+        """
+        check_dtype(dtype)
+        self.model = model
+        self._options: dict[str, Any] = {
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "limit_mm_per_prompt": {"image": max_pictures, "video": 0},
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+        }
+        self._llm: Any = None
+
+    async def start(self) -> None:
+        """Start vLLM's processes and load the weights, as `start_llm` says."""
+        self._llm = start_llm(model=self.model, mm_processor_cache_gb=_PROCESSOR_CACHE_GB, **self._options)
+
+    def close(self) -> None:
+        """End vLLM's processes. Call it inside the event loop that the engine was started in."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    async def chat(
+        self,
+        system: str,
+        content: Sequence[str | Image.Image],
+        *,
+        max_tokens: int,
+        schema: dict[str, object] | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> ChatReply:
+        """Answer one message.
+
+        Args:
+            system: the system message.
+            content: texts and RGB pictures in their order.
+            max_tokens: most tokens of the answer.
+            schema: JSON schema that the answer is held to; None: free text.
+            temperature: 0 takes the likeliest token each time.
+            seed: of sampling. Left out on a CPU: vLLM 0.32 rewinds the request's generator whenever a prompt is read in
+                pieces, which torch's CPU generator can't do, and the engine would die of it.
+
+        Raises:
+            InputError: the request does not fit the model's length.
+            EngineDiedError: vLLM's processes are gone.
+        """
+        from vllm import SamplingParams
+        from vllm.platforms import current_platform
+        from vllm.renderers.params import ChatParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        parts: list[dict[str, Any]] = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image_pil", "image_pil": part}
+            for part in content
+        ]
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": parts}]
+        chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tokenize": True})
+        params = SamplingParams(
+            temperature=temperature,
+            seed=None if current_platform.is_cpu() else seed,
+            max_tokens=max_tokens,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(json=schema, disable_any_whitespace=True) if schema else None,
+        )
+        try:
+            _, (prompt,) = await self._llm.renderer.render_chat_async([messages], chat)
+            async with contextlib.aclosing(self._llm.generate(prompt, params, uuid.uuid4().hex)) as outputs:
+                async for output in outputs:
+                    last = output
+        except EngineDeadError as error:
+            raise EngineDiedError(f"vLLM's engine with {self.model} died") from error
+        except ValueError as error:
+            raise InputError(f"{self.model} does not take the request ({error})") from error
+        [answer] = last.outputs
+        return ChatReply(
+            text=answer.text,
+            finish_reason=answer.finish_reason or "stop",
+            prompt_tokens=len(last.prompt_token_ids),
+            cached_tokens=last.num_cached_tokens or 0,
+            completion_tokens=len(answer.token_ids),
+        )

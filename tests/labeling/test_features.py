@@ -1,0 +1,143 @@
+"""Features of regions, by measuring and by the real DINOv2 classes of transformers, tiny, with random weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ureca.attributes.measure import measure_tree
+from ureca.corpus import Distractor
+from ureca.errors import CheckpointError, ConfigError
+from ureca.labeling.distractors import DistractorConfig, find_distractors
+from ureca.labeling.features import DinoFeatures, FeatureConfig, make_features
+from ureca.regions import encode_mask
+from ureca.scenes import draw_scene
+
+SIDE = 42
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import ureca.model  # noqa: F401, I001  (first: it lets torchvision load beside a CPU torch)
+    import torch
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=14, mlp_ratio=2
+    )
+    network = Dinov2Model(config)
+    for parameter in network.parameters():  # at their first values all pictures look alike
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    network.save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": 48}, crop_size={"height": SIDE, "width": SIDE}, image_mean=[0.5, 0.4, 0.3]
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def dino(model: str, **settings) -> DinoFeatures:
+    return DinoFeatures(FeatureConfig(kind="dinov2", model=model, device="cpu", **settings))
+
+
+@pytest.fixture(scope="module")
+def twins() -> tuple[np.ndarray, list]:
+    """Two equal striped boxes, and a plain one of another color and form."""
+    image = np.full((120, 300, 3), 128, np.uint8)
+    masks = np.zeros((3, 120, 300), bool)
+    masks[0, 30:70, 20:80] = masks[1, 30:70, 120:180] = masks[2, 20:110, 250:280] = True
+    stripes = np.where((np.arange(60) // 6 % 2)[None, :, None], (220, 30, 30), (250, 240, 60))
+    image[30:70, 20:80] = image[30:70, 120:180] = stripes
+    image[masks[2]] = (30, 60, 200)
+    return image, [encode_mask(mask) for mask in masks]
+
+
+@pytest.mark.parametrize("kind", ["measured", "dinov2"])
+def test_twins_are_distractors_of_each_other_and_another_look_is_not(model, twins, kind):
+    image, segmentations = twins
+    features = make_features(FeatureConfig(kind=kind, model=model, device="cpu"))
+    rows = features(image, segmentations, measure_tree(image, segmentations, [-1] * 3))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    first, second, other = find_distractors(rows, [-1] * 3, DistractorConfig(min_similarity=0.98))
+    assert [each.index for each in first] == [1]
+    assert [each.index for each in second] == [0]
+    assert other == ()
+    assert isinstance(first[0], Distractor)
+    assert first[0].similarity == pytest.approx(1, abs=0.01)
+
+
+def test_batches_do_not_matter(model):
+    scene = draw_scene(3)
+    segmentations = [region.segmentation for region in scene.regions]
+    one_by_one = dino(model, batch_size=1)(scene.image, segmentations, ())
+    assert one_by_one.shape == (len(segmentations), 32)
+    for size in (4, 64):
+        np.testing.assert_allclose(dino(model, batch_size=size)(scene.image, segmentations, ()), one_by_one, atol=1e-5)
+
+
+def test_a_square_region_is_embedded_as_transformers_would(model):
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    mine = dino(model)(image, [encode_mask(np.ones((SIDE, SIDE), bool))], ())[0]
+    processor, network = AutoImageProcessor.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    # shown to the model as it is: of its own steps only scaling and normalizing are left to do
+    pixels = processor(Image.fromarray(image), do_resize=False, do_center_crop=False, return_tensors="pt")
+    with torch.inference_mode():
+        token = network(**pixels).pooler_output[0].numpy()
+    np.testing.assert_allclose(mine, token / np.linalg.norm(token), atol=1e-4)
+
+
+def test_the_ends_of_a_long_region_count(model):
+    image = np.full((100, 400, 3), 90, np.uint8)
+    mask = np.zeros((100, 400), bool)
+    mask[40:60, 10:390] = True
+    marked = image.copy()
+    marked[40:60, 10:60] = (255, 0, 0)
+    features = dino(model)
+    plain, ended = (features(picture, [encode_mask(mask)], ())[0] for picture in (image, marked))
+    assert plain @ ended < 0.99
+
+
+def test_what_surrounds_a_region_hardly_counts(model, twins):
+    image, segmentations = twins
+    features = dino(model)
+    mask = np.zeros((120, 300), bool)
+    mask[30:110, 20:180] = np.tri(80, 160, k=20, dtype=bool)  # half of its box is something else
+    other = image.copy()
+    other[30:110, 20:180][~np.tri(80, 160, k=20, dtype=bool)] = np.random.default_rng(0).integers(0, 255, 3)
+    rle = encode_mask(mask)
+    inside = image.copy()
+    inside[mask] = 255 - inside[mask]
+    before, around, within = (features(picture, [rle], ())[0] for picture in (image, other, inside))
+    assert before @ around > before @ within
+
+
+def test_no_regions_no_rows(model, twins):
+    assert dino(model)(twins[0], [], ()).shape == (0, 32)
+    assert len(make_features(FeatureConfig())(twins[0], [], [])) == 0
+
+
+@pytest.mark.parametrize("what", ["nothing", "another"])
+def test_a_model_that_can_not_embed_is_refused(tmp_path: Path, what):
+    if what == "another":
+        from transformers import BertConfig, BertModel, BitImageProcessor
+
+        tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+        BertModel(tiny).save_pretrained(tmp_path)
+        BitImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"can't be loaded on cpu \(.*or features\.kind=measured") as raised:
+        dino(str(tmp_path))
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ConfigError, match="features.batch_size=0: give 1 or more"):
+        FeatureConfig(batch_size=0)
