@@ -2,6 +2,7 @@
 # make test    every check and test
 # make check   the same without what starts Ray, DeepSpeed, vLLM or a browser
 # make nano-benchmark   score the nano captioner of the package on its frozen benchmark
+# make faults  kill parts of labeling jobs again and again, and count what was lost
 # make serve   the captioner's HTTP API on localhost:8000, until Ctrl-C
 # make setup   only install (every target does it first, once)
 # make clean   remove the environment and the caches; runs/ stays
@@ -24,7 +25,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Several processes with several threads each run many times slower on few cores than with one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup lint check test demo nano-benchmark serve clean
+.PHONY: setup lint check test demo nano-benchmark faults serve clean
 
 setup: $(STAMP)
 
@@ -54,6 +55,9 @@ demo: setup
 
 nano-benchmark: setup
 	@$(BIN)/python jobs/nano_benchmark.py
+
+faults: setup
+	$(BIN)/python benchmarks/labeling_faults.py
 
 serve: setup
 	$(BIN)/serve run $(if $(MODEL),serve_apps.captioner:build model=$(abspath $(MODEL)),serve_apps/captioner.yaml)

@@ -42,7 +42,7 @@ ANSWER_FAULTS = {
     "language": "eine rote Tasse auf dem Tisch, die neben dem Löffel steht",
     "malformed": '{"caption": ["not", "text"',
 }
-"""Fault -> what is then said. The other faults are of HTTP: 429, 500, hang, drop, garbage, slow (ten times)."""
+"""Fault -> what is then said. The others are of HTTP: a status (429, 500, ...), hang, drop, garbage, slow (tenfold)."""
 
 
 @dataclass
@@ -138,7 +138,7 @@ class _Server:
         asked = json.dumps([body["messages"], body.get("seed")]).encode()
         digest = hashlib.sha256(asked).hexdigest()
         fault = self._fault(digest)
-        if fault in ("429", "500"):
+        if fault.isdigit():
             return self._fail(int(fault), "told to fail")
         if not self.behavior.queue and self.in_service >= self.behavior.slots:
             return self._fail(429, "all places are taken")
@@ -157,6 +157,7 @@ class _Server:
         if fault == "drop":
             assert request.transport
             request.transport.close()
+            return web.Response()
         if fault == "garbage":
             return web.Response(text="<html>502 Bad Gateway</html>", content_type="text/html")
         self.answered[digest] += 1

@@ -13,6 +13,8 @@ def test_help_names_every_subcommand():
     assert done.returncode == 0
     assert "ureca doctor" in done.stdout
     assert "ureca caption PHOTO" in done.stdout
+    assert "ureca view TABLE" in done.stdout
+    assert "ureca convert IN OUT" in done.stdout
     assert "ureca serve" in done.stdout
     assert ureca().stdout == done.stdout
 
@@ -20,4 +22,7 @@ def test_help_names_every_subcommand():
 def test_an_unknown_subcommand_ends_with_code_2_and_one_line():
     done = ureca("train")
     assert done.returncode == 2
-    assert done.stderr == "error: ureca train: no such command. There are: doctor, caption, serve. See ureca --help.\n"
+    assert (
+        done.stderr
+        == "error: ureca train: no such command. There are: doctor, caption, view, convert, serve. See ureca --help.\n"
+    )

@@ -43,6 +43,8 @@ LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.spli
         ("ureca.attributes", "torch ray"),
         ("ureca.scenes", "torch ray"),
         ("ureca.corpus", "torch ray"),
+        ("ureca.proposals", "torch ray transformers"),
+        ("ureca.viewer.gallery", "torch ray"),
         ("ureca.model", "ray vllm deepspeed"),
         ("ureca.engine", "vllm"),
         ("ureca.evaluation", "ray deepspeed vllm ureca.training ureca.labeling"),

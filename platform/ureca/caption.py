@@ -92,12 +92,12 @@ def _read(options: argparse.Namespace) -> tuple[Any, list[Any], str]:
     import numpy as np
     from PIL import Image, ImageOps
 
-    from ureca.corpus import decode_image, read_sa1b
+    from ureca.corpus import read_sa1b
     from ureca.regions.tree import Mask
 
     photo = read_sa1b(options.photo, options.masks)
-    if options.masks:  # they fit the pixels as stored
-        return decode_image(photo.data, where=options.photo), photo.masks, f"from {options.masks}"
+    if options.masks:
+        return photo.image, photo.masks, f"from {options.masks}"
     with Image.open(io.BytesIO(photo.data)) as stored:  # as a person sees it, whatever the EXIF rotation
         image = np.array(ImageOps.exif_transpose(stored).convert("RGB"))
     if options.box:

@@ -2,6 +2,8 @@
 
     ureca doctor           what this machine has of what ureca needs, and the remedy for what is missing
     ureca caption PHOTO    caption regions of a photo, found or given, with the shipped nano or your own model
+    ureca view TABLE       a region table as a page to look through: images, regions, captions, what was set aside
+    ureca convert IN OUT   a region table into COCO, JSONL or a folder for `datasets`, or back
     ureca serve            the HTTP API on this machine, with the shipped nano or your own model
 
 Everything larger is a job: `python jobs/<job>.py --help`.
@@ -38,12 +40,22 @@ def run(argv: list[str]) -> None:
         from ureca.caption import caption_photo
 
         caption_photo(rest)
+    elif command == "view":
+        from ureca.viewer.gallery_command import view_table
+
+        view_table(rest)
+    elif command == "convert":
+        from ureca.corpus.formats.command import convert_table
+
+        convert_table(rest)
     elif command == "serve":
         from ureca.serving.local import serve_locally
 
         serve_locally(rest)
     else:
-        raise ConfigError(f"ureca {command}: no such command. There are: doctor, caption, serve. See ureca --help.")
+        raise ConfigError(
+            f"ureca {command}: no such command. There are: doctor, caption, view, convert, serve. See ureca --help."
+        )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import pyarrow as pa
 from pyarrow import fs
 
 from ureca import s3
@@ -80,7 +81,7 @@ def filesystem(path: AnyPath) -> tuple[fs.FileSystem, str]:
     if scheme == "file":
         return fs.LocalFileSystem(), os.path.abspath(rest)
     if scheme == "s3":
-        rest = rest.rstrip("/")
+        rest = re.sub("/+", "/", rest).rstrip("/")
         with reading(text):
             return _s3(rest.split("/", 1)[0]), rest
     raise ConfigError(f"{text}: {scheme}:// is not supported. Give a local path or s3://bucket/key.")
@@ -179,6 +180,9 @@ def read_bytes(path: AnyPath, *, length: int | None = None) -> bytes:
 @contextlib.contextmanager
 def open_input(path: AnyPath) -> Iterator[Any]:
     """A pyarrow file to read and seek in. Raises as `read_bytes`, in the body too."""
+    if _PART.fullmatch(os.fspath(path)):
+        yield pa.BufferReader(read_bytes(path))
+        return
     where, inner = filesystem(path)
     with reading(path), where.open_input_file(inner) as file:
         yield file

@@ -17,33 +17,39 @@ _UPLOAD_BYTES = 16 * 2**20
 def finding(path: str | os.PathLike[str], error: Exception) -> str:
     """One line on what S3 said when it was asked for `path`, and what to do. pyarrow's errors and boto3's."""
     text = " ".join(str(error).split())
-    region = re.search(r"configured region is '([^']*)' while the bucket is located in '([^']*)'", text)
-    if region:
-        return f"{path}: the bucket is in region {region[2]}, not {region[1]}. Set AWS_REGION={region[2]}."
+    said = _said(text)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if re.search(r"NETWORK_CONNECTION|REQUEST_TIMEOUT|Could not connect|[Cc]onnect(ion)? ?timeout|resolve host", text):
-        where = f"at {endpoint}" if endpoint else "at Amazon's address"
         return (
-            f"{path}: no answer from S3 {where} ({_shortened(text)}). "
+            f"{path}: no answer from S3 at {endpoint or 'Amazon'} ({said}). "
             "Check the network, AWS_ENDPOINT_URL and AWS_REGION; the same command goes on later."
         )
+    if re.search(r"status 301|PermanentRedirect|AuthorizationHeaderMalformed|bucket is located in", text):
+        region = re.search(r"bucket is located in '([^']+)'", text)
+        remedy = f"Set AWS_REGION={region[1]}." if region else "Set AWS_REGION to the bucket's own."
+        return f"{path}: the bucket is in another region than the one asked. {remedy}"
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|Bucket .* not found", text):
         return f"{path}: there is no such bucket. Check its name, AWS_REGION and AWS_ENDPOINT_URL."
     if not _has_credentials():
         return (
-            f"{path}: S3 refuses access, and no AWS credentials were found. "
+            f"{path}: S3 refuses access ({said}), and no AWS credentials were found. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         )
-    if re.search(r"ACCESS_DENIED|AccessDenied|INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE|Signature|403|TOKEN", text):
+    if re.search(r"ACCESS_DENIED|AccessDenied|ACCESS_KEY|AccessKey|SIGNATURE|Signature|TOKEN|Token|403", text):
         return (
-            f"{path}: S3 refuses access with the AWS credentials found here ({_shortened(text)}). "
-            "Check that they belong to this bucket and allow it to be listed, read and written."
+            f"{path}: S3 refuses access with the AWS credentials that were found ({said}). "
+            "Check that they are those of this bucket, and allow to list, read and write it."
         )
-    return f"{path}: S3 fails ({_shortened(text)}). Try again later; the same command goes on where it was."
+    return f"{path}: S3 fails ({said}). Try again later; the same command goes on where it was."
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 240 else f"{text[:237]}…"
+def _said(text: str) -> str:
+    """The core of a long error: curl's words, or S3's own name for it."""
+    for pattern in (r"curlCode: \d+, ([^;]*)", r"AWS Error (.*?) during", r"An error occurred \((\w+)\)"):
+        found = re.search(pattern, text)
+        if found:
+            return found[1]
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _has_credentials() -> bool:

@@ -5,6 +5,9 @@ import pytest
 from ureca.config import load_config
 from ureca.errors import ConfigError
 from ureca.labeling import LabelConfig
+from ureca.labeling.distractors import DistractorConfig
+from ureca.labeling.pipeline import rows_plan
+from ureca.labeling.vllm_describer import VllmConfig
 from ureca.regions.tree import TreeConfig
 
 
@@ -22,9 +25,52 @@ def test_command_line_makes_a_configuration():
         ({"tree": "papper"}, "mask tree preset 'papper' does not exist; there are default, paper"),
         ({"actors": -1}, "actors=-1: give 0 or more"),
         ({"images_per_block": 0}, "images_per_block=0: give 1 or more"),
+        ({"images_in_flight": 0}, "images_in_flight=0: give 1 or more"),
+        ({"judge_share": 0.1}, "describer attributes can't judge; give chat or vllm"),
+        ({"describer": "vllm", "gpus_per_actor": 1}, "gpus_per_actor is for other describers"),
+        ({"preset": "paper", "tree": "paper"}, "preset=paper has its own tree and distractors"),
         ({"table": "labels"}, "table=labels: give the name of a .parquet file"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         LabelConfig(**{"sources": ("photos",), **wrong})
+
+
+def test_paper_preset_sets_tree_threshold_and_no_check():
+    config = load_config(LabelConfig, ["--sources=a", "--preset=paper", "--proposals.kind=segments"])
+    walk = config.walk()
+    assert walk.tree == TreeConfig.preset("paper")
+    assert walk.distractors == DistractorConfig(min_similarity=0.8, max_count=20, related=True)
+    assert not walk.verify
+    assert walk.proposals is not None
+
+
+@pytest.mark.parametrize(
+    ("vllm", "actors", "gpus"),
+    [
+        (VllmConfig(tensor_parallel_size=2), 2, 2.0),
+        (VllmConfig(tensor_parallel_size=4), 1, 4.0),
+        (VllmConfig(gpus_per_actor=0.5), 8, 0.5),
+    ],
+)
+def test_as_many_engines_as_the_gpus_allow(vllm, actors, gpus):
+    config = LabelConfig(sources=("a",), describer="vllm", vllm=vllm, images_per_block=4)
+    resources = {"CPU": 64.0, "GPU": 4.0}
+    plan = rows_plan(config, 1000, resources)
+    assert plan.gpus_per_actor == gpus
+    assert plan.num_actors(resources["CPU"], resources["GPU"]) == actors
+
+
+def test_too_few_gpus_for_one_engine_are_an_error_and_none_mean_cpus():
+    config = LabelConfig(sources=("a",), describer="vllm", vllm=VllmConfig(tensor_parallel_size=8))
+    with pytest.raises(ConfigError, match="an actor needs 8 GPUs of one machine, the cluster has 4"):
+        rows_plan(config, 10, {"CPU": 64.0, "GPU": 4.0})
+    assert rows_plan(config, 10, {"CPU": 4.0}).gpus_per_actor == 0
+
+
+def test_actors_take_up_twice_as_many_blocks_as_hold_the_images_in_flight():
+    plan = rows_plan(LabelConfig(sources=("a",), images_in_flight=30, images_per_block=4), 1001, {"CPU": 8.0})
+    assert (plan.blocks_in_flight, plan.num_blocks) == (15, 251)
+    assert plan.num_actors(8, 0) == 6
+    assert rows_plan(LabelConfig(sources=("a",)), 3, {"CPU": 8.0}).num_actors(8, 0) == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_vision import save_dinov2
 
 from ureca.attributes.measure import measure_tree
 from ureca.corpus import Distractor
@@ -19,25 +20,8 @@ SIDE = 42
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import ureca.model  # noqa: F401, I001  (first: it lets torchvision load beside a CPU torch)
-    import torch
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     folder = tmp_path_factory.mktemp("dinov2")
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=14, mlp_ratio=2
-    )
-    network = Dinov2Model(config)
-    for parameter in network.parameters():  # at their first values all pictures look alike
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.2)
-    network.save_pretrained(folder)
-    BitImageProcessor(
-        size={"shortest_edge": 48}, crop_size={"height": SIDE, "width": SIDE}, image_mean=[0.5, 0.4, 0.3]
-    ).save_pretrained(folder)
+    save_dinov2(folder, SIDE)
     return str(folder)
 
 

@@ -16,7 +16,10 @@ import pytest
 from ureca.attributes.claims import attribute_hits
 from ureca.corpus import ImageRow, canonical_digest, iter_images
 from ureca.errors import InputError
-from ureca.labeling import LabelConfig, LabelSummary, label_corpus
+from ureca.io import read_json
+from ureca.labeling import LabelConfig, LabelSummary, label_corpus, plan_labeling
+from ureca.labeling.chat_describer import ChatConfig
+from ureca.labeling.ledger import PriceConfig
 from ureca.scenes import read_truth
 
 JOB = Path(__file__).parents[2] / "jobs" / "label_corpus.py"
@@ -117,3 +120,31 @@ def test_a_corpus_of_bad_images_only_is_an_error(ray_cluster, corpus, tmp_path):
     assert ray_cluster
     with pytest.raises(InputError, match="not one of 5 images could be labeled. The first: .*json_of_other_form"):
         label_corpus(LabelConfig(sources=(str(corpus / "bad"),), images_per_block=5), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_the_job_would_do_and_does_none_of_it(ray_cluster, corpus, tmp_path):
+    assert ray_cluster
+    fanout = plan_labeling(LabelConfig(sources=(str(corpus),), images_per_block=4, actors=2), tmp_path)
+    assert (fanout["images"], fanout["images_done"], fanout["tasks"], fanout["files"]) == (17, 0, 5, 10)
+    assert (fanout["actors"], fanout["cpus"], fanout["gpus"], fanout["engines"]) == (2, 4, 0, 0)
+    assert fanout["questions"] == pytest.approx(3 * fanout["regions"], abs=3)
+    assert fanout["sampled"]["images"] + fanout["sampled"]["unreadable"] == 12
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["manifest.parquet"]
+    chat = ChatConfig(base_url="http://localhost:1/v1", model="m")
+    prices = PriceConfig(per_million_prompt_tokens=1.0)
+    config = LabelConfig(sources=(str(corpus),), describer="chat", chat=chat, prices=prices)
+    asked = plan_labeling(config, tmp_path)
+    assert 0 < asked["questions"] < fanout["questions"]
+    assert asked["estimated_money_for_tokens"] == pytest.approx(asked["questions"] * 1500 / 1e6, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_account_of_a_run_adds_up(labeled, rows):
+    ledger = read_json(Path(labeled.table).parent / "ledger.json")
+    assert ledger["table"]["images"] == 17
+    assert ledger["table"]["quarantined_by"] == labeled.quarantined
+    assert ledger["table"]["regions"] == labeled.regions
+    assert ledger["table"]["captions"] == 3 * labeled.regions
+    requests = sum(sum(row.provenance.requests.values()) for row in rows.values() if row.provenance)
+    assert ledger["table"]["requests"] == requests

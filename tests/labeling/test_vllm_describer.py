@@ -1,9 +1,12 @@
 """The engine inside the actor: a real vLLM on the nano base, started once; and where Ray places such actors."""
 
 import asyncio
+import json
 import os
-import signal
+import subprocess
+import sys
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,6 +29,17 @@ class Running:
         config = VllmConfig(model="nano", max_num_seqs=8, max_model_len=3072)
         self.describer = VllmDescriber(config, PromptSet.load(), when_engine_died=self._count)
         self._loop = asyncio.new_event_loop()
+
+        self._before = {child.pid for child in psutil.Process().children()}
+
+    def core(self) -> psutil.Process:
+        """vLLM's process of this engine; other tests may have one of theirs running."""
+        [core] = [
+            child
+            for child in psutil.Process().children()
+            if child.pid not in self._before and "EngineCore" in " ".join(child.cmdline())
+        ]
+        return core
 
     def _count(self) -> None:
         self.deaths += 1
@@ -81,11 +95,29 @@ def test_what_does_not_fit_concerns_one_image_only(running):
 def test_the_worker_is_told_when_its_engine_dies(running):
     """Last: the engine is gone after it."""
     running.run(running.describer.describe(request("judge")))
-    [core] = [child for child in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
-    os.kill(core.pid, signal.SIGKILL)
+    running.core().kill()
     with pytest.raises(EndpointLost, match="vLLM's engine with .*nano died; give the same command again"):
         running.run(running.describer.describe(request("long")))
     assert running.deaths == 1
+
+
+@pytest.mark.slow
+def test_a_tensor_parallel_group_is_one_actor_and_no_more_start_than_fit(tmp_path):
+    """Four logical GPUs, two for each model: two actors, each with GPUs of its own, at work side by side."""
+    job = Path(__file__).parent / "gpu_placement.py"
+    done = subprocess.run(
+        [sys.executable, job, tmp_path, "2"], capture_output=True, text=True, timeout=240, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    images = json.loads(done.stdout.splitlines()[-1])
+    assert len(images) == 12
+    gpus_of = {image["process"]: tuple(image["gpus"]) for image in images}
+    assert len(gpus_of) == 2
+    assert sorted(gpu for gpus in gpus_of.values() for gpu in gpus) == [0, 1, 2, 3], "two each, none twice"
+    assert all(image["visible"] == ",".join(map(str, image["gpus"])) for image in images), "vLLM sees these alone"
+    one, other = ([image for image in images if image["process"] == process] for process in gpus_of)
+    assert min(image["since"] for image in one) < max(image["until"] for image in other)
+    assert min(image["since"] for image in other) < max(image["until"] for image in one)
 
 
 def test_actors_take_as_many_gpus_as_share_their_model():

@@ -14,7 +14,7 @@ from ureca.labeling.attributes_describer import AttributesDescriber
 from ureca.labeling.describer import AnswerProblem, DescribeRequest, Description
 from ureca.labeling.distractors import DistractorConfig
 from ureca.labeling.errors import BudgetSpent
-from ureca.labeling.walk import NOT_UNIQUE, ImageLabeler, LabeledImage, Quarantined
+from ureca.labeling.walk import JUDGED_FALSE, NOT_UNIQUE, ImageLabeler, LabeledImage, Quarantined
 from ureca.labeling.walk_config import WalkConfig
 from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import TreeConfig
@@ -325,9 +325,31 @@ def test_a_stop_of_the_job_is_no_fault_of_the_image(corpus):
         label(corpus, "scene_000001", Poor())
 
 
+def test_captions_of_the_test_set_are_judged_and_flagged(corpus):
+    class Judge(Looker):
+        async def describe(self, request: DescribeRequest) -> Description:
+            description = await super().describe(request)
+            verdicts = {0: True, 1: False}
+            return (
+                replace(description, verdict=verdicts.get(request.index))
+                if request.pass_name == "judge"
+                else description
+            )
+
+    scribe = Judge()
+    regions = label(corpus, "scene_000001", scribe, WalkConfig(judge_share=1.0)).row.regions
+    judged = {r.index: r.own_caption for r in scribe.requests if r.pass_name == "judge"}
+    assert judged == {index: region.caption for index, region in enumerate(regions)}
+    assert [region.flags for region in regions[:3]] == [(), (JUDGED_FALSE,), (JUDGED_FALSE,)]
+    scribe = Judge()
+    label(corpus, "scene_000001", scribe)
+    assert not [r for r in scribe.requests if r.pass_name == "judge"]
+
+
 def test_paper_preset_checks_nothing_and_takes_all_pairs(corpus):
     scribe = Looker()
-    config = replace(WalkConfig.paper(), tree=TreeConfig())  # its tree admits no drawn scene
+    paper = WalkConfig.paper()
+    config = replace(paper, tree=TreeConfig())  # its tree admits no drawn scene
     regions = label(corpus, "scene_000001", scribe, config).row.regions
     assert not [request for request in scribe.requests if request.pass_name == "choose"]
     assert all(region.uniqueness is None for region in regions)

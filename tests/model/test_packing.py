@@ -1,5 +1,7 @@
 """Packed = one region at a time: loss and every gradient, to 1e-5 relative in float64."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 import ureca.model.captioner as captioner_module
 from ureca.model import Captioner, Example, RegionExample, pack
-from ureca.model.packing import PADDING, PREFIX, BranchLayout, attend
+from ureca.model.packing import PADDING, BinsRun, PackedBatch, attend
 from ureca.regions.rle import encode_mask
 
 
@@ -23,6 +25,13 @@ def drawn_example(num_regions: int, *, seed: int, size: tuple[int, int] = (300, 
         caption = " ".join(rng.choice(["a", "red", "round", "part", "left", "picture"], size=3 + number % 5))
         regions.append(RegionExample(encode_mask(mask) if cue else None, "describe this region.", caption))
     return Example(image, tuple(regions))
+
+
+def with_shared_bins() -> Example:
+    """One long caption, and others so short that they share bins."""
+    example = drawn_example(6, seed=4, size=(200, 200))
+    first, *rest = example.regions
+    return replace(example, regions=(replace(first, caption=" ".join(["left"] * 50)), *rest))
 
 
 def loss_and_gradients(captioner: Captioner, examples: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -51,9 +60,7 @@ def assert_same(left: tuple, right: tuple) -> None:
     torch.testing.assert_close(left[0], right[0], rtol=1e-5, atol=1e-12)
     assert left[1].keys() == right[1].keys()
     for name in left[1]:
-        torch.testing.assert_close(
-            left[1][name], right[1][name], rtol=1e-5, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(left[1][name], right[1][name], rtol=1e-5, atol=1e-9, msg=f"gradient of {name}")
 
 
 @pytest.mark.parametrize("num_regions", [[1], [3], [2, 5]], ids=str)
@@ -69,6 +76,13 @@ def test_images_of_other_grids_pack_into_one_batch(tiny_captioner_f64: Captioner
     assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
 
 
+def test_branches_that_share_a_bin_do_not_see_each_other(tiny_captioner_f64: Captioner) -> None:
+    examples = [with_shared_bins()]
+    batch = pack(examples, tiny_captioner_f64.processor, **tiny_captioner_f64.pack_options())
+    assert len(batch.branch) < batch.num_regions
+    assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
+
+
 def test_regions_without_a_cue_pack_too(tiny_captioner_f64: Captioner) -> None:
     examples = [drawn_example(3, seed=3, cue=False)]
     assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
@@ -77,24 +91,25 @@ def test_regions_without_a_cue_pack_too(tiny_captioner_f64: Captioner) -> None:
 def test_attention_leaking_between_branches_is_noticed(
     tiny_captioner_f64: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples = [drawn_example(3, seed=4)]
+    examples = [with_shared_bins()]
     separate = one_region_at_a_time(tiny_captioner_f64, examples)
+    runs = BinsRun.of
 
-    def leaky(branch: torch.Tensor) -> BranchLayout:
-        """All branches of a row as one: each sees those before it."""
-        return BranchLayout.of(branch.clamp(max=0))
+    def leaky(states: list, batch: PackedBatch) -> BinsRun:
+        """All branches of a bin as one: each sees those before it."""
+        return runs(states, replace(batch, branch=batch.branch.clamp(max=0)))
 
-    monkeypatch.setattr(captioner_module, "BranchLayout", SimpleNamespace(of=leaky))
+    monkeypatch.setattr(captioner_module, "BinsRun", SimpleNamespace(of=leaky))
     with pytest.raises(AssertionError):
         assert_same(loss_and_gradients(tiny_captioner_f64, examples), separate)
 
 
 def test_positions_that_do_not_restart_are_noticed(tiny_captioner_f64: Captioner) -> None:
     captioner = tiny_captioner_f64
-    examples = [drawn_example(3, seed=4)]
+    examples = [with_shared_bins()]
     batch = pack(examples, captioner.processor, **captioner.pack_options())
     right, _ = captioner(batch)
-    batch.position_ids[:] = torch.arange(batch.position_ids.shape[1])
+    batch.position_ids[:] = batch.position_ids[:, :1] + torch.arange(batch.position_ids.shape[1])
     wrong, _ = captioner(batch)
     assert abs(float(right - wrong)) > 1e-6
 
@@ -107,14 +122,52 @@ def test_labels_cover_the_caption_and_the_end_marker_only(tiny_captioner_f64: Ca
     assert labels[-1] == processor.end_token_id
 
 
-def test_attention_equals_one_dense_mask() -> None:
-    """`attend` against scaled dot product attention under the (S, S) mask that the layout stands for."""
-    branch = torch.tensor([[PREFIX, PREFIX, PREFIX, 0, 0, 1, 1, 1], [PREFIX, PREFIX, 0, 0, 0, 1, PADDING, PADDING]])
-    causal = torch.ones(8, 8, dtype=torch.bool).tril()
-    key, query = branch[:, None, :], branch[:, :, None]
-    dense = (causal & ((key == PREFIX) | (key == query)))[:, None]
-    q, k, v = torch.randn(3, 2, 4, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense)
-    found = attend(q, k, v, BranchLayout.of(branch), 16**-0.5)
-    kept = (branch != PADDING)[:, None, :, None].expand_as(found)
-    torch.testing.assert_close(found[kept], expected[kept])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_attention_equals_softmax_over_the_seen_keys(dtype: torch.dtype) -> None:
+    """Both ways of `attend` against the formula, and their gradients."""
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 8, dtype=torch.float64, generator=draw) for n in (4, 9, 9))
+    seen = torch.rand(2, 1, 4, 9, generator=draw) > 0.5
+    seen[..., 0] = True
+
+    def both(function: Callable[..., torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+        out = function(*inputs)
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        weights = torch.exp(q @ k.mT * 8**-0.5) * seen
+        return weights / weights.sum(-1, keepdim=True) @ v
+
+    def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attend(q, k, v, seen, 8**-0.5)
+
+    found = both(ours, dtype)
+    rtol, atol = (1e-9, 1e-12) if dtype == torch.float64 else (0.05, 0.1)
+    for mine, expected in zip(found, both(formula, torch.float64), strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("cue", [True, False])
+def test_image_tokens_computed_before_change_nothing(tiny_captioner_f64: Captioner, cue: bool) -> None:
+    captioner = tiny_captioner_f64
+    examples = [drawn_example(2, seed=1, size=(200, 200), cue=cue), drawn_example(3, seed=2, size=(200, 640), cue=cue)]
+    pixels = [captioner.processor.image_inputs(np.asarray(example.image)).double() for example in examples]
+    known = [
+        replace(example, image=captioner.image_features(values))
+        for example, values in zip(examples, pixels, strict=True)
+    ]
+    assert_same(loss_and_gradients(captioner, known), loss_and_gradients(captioner, examples))
+
+
+def test_bins_hold_every_branch_once_and_little_padding(tiny_captioner_f64: Captioner) -> None:
+    examples = [drawn_example(n, seed=n) for n in (1, 7, 16)]
+    batch = pack(examples, tiny_captioner_f64.processor, **tiny_captioner_f64.pack_options())
+    found = {
+        (int(image), int(number))
+        for image, row in zip(batch.image, batch.branch, strict=True)
+        for number in row[row != PADDING].unique()
+    }
+    assert found == {(image, number) for image, n in enumerate((1, 7, 16)) for number in range(n)}
+    assert batch.num_regions == 24
+    assert (batch.branch == PADDING).float().mean() < 0.3

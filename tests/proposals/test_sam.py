@@ -1,11 +1,11 @@
 """Regions from models of the SAM family: the real classes of transformers, tiny, with random weights."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_vision import save_sam, save_sam2
 
 from ureca.corpus import photos_directory
 from ureca.errors import CheckpointError
@@ -14,66 +14,11 @@ from ureca.regions import build_mask_tree, decode_rle, rle_area
 
 SIDE = 5
 """Points along each side of the grid."""
-_DECODER = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
-
-
-def livelier(network):
-    """As transformers begins them, models of this size answer with zeros but for rounding."""
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.25)
-    return network
-
-
-def save_sam(folder: Path) -> None:
-    from transformers import SamConfig as Config
-    from transformers import SamImageProcessor, SamModel
-
-    vision = {"hidden_size": 16, "output_channels": 16, "num_pos_feats": 8, "num_hidden_layers": 1, "mlp_dim": 16}
-    vision |= {
-        "num_attention_heads": 2,
-        "image_size": 64,
-        "patch_size": 8,
-        "window_size": 4,
-        "global_attn_indexes": [0],
-    }
-    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
-    config = Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_DECODER)
-    livelier(SamModel(config)).save_pretrained(folder)
-    SamImageProcessor(
-        size={"longest_edge": 64},
-        pad_size={"height": 64, "width": 64},
-        mask_size={"longest_edge": 16},
-        mask_pad_size={"height": 16, "width": 16},
-    ).save_pretrained(folder)
-
-
-def save_sam2(folder: Path) -> None:
-    from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
-
-    backbone = {"hidden_size": 8, "image_size": [64, 64], "blocks_per_stage": [1, 1, 2, 1]}
-    backbone |= {"embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 1, 2, 4]}
-    backbone |= {"global_attention_blocks": [3], "window_size_per_stage": [4, 2, 2, 2]}
-    backbone |= {"window_positional_embedding_background_size": [4, 4]}
-    vision = {"backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 16}
-    vision |= {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
-    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
-    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_DECODER)
-    livelier(Sam2Model(config)).save_pretrained(folder)
-    processor = Sam2ImageProcessor(size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16})
-    processor.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=[save_sam, save_sam2], ids=["sam", "sam2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    from transformers.utils import logging
 
-    import ureca.model  # noqa: F401  (torchvision beside a CPU torch)
-
-    logging.disable_progress_bar()
-    import torch
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
     request.param(folder)
     return str(folder)
@@ -157,8 +102,8 @@ def test_threads_get_what_one_alone_gets(model, photo):
     proposer = make_proposer(config(model, max_regions=20))
     mirrored = np.ascontiguousarray(photo[:, ::-1])
     alone = [proposer(photo), proposer(mirrored)]
-    with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(proposer, [photo, mirrored] * 3)) == alone * 3
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(proposer, [photo, mirrored] * 2)) == alone * 2
 
 
 @pytest.mark.parametrize("what", ["nothing", "another"])

@@ -38,7 +38,19 @@ def test_a_step_holds_the_same_images_for_any_number_of_workers(num_workers: int
             for portion in steps.passes(step, rank=rank, num_workers=num_workers, images_per_device=images_per_device)
             for visit in portion
         ]
-        assert taken == steps.visits(step)
+        assert Counter(taken) == Counter(steps.visits(step))
+
+
+def test_an_image_mostly_comes_back_to_the_same_worker() -> None:
+    steps = index(num_images=200, images_per_step=8)
+    taken = Counter(
+        (visit.image, rank)
+        for step in range(20 * 25)
+        for rank in range(2)
+        for portion in steps.passes(step, rank=rank, num_workers=2, images_per_device=4)
+        for visit in portion
+    )
+    assert sum(max(taken[image, 0], taken[image, 1]) for image in range(200)) > 0.75 * 20 * 200
 
 
 def test_workers_have_equally_many_passes() -> None:

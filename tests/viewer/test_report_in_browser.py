@@ -1,7 +1,6 @@
 """The report in headless Chromium: it opens without errors, fetches nothing, and marks what is pointed at."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -11,34 +10,6 @@ from sample_report import sample
 from ureca.viewer.report import write_report
 
 pytestmark = pytest.mark.slow
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on the PATH: install Debian's package chromium to run the browser test")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"),
-            executable_path=chromium,
-            headless=True,
-            args=FLAGS,
-            viewport={"width": 1280, "height": 900},
-        )
-        yield context
-        context.close()
 
 
 @pytest.fixture(scope="module")

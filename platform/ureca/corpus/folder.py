@@ -12,6 +12,7 @@ Source: facebookresearch/segment-anything README, "Dataset", and scripts/amg.py;
 """
 
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Literal
 import ijson
 
 from ureca import io
-from ureca.corpus.manifest import ManifestRow, MasksKind, Scratch, SourceSummary
+from ureca.corpus.manifest import ManifestRow, MasksKind, Scratch, SourceSummary, same_id
 from ureca.corpus.tars import members_of_tar
 from ureca.errors import InputError
 
@@ -112,7 +113,11 @@ class _Listing:
     def _add(self, found: io.File, masks_are_beside: bool) -> None:
         stem, suffix = os.path.splitext(found.below)
         if suffix.lower() in IMAGE_SUFFIXES:
-            self._do("INSERT INTO photos VALUES (?, ?, ?, 0)", (stem, suffix, found.path))
+            try:
+                self._do("INSERT INTO photos VALUES (?, ?, ?, 0)", (stem, suffix, found.path))
+            except sqlite3.IntegrityError:  # twice in a tar, or in a tar and in a folder of its name
+                ((other,),) = self._do("SELECT path FROM photos WHERE stem = ? AND suffix = ?", (stem, suffix))
+                raise same_id(stem, other, found.path) from None
         elif suffix.lower() == ".json" and masks_are_beside:
             self._own(stem, "record", found.path)
 

@@ -108,6 +108,15 @@ class ManifestSummary:
         return sum(source.num_images for source in self.sources)
 
 
+def same_id(image_id: str, path: str, other: str) -> InputError:
+    """The error for two files with one image id."""
+    return InputError(
+        f"image id {image_id!r} belongs to two files: {path} and {other}. "
+        "Rename or remove one, or label the two sources into tables of their own; "
+        "an id is the path below the source without the suffix."
+    )
+
+
 class Scratch:
     """A database on the local disk that is gone after use. `scratch` makes it."""
 
@@ -130,11 +139,7 @@ class Scratch:
             self.execute("INSERT INTO rows VALUES (?, ?, ?)", (row.image_id, row.image_path, values))
         except sqlite3.IntegrityError:
             ((other,),) = self.execute("SELECT image_path FROM rows WHERE image_id = ?", (row.image_id,))
-            raise InputError(
-                f"image id {row.image_id!r} belongs to two files: {other} and {row.image_path}. "
-                "Rename or remove one, or label the two sources into tables of their own; "
-                "an id is the path below the source without the suffix."
-            ) from None
+            raise same_id(row.image_id, other, row.image_path) from None
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows, sorted by image id, a row group at a time."""
@@ -157,7 +162,6 @@ def scratch() -> Iterator[Scratch]:
             # it is thrown away, whatever happens: no journal, no waiting for the disk
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA cache_size = -65536")  # KiB
             connection.execute("BEGIN")
             yield Scratch(connection)
         except sqlite3.OperationalError as error:

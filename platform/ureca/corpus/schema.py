@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
+from ureca.regions.tree import Region
 
 SCHEMA_VERSION = 2
 """2 added `notes`, and `requests`, `retries` and `describer_seconds` to `provenance`; 1 is read as having none."""
@@ -136,6 +137,11 @@ class RegionRow:
     attributes: dict[str, str] | None = None
     """True attributes, known for drawn scenes only."""
 
+    @classmethod
+    def of(cls, region: Region, **labels: Any) -> Self:
+        """A region of a mask tree, with the fields that tell more of it."""
+        return cls(**vars(region), **labels)
+
     def to_record(self) -> dict[str, Any]:
         """The value of this region in the table's `regions` list."""
         return {
@@ -242,7 +248,7 @@ class ImageRow:
     """The encoded file; None when the table holds the image by reference (`image_path`)."""
     height: int | None = None
     width: int | None = None
-    """Pixels as stored in the file, EXIF rotation not applied; None where unreadable."""
+    """Pixels in the frame of its masks: as stored in the file, or as EXIF turns it; None where unreadable."""
     status: Status
     error: RowError | None = None
     regions: tuple[RegionRow, ...] = ()

@@ -28,7 +28,7 @@ def split_heldout(image_ids: Iterable[str], share: float, seed: int = 0) -> Spli
         raise ConfigError(f"heldout={share}: give the share of images to hold out, from 0 to 1")
     ids = list(image_ids)
     places = {image_id: _place(image_id, seed) for image_id in ids}
-    heldout = {image_id for image_id, place in places.items() if place < share}
+    heldout = {image_id for image_id in ids if is_heldout(image_id, share, seed)}
     if 0 < share < 1 and len(places) > 1:
         if not heldout:
             heldout = {min(places, key=places.__getitem__)}
@@ -38,6 +38,11 @@ def split_heldout(image_ids: Iterable[str], share: float, seed: int = 0) -> Spli
         train=[image_id for image_id in ids if image_id not in heldout],
         heldout=[image_id for image_id in ids if image_id in heldout],
     )
+
+
+def is_heldout(image_id: str, share: float, seed: int = 0) -> bool:
+    """Whether `split_heldout` holds this image out of every corpus large enough to have both sides."""
+    return _place(image_id, seed) < share
 
 
 def _place(image_id: str, seed: int) -> float:

@@ -35,8 +35,10 @@ def rows_to_table(rows: Iterable[ImageRow]) -> pa.Table:
     return pa.Table.from_pylist([row.to_record() for row in rows], schema=REGION_TABLE_SCHEMA)
 
 
-def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow]) -> int:
+def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow], *, in_order: bool = False) -> int:
     """Write rows into one parquet file, as they come; returns how many.
+
+    `in_order`: they come sorted by image id, so that none need be remembered to notice one that comes twice.
 
     The file appears, or takes the place of an older one, only when it is complete.
 
@@ -46,17 +48,20 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow]) -> int
     """
     target = os.fspath(path)
     seen: set[str] = set()
+    num_rows, last = 0, ""
     with io.open_output(target) as file, pq.ParquetWriter(file, REGION_TABLE_SCHEMA, compression="zstd") as writer:
         remaining = iter(rows)
         while group := list(islice(remaining, ROWS_PER_GROUP)):
             for row in group:
-                if row.image_id in seen:
+                if row.image_id in seen or (in_order and num_rows and row.image_id <= last):
                     raise InputError(
                         f"{target}: image id {row.image_id!r} occurs twice. Image ids must be unique in a table."
                     )
-                seen.add(row.image_id)
+                if not in_order:
+                    seen.add(row.image_id)
+                num_rows, last = num_rows + 1, row.image_id
             writer.write_table(rows_to_table(group), row_group_size=ROWS_PER_GROUP)
-    return len(seen)
+    return num_rows
 
 
 def read_regions(path: str | os.PathLike[str]) -> pa.Table:
@@ -123,24 +128,38 @@ def load_image(row: ImageRow) -> np.ndarray:
 def canonical_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a region table's content: equal for two runs that wrote the same, in any order and time.
 
-    Left out: the order of rows, their spread over files, the seconds in `provenance`.
+    Left out: the order of rows, their spread over files, the seconds in `provenance`. Only if the rows are not
+    sorted by id does it hold a digest of each.
 
     Raises:
         InputError: as `read_regions`; or an image id occurs twice.
     """
+    whole, last, is_sorted = hashlib.sha256(), None, True
+    for row in iter_images(path):
+        is_sorted = last is None or last < row.image_id
+        if not is_sorted:
+            break
+        whole.update(_row_digest(row))
+        last = row.image_id
+    if is_sorted:
+        return whole.hexdigest()
     digests: dict[str, bytes] = {}
     for row in iter_images(path):
         if row.image_id in digests:
             raise InputError(f"{os.fspath(path)}: image id {row.image_id!r} occurs twice. Remove one of the two rows.")
-        record = row.to_record()
-        if row.image_bytes is not None:
-            record["image"]["bytes"] = hashlib.sha256(row.image_bytes).hexdigest()
-        if record["provenance"] is not None:
-            del record["provenance"]["seconds"], record["provenance"]["describer_seconds"]
-        for region in record["regions"]:
-            region["attributes"] = region["attributes"] and sorted(region["attributes"])
-        digests[row.image_id] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()
+        digests[row.image_id] = _row_digest(row)
     return hashlib.sha256(b"".join(digests[image_id] for image_id in sorted(digests))).hexdigest()
+
+
+def _row_digest(row: ImageRow) -> bytes:
+    record = row.to_record()
+    if row.image_bytes is not None:
+        record["image"]["bytes"] = hashlib.sha256(row.image_bytes).hexdigest()
+    if record["provenance"] is not None:
+        del record["provenance"]["seconds"], record["provenance"]["describer_seconds"]
+    for region in record["regions"]:
+        region["attributes"] = region["attributes"] and sorted(region["attributes"])
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()
 
 
 def _check_schema(schema: pa.Schema, file_path: str) -> list[str]:

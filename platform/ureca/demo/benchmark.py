@@ -72,7 +72,7 @@ class Labeled:
     """Drawn scenes with their labels and what is true of them."""
 
     rows: list[ImageRow]
-    truth: dict[str, Truth]
+    truth: Mapping[str, Truth]
     strata: Strata
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from ureca.engine.start import check_dtype, start_llm
+from ureca.engine.start import check_dtype, end_llm, start_llm
 from ureca.errors import InputError
 
 __all__ = ["ChatEngine", "ChatReply", "EngineDiedError"]
@@ -86,7 +86,7 @@ class ChatEngine:
     def close(self) -> None:
         """End vLLM's processes. Call it inside the event loop that the engine was started in."""
         if self._llm is not None:
-            self._llm.shutdown()
+            end_llm(self._llm)
             self._llm = None
 
     async def chat(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ureca.engine.caption import Caption
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
-from ureca.engine.start import check_dtype, start_llm
+from ureca.engine.start import check_dtype, end_llm, start_llm
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
 
@@ -90,7 +90,7 @@ class CaptionEngine:
         its sockets there, and a process whose sockets stay open hangs when it ends.
         """
         if self._llm is not None:
-            self._llm.shutdown()
+            end_llm(self._llm)
             self._llm = None
 
     async def check_health(self) -> None:

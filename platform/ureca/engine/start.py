@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ureca.errors import ConfigError
 
-__all__ = ["check_dtype", "start_llm"]
+__all__ = ["check_dtype", "end_llm", "guard", "start_llm"]
 
 # Set on purpose, where the user has not: vLLM's own choices would take every core and half of the memory.
 _CPU_ENVIRONMENT = {
@@ -17,6 +21,22 @@ _CPU_ENVIRONMENT = {
 }
 # A dozen warnings about what a CPU lacks would bury our own lines; INFO shows vLLM's account of its start.
 _QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+
+# vLLM's engine does not notice when the process that asks it is killed, and would hold its GPU's memory for ever. The
+# guard waits for the end of its input, which comes with the end of that process however it ends. A pidfd, unlike a
+# number, can't have come to mean another process by then.
+_GUARD = """
+import os, signal, sys
+engines = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]
+sys.stdin.read()
+for engine in engines:
+    try:
+        signal.pidfd_send_signal(engine, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+_guards: dict[int, subprocess.Popen[bytes]] = {}
+"""Of each running engine, by its `id`."""
 
 
 def check_dtype(dtype: str) -> None:
@@ -28,10 +48,10 @@ def check_dtype(dtype: str) -> None:
 def start_llm(
     *, model: str, dtype: str, tensor_parallel_size: int, gpu_memory_utilization: float, **options: Any
 ) -> Any:
-    """vLLM's `AsyncLLM`, its processes started and the weights loaded: 20 to 60 s on two cores.
+    """vLLM's `AsyncLLM`, its processes started and the weights loaded: 20 to 60 s on two cores. End it with `end_llm`.
 
-    Call it inside the event loop that will use the engine. A script that does needs `if __name__ == "__main__":`
-    around what it runs: vLLM's processes import it.
+    Its processes end with this one, even if this one is killed. Call it inside the event loop that will use the
+    engine. A script that does needs `if __name__ == "__main__":` around what it runs: vLLM's processes import it.
 
     Args:
         model: folder or hub name.
@@ -50,7 +70,8 @@ def start_llm(
     options["dtype"] = ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype
     if not on_cpu:
         options["gpu_memory_utilization"] = gpu_memory_utilization
-    return AsyncLLM.from_engine_args(
+    before = set(multiprocessing.active_children())
+    llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=model,
             tensor_parallel_size=tensor_parallel_size,
@@ -62,3 +83,17 @@ def start_llm(
             **options,
         )
     )
+    _guards[id(llm)] = guard([child.pid for child in set(multiprocessing.active_children()) - before if child.pid])
+    return llm
+
+
+def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A process that kills these when this process ends, or when its own input is closed."""
+    arguments = [sys.executable, "-c", _GUARD, *map(str, pids)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def end_llm(llm: Any) -> None:
+    """End the engine's processes. Call it inside the event loop that the engine was started in."""
+    llm.shutdown()
+    _guards.pop(id(llm)).communicate()  # closes its input

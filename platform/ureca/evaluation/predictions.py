@@ -65,8 +65,10 @@ class Variant:
 
 
 def captioned_regions(row: ImageRow) -> list[int]:
-    """Indices of the regions that have a label to compare with."""
-    return [index for index, region in enumerate(row.regions) if region.caption]
+    """Indices of the regions that have a label to compare with; one that was judged false is none."""
+    return [
+        index for index, region in enumerate(row.regions) if region.caption and "judged_false" not in region.flags
+    ]
 
 
 def predict(

@@ -3,14 +3,28 @@
 import importlib
 from typing import Any
 
-__all__ = ["AttributesDescriber", "ImageLabeler", "LabelConfig", "LabelSummary", "label_corpus"]
+__all__ = [
+    "AttributesDescriber",
+    "ImageLabeler",
+    "LabelConfig",
+    "LabelSummary",
+    "MaskTreesConfig",
+    "MaskTreesSummary",
+    "build_mask_trees",
+    "label_corpus",
+    "plan_labeling",
+]
 
 _HOMES = {
     "AttributesDescriber": "ureca.labeling.attributes_describer",
     "ImageLabeler": "ureca.labeling.walk",
     "LabelConfig": "ureca.labeling.config",
     "LabelSummary": "ureca.labeling.pipeline",
+    "MaskTreesConfig": "ureca.labeling.mask_trees",
+    "MaskTreesSummary": "ureca.labeling.mask_trees",
+    "build_mask_trees": "ureca.labeling.mask_trees",
     "label_corpus": "ureca.labeling.pipeline",
+    "plan_labeling": "ureca.labeling.fanout",
 }
 
 

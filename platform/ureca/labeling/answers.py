@@ -62,12 +62,12 @@ ANSWERS: dict[Pass, type[_Answer]] = {
     "choose": ChoiceAnswer,
     "judge": VerdictAnswer,
 }
-_JSON_FORMS: dict[Pass, str] = {
+_JSON_FORMS: dict[Pass, str] = {  # no number or verdict that a model could take for a hint
     "short": '{"caption": "..."}',
     "long": '{"caption": "..."}',
-    "unique": '{"differences": [{"number": 1, "difference": "..."}], "caption": "..."}',
-    "choose": '{"number": 1}',
-    "judge": '{"correct": true}',
+    "unique": '{"differences": [{"number": N, "difference": "..."}, ...], "caption": "..."}',
+    "choose": '{"number": N}',
+    "judge": '{"correct": true or false}',
 }
 _PLAIN_FORMS: dict[Pass, str] = {
     "short": "Answer with the caption alone, in English.",
@@ -118,6 +118,7 @@ def read_answer(
             from 1 in pass choose; empty where nothing is numbered.
         phrases: of the instructions, as `phrases_of` gives them: what an answer must not repeat.
     """
+    reply = replace(reply, text=_THOUGHTS.sub("", reply.text))
     description = Description(reply.text.strip(), reply.prompt_tokens, reply.completion_tokens, seconds=reply.seconds)
     if reply.finish_reason == "content_filter" or _is_refusal(reply.text):
         return replace(description, problem=_problem("refusal"))
@@ -182,6 +183,9 @@ def phrases_of(texts: Iterable[str]) -> frozenset[str]:
         phrases |= {" ".join(words[at : at + _PHRASE_WORDS]) for at in range(len(words) - _PHRASE_WORDS + 1)}
     return frozenset(phrases)
 
+
+_THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+"""What some models say before they answer."""
 
 _MESSAGES = {
     "refusal": "it declined to answer. The task is only to describe what is visible, which is always possible",

@@ -36,6 +36,8 @@ _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
+_MAY_PASS = (403, 408, 409, 425)
+"""Beside 5xx. 403 is what some say to one request that they object to, and others to all once a key has expired."""
 _TOKENS_OF_A_PICTURE = 1800
 """Before the first answer tells: InternVL's six tiles and thumbnail."""
 
@@ -97,27 +99,36 @@ class ChatEndpoint:
         Raises:
             ConfigError: not so; names the address.
         """
-        address, openai = self._config.base_url, self._openai
+        address, model, openai = self._config.base_url, self._config.model, self._openai
+        models: list[str] = []
         try:
-            models = [model.id async for model in self._client.models.list()]
+            try:
+                models = [each.id async for each in self._client.models.list()]
+            except openai.APIStatusError as error:
+                if error.status_code not in (404, 405, 501):
+                    raise
+                # An endpoint need not list its models; whether it answers at all shows a word said to it.
+                await self._client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}])
         except openai.APIConnectionError as error:
             raise ConfigError(
                 f"{address}: no answer ({_reason(error)}); start the endpoint or correct chat.base_url"
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise ConfigError(f"{address}: {self._key_refused(error)}") from error
-        except openai.APIStatusError as error:
-            if error.status_code in (404, 405, 501):  # an endpoint need not list its models
-                return
+        except openai.NotFoundError as error:
             raise ConfigError(
-                f"{address}: answers {error.status_code} ({_reason(error)}); is it still starting?"
+                f"{address}: has no model {model!r}, or is no OpenAI API ({_reason(error)}); correct chat.model, or "
+                "chat.base_url, which usually ends in /v1"
             ) from error
+        except openai.APIStatusError as error:
+            if error.status_code >= 500:
+                raise ConfigError(
+                    f"{address}: answers {error.status_code} ({_reason(error)}); wait until it is up, or mend it"
+                ) from error
         except (openai.OpenAIError, ValueError, AttributeError) as error:
             raise ConfigError(f"{address}: speaks no OpenAI API; chat.base_url usually ends in /v1") from error
-        if models and self._config.model not in models:
-            raise ConfigError(
-                f"{address}: has no model {self._config.model!r}; it has {', '.join(sorted(models)[:10])}"
-            )
+        if models and model not in models:
+            raise ConfigError(f"{address}: has no model {model!r}; it has {', '.join(sorted(models)[:10])}")
 
     async def ask(self, question: Question) -> Reply:
         """The endpoint's answer, however often it has to be asked.
@@ -133,7 +144,7 @@ class ChatEndpoint:
             try:
                 async with self._places:
                     return await self._try(question)
-            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            except openai.AuthenticationError as error:
                 raise EndpointLost(f"{self._config.base_url}: {self._key_refused(error)}") from error
             except openai.NotFoundError as error:
                 raise EndpointLost(
@@ -141,10 +152,7 @@ class ChatEndpoint:
                 ) from error
             except openai.RateLimitError as error:
                 if error.code == "insufficient_quota":
-                    raise EndpointLost(
-                        f"{self._config.base_url}: the quota of this key is spent ({_reason(error)}); raise it there "
-                        "and give the same command again"
-                    ) from error
+                    raise EndpointLost(self._quota_spent(error)) from error
                 failed: Exception = error
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if self._leave_out(error):
@@ -153,7 +161,9 @@ class ChatEndpoint:
             except (openai.APIConnectionError, openai.InternalServerError, _NoCompletionError) as error:
                 failed = error
             except openai.APIStatusError as error:
-                if error.status_code not in (408, 409, 425):
+                if error.status_code == 402:
+                    raise EndpointLost(self._quota_spent(error)) from error
+                if error.status_code not in _MAY_PASS:
                     raise InputError(
                         f"{self._config.base_url}: answers {error.status_code} to this request ({_reason(error)})"
                     ) from error
@@ -266,6 +276,12 @@ class ChatEndpoint:
             self._not_before = max(self._not_before, time.monotonic() + told)  # for the others too
             return told * random.uniform(1.0, 1.1)
         return min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(waits, 10)) * random.uniform(0.5, 1.0)
+
+    def _quota_spent(self, error: Exception) -> str:
+        return (
+            f"{self._config.base_url}: the quota of this key is spent ({_reason(error)}); raise it there and give the "
+            "same command again"
+        )
 
     def _key_refused(self, error: Exception) -> str:
         return (

@@ -1,13 +1,15 @@
 """What can be set of a labeling job."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ureca.corpus.read import ReadLimits
 from ureca.errors import ConfigError
 from ureca.labeling.chat_describer import ChatConfig
 from ureca.labeling.distractors import DistractorConfig
+from ureca.labeling.features import FeatureConfig
 from ureca.labeling.ledger import PriceConfig
+from ureca.labeling.vllm_describer import VllmConfig
 from ureca.labeling.walk_config import WalkConfig
 from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import TreeConfig
@@ -37,23 +39,32 @@ class LabelConfig:
     """Preset of the mask tree: default, or paper (as its code: first fit, four levels, 0.7 to 70 %)."""
     proposals: ProposalConfig | None = None
     """Who proposes regions of photos without masks (--proposals.kind=segments or sam); null: they are set aside."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """By what regions are compared to find which are alike."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
     """Which regions of an image a caption may be taken for."""
     verify_retries: int = 1
     """How often a caption that is mistaken for another region is asked for again before it is flagged."""
     answer_retries: int = 2
     """How often a question is asked again whose answer is of no use."""
-    describer: Literal["attributes", "chat"] = "attributes"
+    judge_share: float = 0.0
+    """Share of the images, held out as training and evaluation hold out theirs, for a test set: each of their captions
+    is judged true or false by the describer in the end, and what is not judged true is flagged `judged_false`."""
+    judge_seed: int = 0
+    """Of the choice of these images: the `heldout_seed` of training and evaluation."""
+    describer: Literal["attributes", "chat", "vllm"] = "attributes"
     """Who writes the captions. attributes measures pixels and masks and needs no model; chat asks an
-    OpenAI-compatible endpoint."""
+    OpenAI-compatible endpoint; vllm runs a model in each of the job's processes."""
     prompts: str = ""
     """The questions to a model: default, paper, or a folder of your own; empty: those of the preset."""
     chat: ChatConfig = field(default_factory=ChatConfig)
     """For describer chat."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    """For describer vllm."""
     actors: int = 0
     """Processes that label; 0: as many as GPUs allow, or one per CPU of the cluster, less two to read and write."""
     gpus_per_actor: float = 0.0
-    """GPUs that each process holds, for models that propose regions or compare looks."""
+    """GPUs that each process holds, for models that propose regions or compare looks; describer vllm has its own."""
     images_in_flight: int = 32
     """Images that one process works on at once. Each takes its pixels in memory; more keep a slow endpoint busier."""
     images_per_block: int = 4
@@ -75,19 +86,25 @@ class LabelConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: give {minimum} or more")
         if self.table and not self.table.endswith(".parquet"):
             raise ConfigError(f"table={self.table}: give the name of a .parquet file")
+        if self.judge_share and self.describer == "attributes":
+            raise ConfigError(f"judge_share={self.judge_share}: describer attributes can't judge; give chat or vllm")
+        if self.describer == "vllm" and self.gpus_per_actor:
+            raise ConfigError("gpus_per_actor is for other describers: give vllm.tensor_parallel_size instead")
         TreeConfig.preset(self.tree)
         if self.preset == "paper" and (self.tree != "default" or self.distractors != DistractorConfig()):
             raise ConfigError("preset=paper has its own tree and distractors: leave these out, or the preset")
 
     def walk(self) -> WalkConfig:
         """How each image is labeled."""
+        common: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("limits", "proposals", "features", "answer_retries", "judge_share", "judge_seed")
+        }
         if self.preset == "paper":
-            return WalkConfig.paper(limits=self.limits, proposals=self.proposals)
+            return WalkConfig.paper(**common)
         return WalkConfig(
-            limits=self.limits,
             tree=TreeConfig.preset(self.tree),
-            proposals=self.proposals,
             distractors=self.distractors,
             verify_retries=self.verify_retries,
-            answer_retries=self.answer_retries,
+            **common,
         )

@@ -12,6 +12,7 @@ from ureca.labeling.chat_describer import ChatDescriber
 from ureca.labeling.config import LabelConfig
 from ureca.labeling.describer import Budget, Describer
 from ureca.labeling.prompts import PromptSet
+from ureca.labeling.vllm_describer import VllmDescriber
 from ureca.labeling.walk import ImageLabeler, Truth
 from ureca.scenes import read_truth
 from ureca.scenes.files import TRUTH_FILE
@@ -41,6 +42,8 @@ class DescriberRecipe:
         if self.config.describer == "attributes":
             return AttributesDescriber()
         assert self.prompts is not None
+        if self.config.describer == "vllm":
+            return VllmDescriber(self.config.vllm, self.prompts)
         return ChatDescriber(self.config.chat, self.prompts, api_key=self.api_key, share=share, budget=budget)
 
     def check(self) -> None:
@@ -61,8 +64,12 @@ class DescriberRecipe:
 
     def settings(self) -> dict[str, Any]:
         """What captions depend on, beside the walk."""
-        describer = self.make()
-        return {"describer": describer.name, "model": describer.model, "prompt_version": describer.prompt_version}
+        models = {"chat": self.config.chat.model, "vllm": self.config.vllm.model}
+        return {
+            "describer": self.config.describer,
+            "model": models.get(self.config.describer),
+            "prompt_version": self.prompts.version if self.prompts else AttributesDescriber.prompt_version,
+        }
 
 
 class LabelWorker:

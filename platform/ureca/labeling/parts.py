@@ -93,7 +93,7 @@ class Parts:
 
         Rows of images that have left the sources since an earlier start are left out.
         """
-        write_regions(self.table, self._rows_in_order())
+        write_regions(self.table, self._rows_in_order(), in_order=True)
 
     def _rows_in_order(self) -> Iterator[ImageRow]:
         load = functools.lru_cache(maxsize=32)(_read)  # neighbors in the order of ids were mostly written together

@@ -9,10 +9,12 @@ done, or labels only images that were added.
 """
 
 import functools
+import math
 import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,13 @@ from ureca.corpus import SCHEMA_VERSION, canonical_digest, iter_images, write_ma
 from ureca.errors import InputError
 from ureca.io import write_json
 from ureca.labeling.config import LabelConfig
+from ureca.labeling.describer import Budget
 from ureca.labeling.label_worker import DescriberRecipe, LabelWorker
 from ureca.labeling.ledger import Held, ledger_lines, make_ledger, total_counts
 from ureca.labeling.parts import Parts
-from ureca.labeling.rows import RowsPlan, run_rows
+from ureca.labeling.rows import RowsPlan, RowWorker, cluster_resources, run_rows
 from ureca.labeling.steward import Account
+from ureca.labeling.vllm_describer import gpus_per_actor
 from ureca.labeling.walk import NOT_UNIQUE
 
 LEDGER_FILE = "ledger.json"
@@ -60,8 +64,14 @@ def table_of(config: LabelConfig, directory: str | os.PathLike[str]) -> str:
     return config.table or str(Path(directory).resolve() / "regions.parquet")
 
 
-def label_corpus(config: LabelConfig, directory: str | os.PathLike[str]) -> LabelSummary:
+def label_corpus(
+    config: LabelConfig,
+    directory: str | os.PathLike[str],
+    make_worker: Callable[[DescriberRecipe, Budget | None, float], RowWorker] = LabelWorker,
+) -> LabelSummary:
     """Label all images of the sources into one region table; `directory` is the run's local folder.
+
+    `make_worker` makes what works on the images in each actor.
 
     Raises:
         InputError: a source without images, or not one image could be labeled.
@@ -75,35 +85,48 @@ def label_corpus(config: LabelConfig, directory: str | os.PathLike[str]) -> Labe
     manifest = write_manifest(config.sources, parts.manifest)
     for source in manifest.sources:
         print(f"label  {source}", file=sys.stderr)
-    account = Account()
+    account, plan = Account(), None
     if parts.is_finished(settings):
         print(f"label  {parts.table} is there already, of the same images and settings", file=sys.stderr)
     else:
         parts.check_settings(settings, anew=config.anew)
         recipe.check()
-        account = run_rows(functools.partial(LabelWorker, recipe), parts, rows_plan(config, manifest.num_images))
-        if account.stopped is not None:
-            _write_ledger(config, directory, account, started, table=None)
-            raise account.stopped
+        plan = rows_plan(config, manifest.num_images, cluster_resources())
+        account = run_rows(functools.partial(make_worker, recipe), parts, plan)
+        if not account.is_whole:
+            _write_ledger(config, directory, account, plan.gpus_per_actor, started, table=None)
+            account.raise_unless_whole()
         parts.write_table()
         parts.mark_finished(settings)
     table = total_counts(iter_images(parts.table))
-    _write_ledger(config, directory, account, started, table=table)
+    _write_ledger(config, directory, account, plan.gpus_per_actor if plan else 0, started, table=table)
     return _summarize(parts.table, table, account, time.monotonic() - started)
 
 
-def rows_plan(config: LabelConfig, num_images: int) -> RowsPlan:
-    """How the corpus is spread over a cluster."""
+def rows_plan(config: LabelConfig, num_images: int, resources: Mapping[str, float]) -> RowsPlan:
+    """How the corpus is spread over a cluster that has these resources.
+
+    Raises:
+        ConfigError: it has too few GPUs for one actor.
+    """
     return RowsPlan(
         label="label",
         num_images=num_images,
         images_per_block=config.images_per_block,
         images_in_flight=config.images_in_flight,
         actors=config.actors,
-        gpus_per_actor=config.gpus_per_actor,
+        gpus_per_actor=_gpus_per_actor(config, resources.get("GPU", 0)),
         crash_attempts=config.crash_attempts,
         max_tokens=config.chat.max_total_tokens if config.describer == "chat" else 0,
     )
+
+
+def _gpus_per_actor(config: LabelConfig, cluster_gpus: float) -> float:
+    if config.describer != "vllm":
+        return config.gpus_per_actor
+    if not cluster_gpus and os.environ.get("RAY_ADDRESS") and config.vllm.model != "nano":
+        cluster_gpus = math.inf  # a cluster's machines with GPUs may come only when they are asked for
+    return gpus_per_actor(config.vllm, cluster_gpus)
 
 
 def label_settings(config: LabelConfig, recipe: DescriberRecipe) -> dict[str, Any]:
@@ -120,6 +143,7 @@ def _write_ledger(
     config: LabelConfig,
     directory: str | os.PathLike[str],
     account: Account,
+    gpus: float,
     started: float,
     *,
     table: Counter[str] | None,
@@ -131,7 +155,7 @@ def _write_ledger(
         account.counts,
         Held(
             wall_seconds=time.monotonic() - started,
-            gpu_seconds=held * config.gpus_per_actor,
+            gpu_seconds=held * gpus,
             cpu_seconds=held,
         ),
         config.prices,

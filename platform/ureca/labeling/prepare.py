@@ -16,6 +16,7 @@ from ureca.attributes.measure import RegionAttributes, measure_tree
 from ureca.corpus import Distractor, LoadedImage, ManifestRow, read_row
 from ureca.errors import InputError
 from ureca.labeling.distractors import find_distractors
+from ureca.labeling.features import make_features
 from ureca.labeling.walk_config import WalkConfig
 from ureca.proposals import Proposer, make_proposer
 from ureca.regions.rle import Rle, Size
@@ -33,6 +34,7 @@ class PreparedImage:
     parents: tuple[int, ...]
     children: tuple[tuple[int, ...], ...]
     attributes: tuple[RegionAttributes, ...]
+    """Empty if not measured."""
     distractors: tuple[tuple[Distractor, ...], ...]
     notes: dict[str, int]
     """What was put right or left out, and how often."""
@@ -44,10 +46,15 @@ class PreparedImage:
 
 
 class Preparer:
-    """Prepares images, one after the other. One per process: it may hold models."""
+    """Prepares images, one after the other. One per process: it may hold models.
 
-    def __init__(self, config: WalkConfig) -> None:
+    `looks`: whether the describer does; then attributes are measured only if regions are compared by them.
+    """
+
+    def __init__(self, config: WalkConfig, *, looks: bool) -> None:
         self._config = config
+        self._measures = not looks or config.features.kind == "measured"
+        self._features = make_features(config.features)
         self._propose: Proposer | None = None if config.proposals is None else make_proposer(config.proposals)
 
     def read(self, row: ManifestRow) -> LoadedImage:
@@ -68,18 +75,23 @@ class Preparer:
         masks = self._propose(loaded.image)
         return replace(loaded, masks=masks, notes=loaded.notes + Counter(proposed=len(masks)))
 
-    def arrange(self, loaded: LoadedImage) -> PreparedImage:
-        """Tree, looks and distractors of an image's regions.
+    def tree(self, loaded: LoadedImage) -> tuple[MaskTree, dict[str, int]]:
+        """The mask tree of an image, and what was put right or left out on the way to it, and how often.
 
         Raises:
             MaskError: masks from which no tree can be made.
         """
-        image = loaded.image
         tree = build_mask_tree(loaded.masks, loaded.size, self._config.tree)
+        return tree, {**loaded.notes, **_tree_notes(tree)}
+
+    def arrange(self, loaded: LoadedImage) -> PreparedImage:
+        """Tree, looks and distractors of an image's regions. Raises as `tree`."""
+        image = loaded.image
+        tree, notes = self.tree(loaded)
         segmentations = tuple(region.segmentation for region in tree.regions)
         parents = tuple(region.parent for region in tree.regions)
-        attributes = tuple(measure_tree(image, segmentations, parents))
-        features = np.stack([each.features for each in attributes]) if attributes else np.empty((0, 1))
+        attributes = tuple(measure_tree(image, segmentations, parents)) if self._measures else ()
+        features = self._features(image, segmentations, attributes)
         return PreparedImage(
             image=image,
             tree=tree,
@@ -88,7 +100,7 @@ class Preparer:
             children=_children(parents),
             attributes=attributes,
             distractors=tuple(find_distractors(features, parents, self._config.distractors)),
-            notes={**loaded.notes, **_tree_notes(tree)},
+            notes=notes,
         )
 
 

@@ -5,8 +5,8 @@
 
 Ray Data's row checkpoint resumes exactly this shape of plan: a read, stages in between, a write; a block is
 written and checkpointed in one piece, so what dies with a process are the rows of its unfinished blocks. Ray Data
-would by itself work on one block per actor; here every actor works on as many at once as make up
-`images_in_flight`, so that one slow image keeps no place empty but its own.
+would by itself work on one block per actor; here every actor takes up so many that `images_in_flight` images are always
+under way: one slow image keeps no place empty but its own.
 """
 
 import asyncio
@@ -91,8 +91,11 @@ class RowsPlan:
 
     @property
     def blocks_in_flight(self) -> int:
-        """Blocks that an actor works on at once."""
-        return math.ceil(self.images_in_flight / self.images_per_block)
+        """Blocks that an actor takes up at once: twice as many as hold the images that it works on.
+
+        A block is out only when its last image is; what waits in the other half takes the places of those before.
+        """
+        return math.ceil(2 * self.images_in_flight / self.images_per_block)
 
     def num_actors(self, cpus: float, gpus: float) -> int:
         """Processes that work on rows, on a cluster that has this."""
@@ -110,13 +113,22 @@ class ImageCrashError(UrecaError):
     """An image ends the process that works on it."""
 
 
+def cluster_resources() -> dict[str, float]:
+    """Join or start Ray; how many CPUs and GPUs it has."""
+    connect()
+    # Only now: `connect` has to come before Ray is first imported.
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
 def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     """Work on every row of the manifest that is not in the parts yet; returns what was done in this start.
 
-    All rows are there then, unless the account says why the job has `stopped`.
+    All rows are there then, unless the account says why not (`raise_unless_whole`).
     """
-    connect()
-    # Only now: `connect` has to come before Ray is first imported.
+    resources = cluster_resources()
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -129,10 +141,10 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     )
     filesystem, manifest = io.filesystem(parts.manifest)
     _, rows = io.filesystem(parts.rows)
-    resources = ray.cluster_resources()
     num_actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
     _tell(plan, num_actors, resources)
     error: Exception | None = None
+    interrupted = False
     try:
         with DataContext.current(_data_context(parts, filesystem)), _watched(steward, plan, parts.num_rows()):
             (
@@ -158,10 +170,13 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
                 )
                 .write_parquet(rows, filesystem=filesystem)
             )
+    except KeyboardInterrupt:
+        interrupted = True
     except Exception as raised:
         error = raised
     ray.get(steward.write.remote())
     account: Account = ray.get(steward.account.remote())
+    account.interrupted = interrupted
     ray.kill(steward)
     if error is not None and account.stopped is None:
         raise error

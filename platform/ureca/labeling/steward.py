@@ -53,8 +53,27 @@ class Account:
     actors: dict[str, float] = field(default_factory=dict)
     """Actor -> when it was first ready, in seconds since the epoch."""
     stopped: JobStopped | None = None
+    interrupted: bool = False
+    """By Ctrl-C."""
     spent_tokens: int = 0
     """Against the spending limit, earlier starts included."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.stopped is None and not self.interrupted
+
+    def raise_unless_whole(self) -> None:
+        """End the job where something is left to a later start.
+
+        Raises:
+            JobStopped: no further image could be worked on.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        if self.stopped is not None:
+            raise self.stopped
+        if self.interrupted:
+            raise KeyboardInterrupt
 
 
 class Steward:

@@ -20,11 +20,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ureca.corpus import ImageRow, ManifestRow, Provenance, RegionRow, RowError
-from ureca.errors import UrecaError
+from ureca.corpus.split import is_heldout
+from ureca.errors import StorageError, UrecaError
 from ureca.labeling.describer import Describer, DescribeRequest, Description, Pass
 from ureca.labeling.errors import JobStopped
 from ureca.labeling.prepare import PreparedImage, Preparer
@@ -37,6 +38,9 @@ Step = Literal["read", "tree", "describe", "label"]
 
 NOT_UNIQUE = "not_unique"
 """Flag of a region whose caption is, or may be, mistaken for another region of the image."""
+
+JUDGED_FALSE = "judged_false"
+"""Flag of a region of the test set whose caption was not judged true."""
 
 _NOT_CHOSEN = "A reader of the caption could not tell which of the regions it describes."
 
@@ -88,7 +92,7 @@ class ImageLabeler:
     def __init__(self, describer: Describer, config: WalkConfig | None = None) -> None:
         self._describer = describer
         self._config = WalkConfig() if config is None else config
-        self._preparer = Preparer(self._config)
+        self._preparer = Preparer(self._config, looks=describer.looks)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
     async def label(self, row: ManifestRow, truth: Truth | None = None) -> LabeledImage | Quarantined:
@@ -96,6 +100,7 @@ class ImageLabeler:
 
         Raises:
             JobStopped: neither this nor any other image can be labeled for now.
+            StorageError: nor can it be read.
         """
         started = time.monotonic()
         counts = _Counts()
@@ -107,7 +112,7 @@ class ImageLabeler:
             step = "describe"
             walk = _Walk(row.image_id, prepared, self._describer, self._config, counts)
             regions = await walk.run(truth or {})
-        except JobStopped:
+        except (JobStopped, StorageError):  # nothing is wrong with the image: the next would meet the same
             raise
         except Exception as error:
             if not isinstance(error, UrecaError):
@@ -185,6 +190,7 @@ class _Walk:
     ) -> None:
         self._image_id, self._prepared = image_id, prepared
         self._describer, self._config, self._counts = describer, config, counts
+        self._judged = config.judge_share > 0 and is_heldout(image_id, config.judge_share, config.judge_seed)
         self._top = [index for index, parent in enumerate(prepared.parents) if parent < 0]
         self._short: list[asyncio.Task[_Answer]] = []
         self._long: dict[int, asyncio.Task[_Answer]] = {}
@@ -249,6 +255,14 @@ class _Walk:
         return long if long.text else _Answer(short.text, long.flag)
 
     async def _describe_unique(self, index: int) -> _Final:
+        final = await self._unique_of(index)
+        if not self._judged or final.text is None:
+            return final
+        # The paper's own check of its test set: of truth, not of uniqueness (section 3, "Data verification").
+        answer = await self._ask("judge", index, own_caption=final.text)
+        return final if answer.verdict else replace(final, flags=(*final.flags, JUDGED_FALSE))
+
+    async def _unique_of(self, index: int) -> _Final:
         """The best of the tries: the one that the fewest other regions fit, the first of equals."""
         long, distractors = await self._long[index], self._prepared.distractors[index]
         unasked = Verdict(uniqueness=None, passed=True, confused_with=(), distractors=distractors)
@@ -318,14 +332,8 @@ class _Walk:
         region = self._prepared.tree.regions[index]
         true = truth.get(region.region_id)
         not_unique = (NOT_UNIQUE,) if repeated or not final.verdict.passed else ()
-        return RegionRow(
-            region_id=region.region_id,
-            merged_ids=region.merged_ids,
-            parent=region.parent,
-            depth=region.depth,
-            segmentation=region.segmentation,
-            area=region.area,
-            bbox=region.bbox,
+        return RegionRow.of(
+            region,
             short_caption=self._short[index].result().text,
             long_caption=self._long[index].result().text,
             caption=final.text,

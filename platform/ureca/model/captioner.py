@@ -28,7 +28,7 @@ from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig, tile_boxes
-from ureca.model.packing import IGNORED, PACKED_ATTENTION, BranchLayout, PackedBatch, kept_tiles
+from ureca.model.packing import IGNORED, PACKED_ATTENTION, BinsRun, PackedBatch, PrefixRun, kept_tiles
 from ureca.model.presets import preset_path
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
@@ -239,20 +239,29 @@ class Captioner(nn.Module):
         return loss, kept.sum()
 
     def hidden_states(self, batch: PackedBatch, image_features: Tensor | None = None) -> Tensor:
-        """Last hidden states `(B, S, D)` of a packed batch."""
+        """Last hidden states `(G, W, D)` of a packed batch's bins."""
         if image_features is None:
+            image_features = batch.image_features
+        if image_features is None:
+            assert batch.pixel_values is not None
             image_features = self.image_features(batch.pixel_values)
-        x = self.base.get_input_embeddings()(batch.input_ids)
-        is_image = (batch.input_ids == self.processor.image_token_id) & ~batch.is_mask
-        x = x.masked_scatter(is_image.unsqueeze(-1), image_features.to(x.dtype).flatten(0, 1))
+        embed = self.base.get_input_embeddings()
+        prefix = embed(batch.prefix_ids)
+        is_image = batch.prefix_ids == self.processor.image_token_id
+        prefix = prefix.masked_scatter(is_image.unsqueeze(-1), image_features.to(prefix.dtype).flatten(0, 1))
+        before = PrefixRun()
+        self._language_model(prefix, torch.arange(prefix.shape[1], device=prefix.device)[None], before)
+        x = embed(batch.input_ids)
         if batch.mask_tiles:
             tokens = torch.cat(self.mask_tokens(batch.mask_tiles, batch.grids)).to(x.dtype)
             x = x.masked_scatter(batch.is_mask.unsqueeze(-1), tokens)
-        language_model = self.base.model.language_model
-        return language_model(
-            inputs_embeds=x,
-            attention_mask={"full_attention": BranchLayout.of(batch.branch)},
-            position_ids=batch.position_ids,
+        return self._language_model(x, batch.position_ids, BinsRun.of(before.states, batch))
+
+    def _language_model(self, embeddings: Tensor, position_ids: Tensor, run: PrefixRun | BinsRun) -> Tensor:
+        return self.base.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask={"full_attention": run},  # transformers hands it on to `packed_attention` as it is
+            position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state
 

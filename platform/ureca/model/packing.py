@@ -1,20 +1,24 @@
 """Pack all regions of an image behind one image prefix.
 
-    tokens        [ image ........ | mask query caption | mask query caption ]
-    branch        [ -1 ........ -1 |  0 ...           0 |  1 ...           1 ]
-    position_ids  [  0 ....... P-1 |  P ...             |  P ...             ]
+    prefixes       (B, P)   [ image ........ ]                                       one for each image
+    bins           (G, W)   [ mask query caption | mask query caption | padding ]    branches, several to a bin
+    position_ids            [ P ...              | P ...              | 0 ...   ]    P: length of its own prefix
 
-A token sees the prefix and, causally, its own branch: loss and gradients equal those of R separate sequences
-(tests/model/test_packing.py). Rows of a batch are padded on the right with branch -2.
+A branch's token sees its image's prefix and, causally, its own branch: loss and gradients equal those of R separate
+sequences (tests/model/test_packing.py). Branches of unlike length and images of unlike number of regions would pad
+each other; bins hold as many branches of one image as fit.
 
-Shapes: B rows (one per image), S tokens a row, T tiles, M mask tokens, D hidden.
+The language model runs twice over the same weights: over the prefixes, where each layer's keys and values are kept,
+then over the bins, where each attends to those. Where nothing before them learns, the first run needs no gradient.
+
+Shapes: B images, P tokens of the longest prefix, G bins, W tokens a bin, T tiles, M mask tokens, D hidden, H heads.
 Source: the sequence, URECA (arXiv 2504.05305) section 4; the packing is ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +31,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
 
-PREFIX, PADDING = -1, -2
+PADDING = -1
 IGNORED = -100
 
 
@@ -41,8 +45,8 @@ class RegionExample:
 
 @dataclass(frozen=True)
 class Example:
-    image: np.ndarray
-    """(H, W, 3) uint8 RGB."""
+    image: np.ndarray | Tensor
+    """(H, W, 3) uint8 RGB; or its image tokens (T, 256, D), where they were computed before."""
     regions: tuple[RegionExample, ...]
 
 
@@ -50,26 +54,31 @@ class Example:
 class PackedBatch:
     """Everything a training step needs, on one device."""
 
+    prefix_ids: Tensor
+    """(B, P) int64; what is shorter than P is padded on the right with the end marker."""
+    prefix_valid: Tensor
+    """(B, P) bool: which of them are no padding."""
+    image: Tensor
+    """(G,) int64: the image that each bin belongs to."""
     input_ids: Tensor
-    """(B, S) int64; mask positions hold the padding id and are overwritten by mask tokens."""
+    """(G, W) int64; mask positions hold the padding id and are overwritten by mask tokens."""
     position_ids: Tensor
-    """(B, S) int64."""
+    """(G, W) int64."""
     branch: Tensor
-    """(B, S) int64: -1 prefix, -2 padding, else the region's number in its row."""
+    """(G, W) int64: the region's number in its image, -1 padding."""
     labels: Tensor
-    """(B, S) int64: the token that position s must predict, -100 where the loss does not look."""
+    """(G, W) int64: the token that position w must predict, -100 where the loss does not look."""
     is_mask: Tensor
-    """(B, S) bool: where mask tokens (delimiters included) go, in order of appearance."""
-    pixel_values: Tensor
-    """(sum of T, 3, tile, tile) float32."""
+    """(G, W) bool: where mask tokens (delimiters included) go, in order of appearance."""
+    pixel_values: Tensor | None
+    """(sum of T, 3, tile, tile) float32; None where the examples came with image tokens."""
+    image_features: Tensor | None
+    """(sum of T, 256, D) image tokens where the examples came with them."""
     mask_tiles: tuple[Tensor, ...]
     """One (T, 1, tile, tile) for each region with a mask, in order of appearance."""
     grids: tuple[tuple[int, int], ...]
     """(columns, rows) for each entry of `mask_tiles`."""
-
-    @property
-    def num_regions(self) -> int:
-        return int((self.branch.max(dim=1).values + 1).sum())
+    num_regions: int
 
     def to(self, device: torch.device | str) -> PackedBatch:
         tensors: dict[str, Any] = {
@@ -86,139 +95,168 @@ def kept_tiles(tiles: Tensor, *, drop_empty: bool) -> Tensor:
     return kept
 
 
+@dataclass(frozen=True)
+class _Branch:
+    number: int
+    ids: list[int]
+    num_mask: int
+    caption: list[int]
+    first_position: int
+    tiles: Tensor | None
+    grid: tuple[int, int] | None
+
+
 def pack(
-    examples: Sequence[Example],
-    processor: CaptionerProcessor,
-    *,
-    tokens_per_tile: int,
-    drop_empty: bool,
-    pixel_values: Sequence[Tensor] | None = None,
+    examples: Sequence[Example], processor: CaptionerProcessor, *, tokens_per_tile: int, drop_empty: bool
 ) -> PackedBatch:
-    """Pack each example into one row.
+    """Pack examples into one batch.
 
     Args:
+        examples: either all with their pixels or all with their image tokens.
         tokens_per_tile: N of the mask encoder; a region's mask takes N * (kept tiles) + 2 positions.
         drop_empty: leave out tiles that the region does not touch (the `tokens` encoder does).
-        pixel_values: the images' tiles where the caller has them already, else they are made here.
     """
-    rows = []
-    pixels: list[Tensor] = []
-    tiles: list[Tensor] = []
-    grids: list[tuple[int, int]] = []
-    for number, example in enumerate(examples):
-        values = processor.image_inputs(example.image) if pixel_values is None else pixel_values[number]
-        pixels.append(values)
-        ids = processor.prefix_ids(len(values))
-        prefix = len(ids)
-        branch, positions = [PREFIX] * prefix, list(range(prefix))
-        labels, is_mask = [IGNORED] * prefix, [False] * prefix
-        for index, region in enumerate(example.regions):
-            num_mask = 0
-            if region.segmentation is not None:
-                region_tiles = processor.mask_tiles(region.segmentation)
-                tiles.append(region_tiles)
-                height, width = region.segmentation["size"]
-                grids.append(processor.grid((height, width)))
-                num_mask = 2 + tokens_per_tile * int(kept_tiles(region_tiles, drop_empty=drop_empty).sum())
-            query, caption = processor.branch_ids(region.query), processor.caption_ids(region.caption)
-            branch_ids = [0] * num_mask + query + caption
-            ids += branch_ids
-            is_mask += [True] * num_mask + [False] * (len(query) + len(caption))
-            # Position s predicts token s + 1: the query's last token predicts the caption's first.
-            labels += [IGNORED] * (num_mask + len(query) - 1) + caption + [IGNORED]
-            branch += [index] * len(branch_ids)
-            positions += range(prefix, prefix + len(branch_ids))
-        rows.append((ids, positions, branch, labels, is_mask))
-    length = max(len(row[0]) for row in rows)
-    padding = (0, 0, PADDING, IGNORED, False)
-    columns = [
-        torch.tensor([row[field] + [fill] * (length - len(row[field])) for row in rows])
-        for field, fill in enumerate(padding)
+    features = [example.image for example in examples if isinstance(example.image, Tensor)]
+    pixels = [processor.image_inputs(e.image) for e in examples if not isinstance(e.image, Tensor)]
+    assert not (features and pixels), "pixels and image tokens in one batch"
+    inputs = features or pixels
+    prefixes = [processor.prefix_ids(len(values)) for values in inputs]
+    images = [
+        [
+            _branch(number, region, processor, len(prefix), tokens_per_tile=tokens_per_tile, drop_empty=drop_empty)
+            for number, region in enumerate(example.regions)
+        ]
+        for example, prefix in zip(examples, prefixes, strict=True)
     ]
+    longest = max(len(prefix) for prefix in prefixes)
+    bins, width = _bins([[len(branch.ids) for branch in branches] for branches in images], longest)
+    columns = {name: np.full((len(bins), width), fill) for name, fill in _FILLS.items()}
+    placed = []
+    for row, (image, members) in enumerate(bins):
+        at = 0
+        for branch in (images[image][member] for member in members):
+            placed.append(branch)
+            length = len(branch.ids)
+            columns["input_ids"][row, at : at + length] = branch.ids
+            columns["position_ids"][row, at : at + length] = branch.first_position + np.arange(length)
+            columns["branch"][row, at : at + length] = branch.number
+            # Position w predicts token w + 1: the query's last token predicts the caption's first.
+            columns["labels"][row, at + length - 1 - len(branch.caption) : at + length - 1] = branch.caption
+            columns["is_mask"][row, at : at + branch.num_mask] = True
+            at += length
+    end = processor.end_token_id
     return PackedBatch(
-        input_ids=columns[0],
-        position_ids=columns[1],
-        branch=columns[2],
-        labels=columns[3],
-        is_mask=columns[4],
-        pixel_values=torch.cat(pixels),
-        mask_tiles=tuple(tiles),
-        grids=tuple(grids),
+        prefix_ids=torch.tensor([prefix + [end] * (longest - len(prefix)) for prefix in prefixes]),
+        prefix_valid=torch.arange(longest) < torch.tensor([[len(prefix)] for prefix in prefixes]),
+        image=torch.tensor([image for image, _ in bins]),
+        pixel_values=torch.cat(pixels) if pixels else None,
+        image_features=torch.cat(features) if features else None,
+        mask_tiles=tuple(branch.tiles for branch in placed if branch.tiles is not None),
+        grids=tuple(branch.grid for branch in placed if branch.grid is not None),
+        num_regions=len(placed),
+        **{name: torch.from_numpy(column) for name, column in columns.items()},
     )
 
 
-@dataclass(frozen=True)
-class BranchLayout:
-    """Where the branches of a packed batch lie; what `attend` needs instead of a dense (S, S) mask.
+_FILLS: dict[str, Any] = {
+    "input_ids": 0,
+    "position_ids": 0,
+    "branch": PADDING,
+    "labels": IGNORED,
+    "is_mask": False,
+}
 
-    R branches in the row that has most, L tokens in the longest branch, P in the longest prefix.
+
+def _branch(
+    number: int,
+    region: RegionExample,
+    processor: CaptionerProcessor,
+    first_position: int,
+    *,
+    tokens_per_tile: int,
+    drop_empty: bool,
+) -> _Branch:
+    tiles, grid, num_mask = None, None, 0
+    if region.segmentation is not None:
+        tiles = processor.mask_tiles(region.segmentation)
+        height, width = region.segmentation["size"]
+        grid = processor.grid((height, width))
+        num_mask = 2 + tokens_per_tile * int(kept_tiles(tiles, drop_empty=drop_empty).sum())
+    query, caption = processor.branch_ids(region.query), processor.caption_ids(region.caption)
+    return _Branch(number, [0] * num_mask + query + caption, num_mask, caption, first_position, tiles, grid)
+
+
+_OTHER_WORK = 500
+"""What a token costs apart from attention, in keys that it might attend to instead; seen on nano and a CPU."""
+
+
+def _bins(lengths: list[list[int]], prefix: int) -> tuple[list[tuple[int, list[int]]], int]:
+    """Put branches into bins: `(image, its branches in the bin)` each, and the width, of those tried the cheapest.
+
+    Wider bins hold less padding, but each token meets more keys, its neighbors' among them. First fit, longest first.
     """
+    longest = max(max(of_image) for of_image in lengths)
+    best: tuple[float, list[tuple[int, list[int]]], int] | None = None
+    for factor in (1.0, 1.25, 1.5, 2.0, 2.5, 3.0):
+        width = round(longest * factor)
+        bins = [(image, members) for image, of_image in enumerate(lengths) for members in _first_fit(of_image, width)]
+        cost = len(bins) * width * (_OTHER_WORK + prefix + width)
+        if best is None or cost < best[0]:
+            best = (cost, bins, width)
+    assert best is not None
+    return best[1], best[2]
 
-    index: Tensor
-    """(B, R, L) int64: each branch's tokens as positions in the flattened (B * S) batch, padded with 0."""
-    valid: Tensor
-    """(B, R, L) bool: which entries of `index` are no padding."""
-    prefix_valid: Tensor
-    """(B, P) bool."""
+
+def _first_fit(lengths: list[int], width: int) -> list[list[int]]:
+    """Which branches of an image share a bin of `width` tokens."""
+    bins: list[list[int]] = []
+    left: list[int] = []
+    for member in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = next((b for b, room in enumerate(left) if room >= lengths[member]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            left.append(width)
+        bins[place].append(member)
+        left[place] -= lengths[member]
+    return bins
+
+
+@dataclass(frozen=True)
+class PrefixRun:
+    """The attention of the run over prefixes: causal. Keeps each layer's keys and values, (B, H, P, head) each."""
+
+    states: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BinsRun:
+    """The attention of the run over bins: each token sees its image's prefix and, causally, its own branch."""
+
+    states: list[tuple[Tensor, Tensor]]
+    """What PrefixRun kept, layer by layer."""
+    image: Tensor
+    """(G,) int64."""
+    seen: Tensor
+    """(G, 1, W, P + W) bool: which keys, the prefix's before the bin's, a token attends to."""
 
     @classmethod
-    def of(cls, branch: Tensor) -> BranchLayout:
-        """From the branch numbers `(B, S)` of a packed batch."""
-        rows, length = branch.shape
-        positions = [
-            [(numbers == number).nonzero()[:, 0] + row * length for number in range(int(numbers.max()) + 1)]
-            for row, numbers in enumerate(branch)
-        ]
-        most = max(len(row) for row in positions)
-        longest = max(len(branch) for row in positions for branch in row)
-        index = branch.new_zeros(rows, most, longest)
-        valid = torch.zeros(rows, most, longest, dtype=torch.bool, device=branch.device)
-        for row, branches in enumerate(positions):
-            for number, tokens in enumerate(branches):
-                index[row, number, : len(tokens)] = tokens
-                valid[row, number, : len(tokens)] = True
-        prefix_lengths = (branch == PREFIX).sum(dim=1)
-        prefix = torch.arange(int(prefix_lengths.max()), device=branch.device)
-        return cls(index, valid, prefix < prefix_lengths[:, None])
+    def of(cls, states: list[tuple[Tensor, Tensor]], batch: PackedBatch) -> BinsRun:
+        width = batch.branch.shape[1]
+        own = batch.branch[:, :, None] == batch.branch[:, None, :]
+        own = own & torch.ones(width, width, dtype=torch.bool, device=own.device).tril()
+        prefix = batch.prefix_valid[batch.image][:, None].expand(-1, width, -1)
+        return cls(states, batch.image, torch.cat([prefix, own], dim=2)[:, None])
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, layout: BranchLayout, scale: float) -> Tensor:
-    """Attention of a packed batch, `(B, H, S, D)` each: prefixes causally, every branch behind its prefix.
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Masked attention, `(G, H, W, head)`, of queries to keys and values `(G, H, P + W, head)`; `seen` is bool.
 
-    The same numbers as one dense masked attention over S without its S x S work: a row of P prefix tokens and R
-    branches of L tokens costs P * P + R * L * (P + L), and its keys are not copied for each branch. Written out in
-    matrix products since on a CPU, where nano trains, the fused kernel's gradient takes twice as long.
+    On a CPU the fused kernel's gradient takes three times as long in bfloat16 as matrix products do.
     """
-    heads, length, width = query.shape[1:]
-    rows, most, longest = layout.index.shape
-    prefix = layout.prefix_valid.shape[1]
-    positions = layout.index.flatten()
-    query = query * scale
-
-    def causal(size: int) -> Tensor:
-        return torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)
-
-    def branches(x: Tensor) -> Tensor:
-        # index_select: on a CPU its gradient is many times faster than that of x[index].
-        tokens = x.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, positions)
-        return tokens.view(rows, most, longest, heads, width).permute(0, 3, 1, 2, 4)
-
-    prefix_key, prefix_value = key[:, :, :prefix], value[:, :, :prefix]
-    scores = (query[:, :, :prefix] @ prefix_key.mT).masked_fill(causal(prefix), float("-inf"))
-    first = scores.softmax(-1) @ prefix_value
-
-    q, k, v = branches(query), branches(key), branches(value)
-    to_prefix = (q.flatten(2, 3) @ prefix_key.mT).masked_fill(~layout.prefix_valid[:, None, None], float("-inf"))
-    to_itself = (q @ k.mT).masked_fill(causal(longest), float("-inf"))
-    weights = torch.cat([to_prefix.unflatten(2, (most, longest)), to_itself], dim=-1).softmax(-1)
-    found = (weights[..., :prefix].flatten(2, 3) @ prefix_value).unflatten(2, (most, longest))
-    found = found + weights[..., prefix:] @ v
-
-    # Under autocast the result's type is the products' own, not the queries'.
-    out = torch.cat([first, first.new_zeros(rows, heads, length - prefix, width)], dim=2)
-    flat = out.transpose(1, 2).flatten(2).flatten(0, 1)
-    flat = flat.index_copy(0, layout.index[layout.valid], found.permute(0, 2, 3, 1, 4).flatten(3)[layout.valid])
-    return flat.view(rows, length, heads, width).transpose(1, 2)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        scores = ((query * scale) @ key.mT).masked_fill(~seen, float("-inf"))
+        return scores.softmax(-1) @ value
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
 
 
 def packed_attention(
@@ -231,15 +269,28 @@ def packed_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`attend` in the form of transformers' attention interface; anything but a BranchLayout goes to its SDPA."""
-    if not isinstance(attention_mask, BranchLayout):
+    """Both runs' attention in transformers' interface; whatever else it is asked for goes to its SDPA."""
+    if not isinstance(attention_mask, PrefixRun | BinsRun):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    # Under autocast rotary positions leave queries and keys in float32; values have the type to compute in.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     groups = query.shape[1] // key.shape[1]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if isinstance(attention_mask, PrefixRun):
+        attention_mask.states.append((key, value))
+        length = query.shape[2]
+        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    else:
+        seen = attention_mask.seen
+        before = attention_mask.states[module.layer_idx]  # type: ignore[index]
+        key, value = (
+            torch.cat([kept.index_select(0, attention_mask.image), own], dim=2)
+            for kept, own in zip(before, (key, value), strict=True)
+        )
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    out = attend(query, key, value, attention_mask, scaling if scaling is not None else query.shape[-1] ** -0.5)
-    return out.transpose(1, 2).contiguous(), None
+    return attend(query, key, value, seen, scale).transpose(1, 2).contiguous(), None
 
 
 PACKED_ATTENTION = "ureca_packed"

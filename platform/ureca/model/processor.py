@@ -57,6 +57,7 @@ class CaptionerProcessor:
         self.image_processor.max_patches = tile_limit
         self.image_processor.min_patches = 1
         self.tile_px: int = self.image_processor.size["height"]
+        self._prefixes: dict[int, tuple[int, ...]] = {}
 
     @classmethod
     def from_pretrained(cls, path: str, *, tile_limit: int) -> CaptionerProcessor:
@@ -78,10 +79,11 @@ class CaptionerProcessor:
 
     def prefix_ids(self, num_tiles: int) -> list[int]:
         """Token ids of everything before a region's mask tokens, the image's placeholders included."""
-        length = self.hf.image_seq_length * num_tiles  # type: ignore[attr-defined]
-        tokens = self.tokenizer
-        image = f"<img>{'<IMG_CONTEXT>' * length}</img>"
-        return tokens(f"<|im_start|>user\n{image}\n", add_special_tokens=False)["input_ids"]
+        if num_tiles not in self._prefixes:  # kept: it takes milliseconds, and every image asks for it
+            image = f"<img>{'<IMG_CONTEXT>' * self.hf.image_seq_length * num_tiles}</img>"  # type: ignore[attr-defined]
+            text = f"<|im_start|>user\n{image}\n"
+            self._prefixes[num_tiles] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._prefixes[num_tiles])
 
     def branch_ids(self, query: str) -> list[int]:
         """Token ids between the mask tokens and the caption."""

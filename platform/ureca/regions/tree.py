@@ -20,7 +20,7 @@ preprocess.py (what the paper calls IoU is containment in the code).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from ureca.regions.overlaps import containments, ious
 from ureca.regions.rle import Rle, Size, check_rles, rle_areas, rle_bboxes
 
 DropReason = Literal["too_small", "too_large", "too_few_levels", "parent_dropped"]
+DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 
 
 @dataclass(frozen=True, kw_only=True)

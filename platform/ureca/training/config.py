@@ -76,14 +76,25 @@ class WorkersConfig:
     use_gpu: bool = False
     zero_stage: Literal[1, 2, 3] = 1
     """DeepSpeed ZeRO: what the workers share out. 1 optimizer states, 2 gradients too, 3 weights too."""
+    threads: int = 1
+    """CPU threads of each worker. On few cores more workers are faster than more threads, and both at once take
+    turns so badly that they lose most of the speed."""
     bf16: bool = False
-    """Compute in bfloat16 with 32-bit master weights. For GPUs; slow on CPUs."""
+    """Compute in bfloat16; the weights that train, and the optimizer, stay in 32 bit. On CPUs that have AMX or
+    AVX512-BF16 it is faster, on others slower."""
+    image_tokens_mb: int = 1024
+    """Memory of each worker for image tokens: the vision tower is frozen, so they are computed once and kept while
+    they fit. With `zero_stage` 3 they are not kept: its workers must compute alike."""
     max_failures: int = 2
     """Restarts from the latest checkpoint after a worker or its machine died."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ConfigError(f"workers.num_workers={self.num_workers}: must be at least 1.")
+        if self.threads < 1:
+            raise ConfigError(f"workers.threads={self.threads}: must be at least 1.")
+        if self.image_tokens_mb < 0:
+            raise ConfigError(f"workers.image_tokens_mb={self.image_tokens_mb}: must be 0 (keep none) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

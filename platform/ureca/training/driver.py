@@ -12,7 +12,7 @@ from ureca.config import config_to_dict
 from ureca.errors import UrecaError
 from ureca.runs import Progress
 from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, steps_done
-from ureca.training.config import Stage1Config, Stage2Config
+from ureca.training.config import Stage1Config, Stage2Config, WorkersConfig
 from ureca.training.examples import LabeledImages
 from ureca.training.index import StepIndex
 from ureca.training.metrics import FILE, last_line, loss_first_last, read_metrics
@@ -89,7 +89,7 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
             storage_path=plan.directory,
             checkpoint_config=CheckpointConfig(num_to_keep=plan.checkpoints.num_to_keep),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            worker_runtime_env={"env_vars": _worker_environment(workers.use_gpu)},
+            worker_runtime_env={"env_vars": _worker_environment(workers)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -118,10 +118,9 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
         raise users_error(outcome["error"]) from outcome["error"]
 
 
-def _worker_environment(use_gpu: bool) -> dict[str, str]:
-    # Workers with several threads each on few cores take turns badly: seen at a quarter of the speed.
-    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if not use_gpu:
+def _worker_environment(workers: WorkersConfig) -> dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(workers.threads), "TOKENIZERS_PARALLELISM": "false"}
+    if not workers.use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
 

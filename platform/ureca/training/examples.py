@@ -4,7 +4,11 @@ Each worker holds the table in memory (Arrow, not decoded). Keep images by refer
 corpus has more bytes than a worker has memory.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import pyarrow.compute as pc
+from torch import Tensor
 
 from ureca.corpus.schema import ImageRow, RegionRow
 from ureca.corpus.split import split_heldout
@@ -73,8 +77,9 @@ def make_example(
     cue: Cue,
     regions_per_image: int,
     seed: int,
+    image_of: Callable[[ImageRow], np.ndarray | Tensor] = load_image,
 ) -> Example:
-    """One image with the regions, styles and captions that its visit draws.
+    """One image with the regions, styles and captions that its visit draws; `image_of` reads it.
 
     Raises:
         ImageError: the image is missing, truncated, or not of the size that the table says.
@@ -97,4 +102,4 @@ def make_example(
                 caption=caption_of(row.image_id, region, style),
             )
         )
-    return Example(image=load_image(row), regions=tuple(examples))
+    return Example(image=image_of(row), regions=tuple(examples))

@@ -2,7 +2,8 @@
 
     stream of images   [ epoch 0, shuffled by its seed | epoch 1, shuffled by its seed | ... ]
     step k             images k*B .. (k+1)*B - 1 of the stream, B = images_per_step
-    rank r of W        the r-th of W equal slices of the step's images
+    rank r of W        the r-th of W equal slices of the step's images, sorted by their numbers: an image then mostly
+                       comes back to the worker that has its image tokens
     passes             the slice, `images_per_device` images at a time (gradient accumulation)
 
 So the step number alone says where to go on after an interruption, every image comes once per epoch, and a
@@ -66,7 +67,8 @@ class StepIndex:
         """
         share, rest = divmod(self.images_per_step, num_workers)
         assert rest == 0, (self.images_per_step, num_workers)
-        mine = self.visits(step)[rank * share : (rank + 1) * share]
+        visits = sorted(self.visits(step), key=lambda visit: (visit.image, visit.epoch))
+        mine = visits[rank * share : (rank + 1) * share]
         return [mine[i : i + images_per_device] for i in range(0, share, images_per_device)]
 
 

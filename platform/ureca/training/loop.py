@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ import torch.distributed
 from torch import Tensor
 
 from ureca.config import config_from_dict
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.table import load_image
 from ureca.model import Captioner, PackedBatch, pack
 from ureca.model.packing import IGNORED
 from ureca.training.checkpoints import MODEL_DIRECTORY, load_checkpoint, report_checkpoint
 from ureca.training.examples import LabeledImages, make_example
+from ureca.training.image_tokens import ImageTokens
 from ureca.training.index import StepIndex
 from ureca.training.metrics import MetricsWriter
 from ureca.training.plan import Plan
@@ -88,6 +91,9 @@ class _Worker:
             ),
         )
         self.device = self.engine.device
+        self.image_of: Callable[[ImageRow], np.ndarray | Tensor] = load_image
+        if plan.workers.image_tokens_mb and plan.workers.zero_stage < 3:
+            self.image_of = ImageTokens(self.captioner, budget_bytes=plan.workers.image_tokens_mb * 2**20)
 
     def train(self, num_steps: int) -> None:
         """Step from the latest checkpoint to the end, then write the model directory."""
@@ -135,6 +141,7 @@ class _Worker:
                     cue=plan.cue,
                     regions_per_image=plan.batch.regions_per_image,
                     seed=plan.seed,
+                    image_of=self.image_of,
                 )
                 for visit in visits
             ]
@@ -144,7 +151,8 @@ class _Worker:
         """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""
         # Dropout: the same draws whether or not the run was interrupted before this step.
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step, self.rank]).generate_state(1)[0]))
-        batches = list(self._batches(step))
+        with self._autocast():
+            batches = list(self._batches(step))
         counts = self._sum_over_workers(
             [
                 float(sum(int((batch.labels != IGNORED).sum()) for batch in batches)),
@@ -156,7 +164,8 @@ class _Worker:
             group["lr"] = rate
         loss_sum = 0.0
         for batch in batches:
-            pass_loss, _ = self.engine(batch.to(self.device))
+            with self._autocast():
+                pass_loss, _ = self.engine(batch.to(self.device))
             loss_sum += float(pass_loss.detach())
             scaled = loss_for_backward(pass_loss, num_tokens, self.num_workers)
             self.engine.backward(scaled, scale_wrt_gas=False)
@@ -165,6 +174,11 @@ class _Worker:
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         refuse_non_finite(step + 1, loss=loss, grad_norm=grad_norm)
         return _StepResult(loss=loss, grad_norm=grad_norm, num_tokens=num_tokens, num_regions=num_regions)
+
+    def _autocast(self) -> torch.autocast:
+        """On a CPU, bfloat16 for what is safe in it, the weights in 32 bit; on a GPU DeepSpeed sees to it."""
+        workers = self.plan.workers
+        return torch.autocast("cpu", torch.bfloat16, enabled=workers.bf16 and not workers.use_gpu)
 
     def _sum_over_workers(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -28,7 +28,14 @@ from ureca.training.config import (
 __all__ = ["Plan", "refuse_other_plan"]
 
 # What may change between an interruption and its continuation: none of it bears on the weights.
-_MAY_CHANGE = ("directory", "checkpoints", "workers.max_failures", "batch.images_per_device")
+_MAY_CHANGE = (
+    "directory",
+    "checkpoints",
+    "workers.max_failures",
+    "workers.threads",
+    "workers.image_tokens_mb",
+    "batch.images_per_device",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

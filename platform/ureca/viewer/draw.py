@@ -9,6 +9,7 @@ Shapes: H, W of the image; h, w of the picture that is drawn.
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ureca.regions.rle import Rle, decode_rle
+from ureca.regions.rle import Rle, decode_rle, rle_bbox
 
 __all__ = ["draw_regions", "nested_list", "outline", "region_color", "to_css", "to_size"]
 
@@ -86,15 +87,14 @@ def outline(segmentation: Rle, *, longest_px: int = 400, tolerance_px: float = 0
 
     Draw it with `fill-rule="evenodd"` in a viewBox of `to_size(size, longest_px)`.
     """
-    height, width = to_size(tuple(segmentation["size"]), longest_px)
-    mask = Image.fromarray(decode_rle(segmentation).astype(np.uint8) * 255)
-    soft = np.pad(np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float64), 1)
+    soft, left, top = _shrunk_window(segmentation, to_size(tuple(segmentation["size"]), longest_px))
+    soft = np.pad(soft, 1)
     lines: Any = contour_generator(z=soft).lines(127.5)
     if not lines:  # thinner than a pixel at this size: its hard pixels still have an outline
         lines = contour_generator(z=(soft > 0) * 255.0).lines(127.5)
     parts = []
     for line in lines:
-        line = line - 0.5  # minus the padding, plus half a pixel
+        line = line + (left - 0.5, top - 0.5)  # minus the padding, plus half a pixel
         points = _simplified(line, tolerance_px)
         if len(points) < 4:  # a sliver within the tolerance of a line
             points = line
@@ -116,6 +116,31 @@ def nested_list(parents: Sequence[int], rows: Sequence[str]) -> str:
         return f"<ul>{items}</ul>" if items else ""
 
     return listed(-1)
+
+
+def _shrunk_window(rle: Rle, size: tuple[int, int]) -> tuple[NDArray[np.float64], int, int]:
+    """The part of the mask's picture of `size` that holds the region, 0..255, and its left and top.
+
+    Of a large image with a hundred small regions nothing else is touched.
+    """
+    scale_y, scale_x = size[0] / rle["size"][0], size[1] / rle["size"][1]
+    x, y, width, height = rle_bbox(rle)
+    left, top = math.floor(x * scale_x), math.floor(y * scale_y)
+    right, bottom = min(size[1], math.ceil((x + width) * scale_x)), min(size[0], math.ceil((y + height) * scale_y))
+    box = left / scale_x, top / scale_y, right / scale_x, bottom / scale_y
+    first_x, first_y = math.floor(box[0]), math.floor(box[1])
+    window = decode_rle(rle)[first_y : math.ceil(box[3]), first_x : math.ceil(box[2])]
+    inside = Image.fromarray(window.astype(np.uint8) * 255).resize(
+        (right - left, bottom - top),
+        Image.Resampling.BOX,
+        box=(
+            box[0] - first_x,
+            box[1] - first_y,
+            min(box[2] - first_x, window.shape[1]),
+            min(box[3] - first_y, window.shape[0]),
+        ),
+    )
+    return np.asarray(inside, dtype=np.float64), left, top
 
 
 def _resized(rle: Rle, size: tuple[int, int]) -> NDArray[np.bool_]:

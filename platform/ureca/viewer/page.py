@@ -143,11 +143,13 @@ def _strata(strata: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def _differences(differences: Sequence[Difference]) -> str:
-    if not differences:
+    """One row a pair, in the metrics that are plotted too."""
+    shown = [each for each in differences if each.metric in _PLOTTED]
+    if not shown:
         return ""
-    metrics = _in_order(METRIC_LABELS, [each.metric for each in differences])
+    metrics = _in_order(METRIC_LABELS, [each.metric for each in shown])
     rows: dict[str, list[str]] = {}
-    for each in differences:
+    for each in shown:
         cells = rows.setdefault(f"{_variant(each.better)} against {_variant(each.worse)}", ["–"] * len(metrics))
         cells[metrics.index(each.metric)] = f"{each.value:+.3f}<small>{each.low:+.3f} to {each.high:+.3f}</small>"
     return f"<h3>Differences, image by image</h3>{_table([_metric(metric) for metric in metrics], rows)}"

@@ -2,8 +2,9 @@
 
     loss_curves   loss against step, several runs; each a faint raw line under its smoothed one
     score_bars    one metric, one bar a variant, with its interval
+    histograms    several panels of counts, each with bars of its own
 
-Both return a picture's bytes, equal for equal input (no dates inside).
+All return a picture's bytes, equal for equal input (no dates inside).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "loss_curves", "score_bars", "smoothed"]
+__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "smoothed"]
 
 Format = Literal["png", "svg"]
 
@@ -110,6 +111,35 @@ def score_bars(
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        return _bytes(figure, format)
+
+
+def histograms(
+    panels: Mapping[str, Mapping[str, int]],
+    *,
+    columns: int = 3,
+    format: Format = "png",  # noqa: A002
+) -> bytes:
+    """A panel for each name, with a bar and its number for each of its counts, first on top."""
+    num_rows = -(-len(panels) // columns)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(3.4 * columns, 2.6 * num_rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(num_rows, columns, squeeze=False).ravel()
+        for axes, (title, counts) in zip(grid, panels.items(), strict=False):
+            rows = np.arange(len(counts))
+            numbers = list(counts.values())
+            bars = axes.barh(rows, numbers, color=LINE_COLORS[0], height=0.7)
+            axes.bar_label(bars, [f"{number:,}" for number in numbers], padding=2, fontsize=7)
+            axes.set_yticks(rows, list(counts))
+            axes.set_xlim(0, 1.25 * max([*numbers, 1]))
+            axes.set_xticks([])
+            axes.spines["bottom"].set_visible(False)
+            axes.invert_yaxis()
+            axes.tick_params(axis="y", length=0)
+            axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
         return _bytes(figure, format)
 
 

@@ -1,0 +1,335 @@
+"""Build the mask trees of a corpus: a region table without captions, and what its trees are like.
+
+    sources --> manifest --rows.py: an actor per CPU, TreeWorker--> parts --> TABLE, mask_trees.png
+
+The same reading, trees and ways of going on as in labeling (rows.py, prepare.py); nothing is described. It says
+before anything is paid for how deep a corpus is, what is merged, and what is left out for which reason.
+"""
+
+import asyncio
+import functools
+import math
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ureca.config import config_to_dict
+from ureca.corpus import (
+    SCHEMA_VERSION,
+    ImageRow,
+    ManifestRow,
+    RegionRow,
+    canonical_digest,
+    iter_images,
+    write_manifest,
+)
+from ureca.corpus.read import ReadLimits
+from ureca.errors import ConfigError, InputError, StorageError
+from ureca.io import write_bytes
+from ureca.labeling.describer import Budget
+from ureca.labeling.parts import Parts
+from ureca.labeling.prepare import Preparer
+from ureca.labeling.rows import RowsPlan, run_rows
+from ureca.labeling.walk_config import WalkConfig
+from ureca.proposals.config import ProposalConfig
+from ureca.regions.tree import DROP_REASONS, TreeConfig
+from ureca.viewer.plots import histograms
+
+PLOT_FILE = "mask_trees.png"
+
+_SHARE_STEPS_PER_DECADE = 40
+"""Shares of the image are counted in steps of 6 %, so that quantiles need no list of all regions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTreesConfig:
+    """A corpus whose mask trees are to be built, and how."""
+
+    sources: tuple[str, ...]
+    """Images and masks, local or s3://: folders of NAME.jpg with NAME.json (SA-1B) or PNG masks, tar shards, COCO,
+    LVIS and panoptic annotation files; docs/corpora.md has all kinds."""
+    run_directory: str = ""
+    """Local folder of this run; empty: runs/build_mask_trees."""
+    table: str = ""
+    """The region table to write, one parquet file (local or s3://); empty: mask_trees.parquet in the run's
+    folder. Every machine of the cluster must reach it."""
+    anew: bool = False
+    """Delete what an earlier start with other settings has built; else such a start is refused."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """What an image may be."""
+    tree: str = "default"
+    """Preset of the mask tree: default, or paper (as its code: first fit, four levels, 0.7 to 70 %)."""
+    proposals: ProposalConfig | None = None
+    """Who proposes regions of photos without masks (--proposals.kind=segments or sam); null: they are set aside."""
+    actors: int = 0
+    """Processes that build; 0: as many as GPUs allow, or one per CPU of the cluster, less two to read and write."""
+    gpus_per_actor: float = 0.0
+    """GPUs that each process holds, for models that propose regions."""
+    images_per_block: int = 64
+    """Images that are finished, written and, after an interruption, kept together; a block becomes two small files."""
+    crash_attempts: int = 2
+    """How often the process of an image must die while it is alone in it until the image is set aside."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("sources is empty: give the folders that hold the photos and their JSON files")
+        for name, least in {"actors": 0, "gpus_per_actor": 0, "images_per_block": 1, "crash_attempts": 1}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}: give {least} or more")
+        if self.table and not self.table.endswith(".parquet"):
+            raise ConfigError(f"table={self.table}: give the name of a .parquet file")
+        TreeConfig.preset(self.tree)
+
+    def walk(self) -> WalkConfig:
+        """How each image is read and its tree built."""
+        return WalkConfig(limits=self.limits, tree=TreeConfig.preset(self.tree), proposals=self.proposals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How a number is spread."""
+
+    mean: float
+    p5: float
+    median: float
+    p95: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTreesSummary:
+    """What the trees of a corpus are like: masks = regions + merged + the sum of dropped."""
+
+    table: str
+    """Where the region table is."""
+    images: int
+    quarantined: dict[str, int]
+    """Error class -> images set aside for it."""
+    masks: int
+    """That came in with the other images, empty ones left out."""
+    regions: int
+    merged: int
+    """Masks folded into a near-duplicate."""
+    dropped: dict[str, int]
+    """Reason -> masks that are no regions."""
+    mended: dict[str, int]
+    """What was put right while reading -> how often."""
+    levels: dict[int, int]
+    """Depth, 0 at the top -> regions."""
+    levels_per_image: Spread
+    regions_per_image: Spread
+    children: Spread
+    """Of regions that have any."""
+    area_share: Spread
+    """Of its image that a region covers; within 6 %."""
+    seconds: float
+    """Of this start, Ray's own start included."""
+    digest: str
+    """Of the table's content; equal for equal corpus and configuration."""
+
+
+class TreeWorker:
+    """Builds mask trees in one actor."""
+
+    def __init__(self, config: WalkConfig, budget: Budget | None, share: float) -> None:
+        del budget, share  # nothing is asked
+        self._preparer = Preparer(config, looks=True)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trees")
+
+    async def work(self, row: ManifestRow) -> ImageRow:
+        """The image's row of the region table, with a tree or set aside.
+
+        Raises:
+            StorageError: neither this nor any other image can be read for now.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._build, row)
+
+    async def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False)
+
+    def _build(self, row: ManifestRow) -> ImageRow:
+        step = "read"
+        try:
+            loaded = self._preparer.read(row)
+            step = "tree"
+            tree, notes = self._preparer.tree(loaded)
+        except StorageError:
+            raise
+        except InputError as error:
+            return ImageRow.quarantined(row.image_id, row.image_path, step, error)
+        return ImageRow(
+            image_id=row.image_id,
+            image_path=row.image_path,
+            height=loaded.size[0],
+            width=loaded.size[1],
+            status="unlabeled",
+            regions=tuple(RegionRow.of(region) for region in tree.regions),
+            notes=notes,
+        )
+
+
+def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str]) -> MaskTreesSummary:
+    """Build the trees of all images of the sources; `directory` is the run's local folder.
+
+    Raises:
+        InputError: a source without images, or not one image has a tree.
+        ConfigError: an earlier start built with other settings.
+        JobStopped: the storage is gone; what is built is kept.
+    """
+    started = time.monotonic()
+    parts = Parts(config.table or str(Path(directory).resolve() / "mask_trees.parquet"))
+    settings = {
+        "sources": list(config.sources),
+        "walk": config_to_dict(config.walk()),
+        "schema_version": SCHEMA_VERSION,
+    }
+    manifest = write_manifest(config.sources, parts.manifest)
+    for source in manifest.sources:
+        print(f"trees  {source}", file=sys.stderr)
+    if parts.is_finished(settings):
+        print(f"trees  {parts.table} is there already, of the same images and settings", file=sys.stderr)
+    else:
+        parts.check_settings(settings, anew=config.anew)
+        plan = RowsPlan(
+            label="trees",
+            num_images=manifest.num_images,
+            images_per_block=config.images_per_block,
+            images_in_flight=2 * config.images_per_block,  # one block is built while the next comes and one goes
+            actors=config.actors,
+            gpus_per_actor=config.gpus_per_actor,
+            crash_attempts=config.crash_attempts,
+        )
+        account = run_rows(functools.partial(TreeWorker, config.walk()), parts, plan)
+        account.raise_unless_whole()
+        parts.write_table()
+        parts.mark_finished(settings)
+    statistics = _Statistics()
+    for row in iter_images(parts.table):
+        statistics.add(row)
+    if statistics.images == statistics.quarantined.total():
+        raise InputError(
+            f"{parts.table}: not one of {statistics.images} images has a mask tree. The first: {statistics.first_error}"
+        )
+    write_bytes(Path(directory) / PLOT_FILE, statistics.plot())
+    digest = canonical_digest(parts.table)
+    return statistics.summary(table=parts.table, seconds=time.monotonic() - started, digest=digest)
+
+
+class _Statistics:
+    """Counts of what the rows of a table hold, in memory that does not grow with it."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.quarantined: Counter[str] = Counter()
+        self.first_error = ""
+        self.notes: Counter[str] = Counter()
+        self.depths: Counter[int] = Counter()
+        self.levels_per_image: Counter[int] = Counter()
+        self.regions_per_image: Counter[int] = Counter()
+        self.children: Counter[int] = Counter()
+        self.area_steps: Counter[int] = Counter()
+
+    def add(self, row: ImageRow) -> None:
+        self.images += 1
+        if row.error is not None:
+            self.quarantined[row.error.kind] += 1
+            self.first_error = self.first_error or row.error.message
+            return
+        self.notes.update(row.notes)
+        depths = [region.depth for region in row.regions]
+        self.depths.update(depths)
+        self.levels_per_image[max(depths, default=-1) + 1] += 1
+        self.regions_per_image[len(row.regions)] += 1
+        self.children.update(Counter(region.parent for region in row.regions if region.parent >= 0).values())
+        num_pixels = row.size[0] * row.size[1]
+        shares = np.array([region.area / num_pixels for region in row.regions])
+        self.area_steps.update(np.round(np.log10(shares) * _SHARE_STEPS_PER_DECADE).astype(int).tolist())
+
+    def summary(self, *, table: str, seconds: float, digest: str) -> MaskTreesSummary:
+        regions = self.depths.total()
+        dropped: dict[str, int] = {reason: self.notes[reason] for reason in DROP_REASONS if self.notes[reason]}
+        no_mending = {"merged", *DROP_REASONS}
+        return MaskTreesSummary(
+            table=table,
+            images=self.images,
+            quarantined=dict(sorted(self.quarantined.items())),
+            masks=regions + self.notes["merged"] + sum(dropped.values()),
+            regions=regions,
+            merged=self.notes["merged"],
+            dropped=dropped,
+            mended={name: number for name, number in sorted(self.notes.items()) if name not in no_mending},
+            levels=dict(sorted(self.depths.items())),
+            levels_per_image=_spread(self.levels_per_image),
+            regions_per_image=_spread(self.regions_per_image),
+            children=_spread(self.children),
+            area_share=_spread({_share_of(step): number for step, number in self.area_steps.items()}),
+            seconds=round(seconds, 1),
+            digest=digest,
+        )
+
+    def plot(self) -> bytes:
+        """A PNG of what is counted."""
+        decades: Counter[int] = Counter()
+        for step, number in self.area_steps.items():
+            decades[math.floor(step / _SHARE_STEPS_PER_DECADE)] += number
+        decades[-1] += decades.pop(0, 0)  # the whole image, exactly
+        return histograms(
+            {
+                "regions by depth": {str(depth): number for depth, number in sorted(self.depths.items())},
+                "images by levels": {str(levels): number for levels, number in sorted(self.levels_per_image.items())},
+                "images by regions": _doubling(self.regions_per_image),
+                "regions by children": _doubling(self.children),
+                "regions by share of the image": {
+                    f"{100 * 10.0**decade:g} to {1000 * 10.0**decade:g} %": number
+                    for decade, number in sorted(decades.items())
+                },
+                "masks that are no regions": {
+                    reason.replace("_", " "): self.notes[reason] for reason in ("merged", *DROP_REASONS)
+                },
+            }
+        )
+
+
+def _share_of(step: int) -> float:
+    return float(10 ** (step / _SHARE_STEPS_PER_DECADE))
+
+
+def _doubling(counts: Counter[int]) -> dict[str, int]:
+    """Numbers of values from 2**k + 1 to 2**(k + 1)."""
+    bins: Counter[int] = Counter()
+    for value, number in counts.items():
+        bins[(value - 1).bit_length() if value > 0 else -1] += number
+
+    def name(power: int) -> str:
+        first, last = 2 ** (power - 1) + 1 if power > 0 else power + 1, 2**power if power >= 0 else 0
+        return str(last) if first >= last else f"{first} to {last}"
+
+    return {name(power): bins[power] for power in sorted(bins)}
+
+
+def _spread(counts: Any) -> Spread:
+    """Of the values that `counts` has the numbers of."""
+    values = np.array(sorted(counts), dtype=np.float64)
+    if not len(values):
+        return Spread(mean=0, p5=0, median=0, p95=0, max=0)
+    numbers = np.array([counts[value] for value in sorted(counts)])
+    reached = np.cumsum(numbers) / numbers.sum()
+
+    def quantile(share: float) -> float:
+        return round(float(values[np.searchsorted(reached, share)]), 6)
+
+    return Spread(
+        mean=round(float((values * numbers).sum() / numbers.sum()), 6),
+        p5=quantile(0.05),
+        median=quantile(0.5),
+        p95=quantile(0.95),
+        max=round(float(values[-1]), 6),
+    )

@@ -1,0 +1,46 @@
+"""Image tokens of the frozen vision tower, computed once for each image and kept while there is room.
+
+What came first stays. Every image comes once an epoch, in another order each time: throwing out what was used least
+recently would throw out just what is about to come.
+"""
+
+from torch import Tensor
+
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.table import load_image
+from ureca.model import Captioner
+
+__all__ = ["ImageTokens"]
+
+
+class ImageTokens:
+    """Gives the image tokens of rows of a region table: `(T, 256, D)`, on the CPU."""
+
+    def __init__(self, captioner: Captioner, *, budget_bytes: int) -> None:
+        self._captioner = captioner
+        self._left = budget_bytes
+        self._kept: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Images kept."""
+        return len(self._kept)
+
+    def __call__(self, row: ImageRow) -> Tensor:
+        """The row's image tokens, in the type that autocast or the weights say.
+
+        An image is always computed by itself: what it is batched with would change the last bits, and with them a
+        training that goes on after an interruption.
+
+        Raises:
+            ImageError: the image is missing, truncated, or not of the size that the table says.
+        """
+        if row.image_id in self._kept:
+            return self._kept[row.image_id]
+        captioner = self._captioner
+        pixels = captioner.processor.image_inputs(load_image(row))
+        tokens = captioner.image_features(pixels.to(captioner.base.device, captioner.base.dtype)).to("cpu")
+        size = tokens.numel() * tokens.element_size()
+        if size <= self._left:
+            self._left -= size
+            self._kept[row.image_id] = tokens
+        return tokens

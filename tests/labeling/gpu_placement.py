@@ -1,0 +1,63 @@
+"""A job whose actors only say which GPUs they got, on a Ray of its own with four logical GPUs; prints it as JSON.
+
+Run by test_vllm_describer: a process can be in one Ray only, and that of the tests has no GPUs.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import ray
+
+from ureca.corpus import ImageRow, ManifestRow, iter_images, write_manifest
+from ureca.labeling.parts import Parts
+from ureca.labeling.rows import RowsPlan, cluster_resources, run_rows
+from ureca.labeling.vllm_describer import VllmConfig, gpus_per_actor
+from ureca.scenes import write_scenes
+
+NUM_IMAGES = 12
+
+
+class TellingWorker:
+    """Sets every image aside with where it was: the actor, its GPUs, and from when to when."""
+
+    async def work(self, row: ManifestRow) -> ImageRow:
+        since = time.time()
+        await asyncio.sleep(0.5)
+        found = {
+            "process": os.getpid(),
+            "gpus": sorted(ray.get_gpu_ids()),
+            "visible": os.environ["CUDA_VISIBLE_DEVICES"],
+            "since": since,
+            "until": time.time(),
+        }
+        return ImageRow.quarantined(row.image_id, row.image_path, "label", Exception(json.dumps(found)))
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def main(folder: Path, config: VllmConfig) -> None:
+    write_scenes(folder / "scenes", range(NUM_IMAGES))
+    parts = Parts(str(folder / "regions.parquet"))
+    write_manifest([str(folder / "scenes")], parts.manifest)
+    ray.init(address="local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    plan = RowsPlan(
+        label="placement",
+        num_images=NUM_IMAGES,
+        images_per_block=1,
+        images_in_flight=1,
+        actors=0,
+        gpus_per_actor=gpus_per_actor(config, cluster_resources()["GPU"]),
+    )
+    account = run_rows(lambda _budget, _share: TellingWorker(), parts, plan)
+    assert account.stopped is None
+    files = sorted(Path(parts.rows).glob("*.parquet"))
+    print(json.dumps([json.loads(row.error.message) for file in files for row in iter_images(str(file)) if row.error]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), VllmConfig(tensor_parallel_size=int(sys.argv[2])))

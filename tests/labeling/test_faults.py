@@ -1,0 +1,56 @@
+"""Whatever dies under a labeling job: every image once in the table, and nothing asked for again that was done.
+
+Real processes are killed, on a Ray cluster of two nodes of its own; `make faults` repeats it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from labeling_faults import FaultCluster, fault_cluster, run_parts, run_poison, run_starts
+from slow_endpoint import SlowEndpoint
+
+from ureca.io import read_json
+from ureca.scenes import write_scenes
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[FaultCluster]:
+    with fault_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, range(12))
+    return folder
+
+
+def test_actor_worker_node_and_endpoint_die_in_one_run(cluster, scenes, tmp_path):
+    with SlowEndpoint(latency_s=0.1, slots=8, choice=1) as endpoint:
+        outcome = run_parts(cluster, endpoint, scenes, tmp_path)
+    assert (outcome.images, outcome.lost, outcome.duplicated) == (12, 0, 0)
+
+
+def test_the_same_command_goes_on_after_each_kind_of_stop(cluster, scenes, tmp_path):
+    with SlowEndpoint(latency_s=0.1, slots=8, choice=1) as endpoint:
+        outcome = run_starts(cluster, endpoint, scenes, tmp_path)
+    assert (outcome.images, outcome.lost, outcome.duplicated, outcome.asked_again) == (12, 0, 0, 0)
+    spent, lost, interrupted = outcome.told
+    assert spent.startswith("error: the 200,000 tokens that the job may spend are spent.")
+    assert lost.startswith("error: ")
+    assert "http://127.0.0.1" in lost
+    assert interrupted == "interrupted: the same command goes on where it was"
+    ledger = read_json(tmp_path / "ledger.json")
+    assert ledger["table"]["images"] == 12
+    assert ledger["table"]["prompt_tokens"] == 1000 * ledger["table"]["requests"] > 0
+    assert 0 < ledger["start"]["images"] < 12
+
+
+def test_an_image_that_kills_its_process_is_found_out(cluster, scenes, tmp_path):
+    outcome = run_poison(cluster, scenes, tmp_path, poison="scene_000003")
+    assert (outcome.images, outcome.lost, outcome.duplicated) == (12, 0, 0)
+    assert outcome.told == ["scene_000003: ImageCrashError"]

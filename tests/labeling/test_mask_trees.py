@@ -1,0 +1,139 @@
+"""The job of mask trees: on a real Ray, and its statistics on rows that are known."""
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ureca.corpus import ImageRow, RegionRow, iter_images, photos_directory, read_sa1b
+from ureca.errors import ConfigError, InputError
+from ureca.labeling import MaskTreesConfig, MaskTreesSummary, build_mask_trees
+from ureca.labeling.mask_trees import PLOT_FILE, _doubling, _Statistics
+from ureca.regions import TreeConfig, build_mask_tree, encode_mask
+
+
+@pytest.fixture(scope="module")
+def built(ray_cluster: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MaskTreesSummary, Path]:
+    assert ray_cluster
+    directory = tmp_path_factory.mktemp("trees")
+    config = MaskTreesConfig(sources=(str(corpus), str(photos_directory())), images_per_block=4, actors=2)
+    return build_mask_trees(config, directory), directory
+
+
+@pytest.mark.slow
+def test_every_image_has_its_tree_or_its_reason(built, corpus, bad_images):
+    summary, _ = built
+    rows = {row.image_id: row for row in iter_images(summary.table)}
+    assert {image_id: row.error.kind for image_id, row in rows.items() if row.error} == bad_images
+    assert summary.quarantined == dict(Counter(bad_images.values()))
+    assert summary.images == len(rows) == 12 + 5 + 6
+    for image_id, row in rows.items():
+        if row.error:
+            continue
+        folder = corpus if image_id.startswith("scene") else photos_directory()
+        loaded = read_sa1b(folder / f"{image_id}.jpg", folder / f"{image_id}.json")
+        tree = build_mask_tree(loaded.masks, loaded.size, TreeConfig())
+        assert row.status == "unlabeled"
+        assert row.regions == tuple(RegionRow.of(region) for region in tree.regions)
+        assert sum(row.notes.values()) == len(loaded.masks) - len(tree.regions) + sum(loaded.notes.values())
+    regions = [region for row in rows.values() for region in row.regions]
+    assert summary.regions == len(regions) == summary.masks - summary.merged - sum(summary.dropped.values())
+    assert summary.merged > 0
+    assert summary.levels == dict(sorted(Counter(region.depth for region in regions).items()))
+
+
+@pytest.mark.slow
+def test_the_plot_is_a_picture_and_a_second_start_builds_nothing(built, corpus, capsys):
+    summary, directory = built
+    with Image.open(directory / PLOT_FILE) as picture:
+        assert picture.format == "PNG"
+    before = Path(summary.table).stat().st_mtime_ns
+    config = MaskTreesConfig(sources=(str(corpus), str(photos_directory())))
+    again = build_mask_trees(config, directory)
+    assert replace(again, seconds=summary.seconds) == summary
+    assert Path(summary.table).stat().st_mtime_ns == before
+    assert "is there already, of the same images and settings" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="changed: walk.tree"):
+        build_mask_trees(replace(config, tree="paper"), directory)
+
+
+@pytest.mark.slow
+def test_a_corpus_without_one_tree_is_an_error(ray_cluster, corpus, tmp_path):
+    assert ray_cluster
+    with pytest.raises(InputError, match="not one of 5 images has a mask tree. The first: .*json_of_other_form"):
+        build_mask_trees(MaskTreesConfig(sources=(str(corpus / "bad"),), actors=1), tmp_path)
+
+
+def row_of_boxes(image_id: str, parents: list[int], **fields: object) -> ImageRow:
+    """Regions of 100, 50, 25 … % of 16 x 64 pixels."""
+    regions = []
+    for index, parent in enumerate(parents):
+        mask = np.zeros((16, 64), dtype=bool)
+        mask[:, : 64 >> index] = True
+        depth = 0 if parent < 0 else regions[parent].depth + 1
+        regions.append(
+            RegionRow(
+                region_id=str(index),
+                parent=parent,
+                depth=depth,
+                segmentation=encode_mask(mask),
+                area=int(mask.sum()),
+                bbox=(0, 0, 64 >> index, 16),
+            )
+        )
+    return ImageRow(image_id=image_id, height=16, width=64, status="unlabeled", regions=tuple(regions), **fields)
+
+
+def test_statistics_of_known_trees():
+    statistics = _Statistics()
+    statistics.add(row_of_boxes("a", [-1, 0, 0, 1], notes={"merged": 2, "too_small": 3, "duplicated_ids": 1}))
+    statistics.add(row_of_boxes("b", [-1]))
+    statistics.add(row_of_boxes("c", [], notes={"too_few_levels": 4}))
+    statistics.add(ImageRow.quarantined("d", None, "read", InputError("d.jpg: no such file")))
+    summary = statistics.summary(seconds=1.0, table="t.parquet", digest="0")
+    assert (summary.masks, summary.regions, summary.merged) == (5 + 2 + 3 + 4, 5, 2)
+    assert summary.dropped == {"too_small": 3, "too_few_levels": 4}
+    assert summary.mended == {"duplicated_ids": 1}
+    assert summary.quarantined == {"InputError": 1}
+    assert summary.levels == {0: 2, 1: 2, 2: 1}
+    assert vars(summary.levels_per_image) == {"mean": 1.333333, "p5": 0, "median": 1, "p95": 3, "max": 3}
+    assert vars(summary.children) == {"mean": 1.5, "p5": 1, "median": 1, "p95": 2, "max": 2}
+    assert summary.area_share.max == 1
+    assert summary.area_share.median == pytest.approx(0.5, rel=0.06)
+    assert statistics.first_error == "d.jpg: no such file"
+    with Image.open(io.BytesIO(statistics.plot())) as picture:
+        assert picture.format == "PNG"
+
+
+def test_statistics_of_nothing_are_zeros():
+    summary = _Statistics().summary(seconds=1.0, table="t.parquet", digest="0")
+    assert vars(summary.area_share) == {"mean": 0, "p5": 0, "median": 0, "p95": 0, "max": 0}
+
+
+def test_values_are_counted_in_doubling_bins():
+    assert _doubling(Counter({0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 8: 7, 9: 8})) == {
+        "0": 1,
+        "1": 2,
+        "2": 3,
+        "3 to 4": 9,
+        "5 to 8": 13,
+        "9 to 16": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": ()}, "sources is empty"),
+        ({"tree": "papre"}, "mask tree preset 'papre' does not exist"),
+        ({"images_per_block": 0}, "images_per_block=0: give 1 or more"),
+        ({"table": "trees"}, "table=trees: give the name of a .parquet file"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        MaskTreesConfig(**{"sources": ("a",), **options})
