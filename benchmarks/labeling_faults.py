@@ -65,7 +65,7 @@ class FaultCluster:
 
         store = 150 * 2**20
         head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": store}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self._store = store
         self.add_node()
 
@@ -76,7 +76,7 @@ class FaultCluster:
 
     def add_node(self) -> None:
         """A machine joins."""
-        self._node = self._cluster.add_node(num_cpus=3, object_store_memory=self._store)
+        self._node = _patiently(lambda: self._cluster.add_node(num_cpus=3, object_store_memory=self._store))
 
     def kill_node(self) -> None:
         """The machine that is not the driver's goes down, with all on it."""
@@ -103,6 +103,17 @@ class FaultCluster:
     def shutdown(self) -> None:
         """End all nodes."""
         self._cluster.shutdown()
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node half a minute to come up, which a busy machine may exceed."""
+    for left in reversed(range(3)):
+        try:
+            return start()
+        except Exception:
+            if not left:
+                raise
+    return None
 
 
 def _title(process: psutil.Process) -> str:

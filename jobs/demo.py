@@ -18,6 +18,7 @@ import bootstrap  # noqa: F401
 from ureca.config import load_config
 from ureca.corpus import iter_images, split_heldout
 from ureca.demo import SHIPPED, DemoConfig, Steps, demo_report, make_corpus, serve_heldout, tree_exact, unique_share
+from ureca.demo.benchmark import PROCESSES
 from ureca.evaluation.config import EvaluateConfig, trained_variant, variants_of
 from ureca.evaluation.evaluate import evaluate
 from ureca.labeling import LabelConfig, label_corpus
@@ -88,6 +89,7 @@ def main() -> None:
             output=out / "evaluation",
             truth={i: {r: each["attributes"] for r, each in regions.items()} for i, regions in truth.items()},
             max_new_tokens=config.max_tokens,
+            processes=PROCESSES,
             seed=config.seed,
         )
 

@@ -12,6 +12,7 @@ import bootstrap  # noqa: F401
 
 from ureca.config import load_config
 from ureca.demo.benchmark import (
+    PROCESSES,
     SEEDS_FILE,
     NanoBenchmarkConfig,
     benchmark_summary,
@@ -44,6 +45,7 @@ def main() -> None:
         truth=labeled.truth,
         strata=labeled.strata,
         max_new_tokens=config.max_new_tokens,
+        processes=PROCESSES,
     )
     recorded = seeds_record(evaluation, labeled) if config.runs else recorded_seeds()
     if config.runs:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ureca.caption import caption_photo
 from ureca.corpus import photos_directory
-from ureca.errors import CheckpointError, ConfigError, ImageError, InputError, MaskError
+from ureca.errors import CheckpointError, ConfigError, ImageError, InputError, MaskError, MaskSizeError
 
 COFFEE, CHELSEA = photos_directory() / "coffee.jpg", photos_directory() / "chelsea.json"
 
@@ -63,7 +63,7 @@ def test_boxes_count_pixels_of_the_photo_as_it_is_seen(model, capsys, tmp_path):
         (["nothing.jpg"], InputError, r"nothing\.jpg: no such file"),
         (["cut.jpg"], ImageError, r"cut\.jpg: the image can't be decoded"),
         (["plain.png"], InputError, r"plain\.png: no region stands out by its color\. Give --box or --masks"),
-        ([str(COFFEE), "--masks", str(CHELSEA)], ImageError, r"the image is \[400, 600\].*say \[300, 451\]"),
+        ([str(COFFEE), "--masks", str(CHELSEA)], MaskSizeError, r"RLE of size \[300, 451\], its image is \[400, 600\]"),
         ([str(COFFEE), "--masks", "nothing.json"], InputError, r"nothing\.json: no such file"),
         ([str(COFFEE), "--box", "1,2,3"], ConfigError, r"--box 1,2,3: give four numbers, x,y,width,height"),
         ([str(COFFEE), "--box", "900,2,30,40"], MaskError, r"--box 900,2,30,40: .*covers no pixel"),

@@ -123,6 +123,23 @@ def test_path_that_can_not_be_written_is_named(tmp_path):
         write_bytes(tmp_path / "file" / "a", b"")
 
 
+def test_machine_without_free_descriptors_is_not_held_for_a_bad_file(tmp_path):
+    write_bytes(tmp_path / "a", b"")
+    code = f"""
+import resource
+from ureca.errors import StorageError
+from ureca.io import read_bytes
+read_bytes({str(tmp_path / "a")!r})
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    read_bytes({str(tmp_path / "a")!r})
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path}/a: can't be read (Too many open files). The file itself may be in")
+
+
 def test_compressed_looking_name_is_not_unpacked(tmp_path):
     path = tmp_path / "a.gz"
     write_bytes(path, b"plain")

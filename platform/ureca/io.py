@@ -50,6 +50,8 @@ AnyPath = str | os.PathLike[str]
 
 _PART = re.compile(r"(?P<path>.+)#(?P<name>[^#]+):(?P<offset>\d+)\+(?P<length>\d+)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+"""What says nothing of the file: no descriptors or memory left, a network folder that is gone."""
 
 
 class File(NamedTuple):
@@ -103,7 +105,7 @@ def reading(path: AnyPath) -> Iterator[None]:
 
     Raises:
         InputError: there is no such file, or a local one can't be read.
-        StorageError: S3 refuses or does not answer.
+        StorageError: S3 refuses or does not answer, or the machine has no more files to open.
     """
     try:
         yield
@@ -112,6 +114,11 @@ def reading(path: AnyPath) -> Iterator[None]:
     except Exception as error:
         if _is_s3(path) and _is_of_storage(error):
             raise StorageError(s3.finding(path, error)) from error
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise StorageError(
+                f"{path}: can't be read ({os.strerror(error.errno or 0)}). The file itself may be in order; see to the "
+                "limits of this machine (ulimit -n) and to its network folders, and start again."
+            ) from error
         if isinstance(error, OSError):
             raise InputError(f"{path}: can't be read ({error}).") from error
         raise

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -6,6 +7,7 @@ from labeled_scenes import KnownCaptioner
 
 from ureca.errors import InputError
 from ureca.evaluation.predictions import REGIONS_PER_BATCH, Variant, predict, read_predictions
+from ureca.model import Captioner
 
 
 @pytest.fixture
@@ -125,6 +127,21 @@ def test_other_variants_keep_their_captions(scenes, true_answers, model, tmp_pat
     )
     assert kept.asked == []
     assert len(second.asked) == 1
+
+
+@pytest.mark.slow
+def test_several_processes_say_what_one_says(scenes, tiny_base, tmp_path):
+    load = functools.partial(Captioner.from_base, str(tiny_base), tile_limit=1)
+    variants = [
+        Variant(name=name, cue=cue, model=str(tiny_base), load=load)
+        for name, cue in (("box", "box_question"), ("mask_stage1", "mask"))
+    ]
+    alone, together = (
+        predict(variants, scenes[:3], tmp_path / f"{processes}.jsonl", max_new_tokens=4, processes=processes)
+        for processes in (1, 2)
+    )
+    assert together == alone
+    assert read_predictions(tmp_path / "2.jsonl") == alone
 
 
 def test_reading_says_what_is_wrong(tmp_path):

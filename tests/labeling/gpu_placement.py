@@ -1,4 +1,4 @@
-"""A job whose actors only say which GPUs they got, on a Ray of its own with four logical GPUs; prints it as JSON.
+"""A job whose actors only say which GPUs they got, on a Ray of its own with four logical GPUs; leaves it as JSON.
 
 Run by test_vllm_describer: a process can be in one Ray only, and that of the tests has no GPUs.
 """
@@ -56,7 +56,8 @@ def main(folder: Path, config: VllmConfig) -> None:
     account = run_rows(lambda _budget, _share: TellingWorker(), parts, plan)
     assert account.stopped is None
     files = sorted(Path(parts.rows).glob("*.parquet"))
-    print(json.dumps([json.loads(row.error.message) for file in files for row in iter_images(str(file)) if row.error]))
+    found = [json.loads(row.error.message) for file in files for row in iter_images(str(file)) if row.error]
+    (folder / "placement.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

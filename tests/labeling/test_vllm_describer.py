@@ -109,7 +109,7 @@ def test_a_tensor_parallel_group_is_one_actor_and_no_more_start_than_fit(tmp_pat
         [sys.executable, job, tmp_path, "2"], capture_output=True, text=True, timeout=240, env=dict(os.environ)
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    images = json.loads(done.stdout.splitlines()[-1])
+    images = json.loads((tmp_path / "placement.json").read_text())
     assert len(images) == 12
     gpus_of = {image["process"]: tuple(image["gpus"]) for image in images}
     assert len(gpus_of) == 2

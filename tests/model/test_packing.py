@@ -10,7 +10,7 @@ import torch
 
 import ureca.model.captioner as captioner_module
 from ureca.model import Captioner, Example, RegionExample, pack
-from ureca.model.packing import PADDING, BinsRun, PackedBatch, attend
+from ureca.model.packing import PADDING, BinsRun, MatrixAttention, PackedBatch, attend
 from ureca.regions.rle import encode_mask
 
 
@@ -146,6 +146,13 @@ def test_attention_equals_softmax_over_the_seen_keys(dtype: torch.dtype) -> None
     rtol, atol = (1e-9, 1e-12) if dtype == torch.float64 else (0.05, 0.1)
     for mine, expected in zip(found, both(formula, torch.float64), strict=True):
         torch.testing.assert_close(mine.double(), expected, rtol=rtol, atol=atol)
+
+
+def test_gradient_of_matrix_attention_is_that_of_its_numbers() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 2, n, 4, dtype=torch.float64, generator=draw).requires_grad_() for n in (3, 5, 5)]
+    seen = torch.ones(3, 5, dtype=torch.bool).tril(2)
+    assert torch.autograd.gradcheck(lambda q, k, v: MatrixAttention.apply(q, k, v, seen, 0.5), inputs)
 
 
 @pytest.mark.parametrize("cue", [True, False])

@@ -293,6 +293,14 @@ def test_no_masks_make_an_empty_tree():
         assert build_mask_tree([], (10, 10), TreeConfig.preset(preset)) == MaskTree((10, 10), (), ())
 
 
+def test_a_thousand_masks_make_a_tree():
+    """More than fit into the byte that pycocotools counts them in."""
+    masks = [box_mask(f"{row}-{column}", 0, 0, row, column) for row in range(60, 100) for column in range(75, 100)]
+    tree = build_mask_tree(masks, (100, 100))
+    assert len(tree.regions) + sum(len(region.merged_ids) for region in tree.regions) == 1000
+    assert tree.regions[0].area == 99 * 99
+
+
 def test_errors_name_the_region():
     good = box_mask("7", 0, 0, 50, 50)
     with pytest.raises(MaskError, match="region id '7' occurs twice. Ids must be unique in an image."):

@@ -2,7 +2,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from ureca.errors import ImageError
-from ureca.training.driver import users_error
+from ureca.training.config import WorkersConfig
+from ureca.training.driver import computes_in_bfloat16, users_error, worker_environment
 
 
 def test_error_for_the_user_is_found_in_what_ray_train_wraps_it_in() -> None:
@@ -15,3 +16,14 @@ def test_error_for_the_user_is_found_in_what_ray_train_wraps_it_in() -> None:
 def test_a_fault_of_ours_stays_what_it_is() -> None:
     failed = WorkerGroupError("rank 0", {0: RuntimeError("shapes differ")})
     assert users_error(failed) is failed
+
+
+def test_workers_get_their_threads_and_no_more() -> None:
+    assert worker_environment(WorkersConfig(threads=3))["OMP_NUM_THREADS"] == "3"
+    assert worker_environment(WorkersConfig())["OMP_NUM_THREADS"] == "1"
+    assert "DS_ACCELERATOR" not in worker_environment(WorkersConfig(use_gpu=True))
+
+
+def test_cpus_that_compute_in_bfloat16_are_known_by_their_instructions() -> None:
+    assert computes_in_bfloat16({"avx2": True, "amx_bf16": True, "avx512_bf16": True})
+    assert not computes_in_bfloat16({"avx2": True, "amx_bf16": False, "avx512_f": True, "cpu_name": "Xeon"})

@@ -188,7 +188,7 @@ def test_search_finds_words_of_captions_ids_and_errors_and_marks_them(page):
     assert found("nowhere") == "0 regions in 0 images"
     found("words 3")
     page.locator(".card").first.click()
-    assert page.locator("mark").all_text_contents() == ["words", "3"]
+    assert page.locator(".region[data-region='3'] mark").all_text_contents() == ["words", "3"]
     assert [row for row in range(4) if "dim" in classes(page.locator(f".region[data-region='{row}']"))] == [0, 1, 2]
 
 

@@ -13,6 +13,7 @@ image's own annotations go into its row of the manifest. Photos are looked for i
 Source: cocodataset.org, "Data format"; lvisdataset.org, "Data format".
 """
 
+import io as stdlib_io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ from ureca.corpus.manifest import ManifestRow, Scratch, SourceSummary
 from ureca.errors import InputError
 
 _KEPT = ("id", "segmentation", "bbox", "iscrowd")
+_READ_AHEAD = 4 * 2**20
+"""What comes over the network at once."""
 _LOOKED_FOR = 5
 """Files that are tried before a folder is held for the wrong one; some of a corpus may be missing."""
 
@@ -67,7 +70,8 @@ def _items(source: str, prefix: str) -> Iterator[dict[str, Any]]:
     """The objects of a list in a JSON file of any size, one by one."""
     try:
         with io.open_input(source) as file:
-            for item in ijson.items(file, prefix, use_float=True):
+            buffered = stdlib_io.BufferedReader(file, _READ_AHEAD)
+            for item in ijson.items(buffered, prefix, use_float=True):
                 if not isinstance(item, dict):
                     raise InputError(f"{source}: no COCO annotations: {prefix} holds {item!r:.60}, not an object.")
                 yield item

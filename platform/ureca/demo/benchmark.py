@@ -11,6 +11,7 @@ recipe's folders wrote them.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from ureca.scenes import Scene, read_truth, write_scenes
 from ureca.scenes.files import image_id_of
 
 __all__ = [
+    "PROCESSES",
     "Labeled",
     "NanoBenchmarkConfig",
     "benchmark_summary",
@@ -55,6 +57,8 @@ MODELS = {
 """Variant -> where a recipe keeps its model below the folder of a seed."""
 CAPTIONER = "mask_stage2"
 UNTRAINED = ("none", "box")
+PROCESSES = min(4, os.cpu_count() or 1)
+"""That caption: a nano fills one core, and takes half a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)

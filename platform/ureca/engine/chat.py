@@ -81,7 +81,15 @@ class ChatEngine:
 
     async def start(self) -> None:
         """Start vLLM's processes and load the weights, as `start_llm` says."""
-        self._llm = start_llm(model=self.model, mm_processor_cache_gb=_PROCESSOR_CACHE_GB, **self._options)
+        from vllm.config import StructuredOutputsConfig
+
+        self._llm = start_llm(
+            model=self.model,
+            mm_processor_cache_gb=_PROCESSOR_CACHE_GB,
+            # Where a schema allows white space, a model at a loss writes nothing else until it is cut off.
+            structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+            **self._options,
+        )
 
     def close(self) -> None:
         """End vLLM's processes. Call it inside the event loop that the engine was started in."""
@@ -115,6 +123,7 @@ class ChatEngine:
             EngineDiedError: vLLM's processes are gone.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.platforms import current_platform
         from vllm.renderers.params import ChatParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -131,7 +140,7 @@ class ChatEngine:
             seed=None if current_platform.is_cpu() else seed,
             max_tokens=max_tokens,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(json=schema, disable_any_whitespace=True) if schema else None,
+            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
         )
         try:
             _, (prompt,) = await self._llm.renderer.render_chat_async([messages], chat)
@@ -140,7 +149,7 @@ class ChatEngine:
                     last = output
         except EngineDeadError as error:
             raise EngineDiedError(f"vLLM's engine with {self.model} died") from error
-        except ValueError as error:
+        except VLLMClientError as error:
             raise InputError(f"{self.model} does not take the request ({error})") from error
         [answer] = last.outputs
         return ChatReply(

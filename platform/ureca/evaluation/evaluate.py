@@ -139,14 +139,15 @@ def evaluate(
     truth: Mapping[str, Truth] | None = None,
     strata: Strata | None = None,
     max_new_tokens: int = 96,
+    processes: int = 1,
     seed: int = 0,
 ) -> Evaluation:
     """Caption the labeled regions of `rows` with each variant and score them.
 
     Writes predictions.jsonl into `output`, where an evaluation that was stopped goes on, and scores.json.
     `truth` maps an image id to its regions' true attributes and goes before those in the table; `strata` are further
-    kinds of regions to score apart. Variants of one name and several seeds are scored together. Images that can't be
-    read or have no label are left out and named.
+    kinds of regions to score apart; `processes` caption, each with its own model. Variants of one name and several
+    seeds are scored together. Images that can't be read or have no label are left out and named.
 
     Raises:
         InputError: no image is left.
@@ -161,7 +162,9 @@ def evaluate(
             f"({reason}). Label the images first, or hold out more of them."
         )
     output.mkdir(parents=True, exist_ok=True)
-    predictions = predict(variants, usable, output / "predictions.jsonl", max_new_tokens=max_new_tokens)
+    predictions = predict(
+        variants, usable, output / "predictions.jsonl", max_new_tokens=max_new_tokens, processes=processes
+    )
     groups, owned = score(usable, candidates, predictions, strata=strata, seed=seed)
     evaluation = Evaluation(groups=groups, predictions=predictions, picks_own=owned, left_out=left_out)
     write_json(str(output / "scores.json"), evaluation.details())

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +31,9 @@ __all__ = ["Prediction", "Variant", "captioned_regions", "predict", "read_predic
 STYLE = "unique"
 """The query: the references are the labels' unique captions."""
 REGIONS_PER_BATCH = 32
+
+_Task = tuple["Variant", ImageRow, int]
+"""A variant, an image for it to caption, and the longest caption in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +73,15 @@ class Variant:
 
 def captioned_regions(row: ImageRow) -> list[int]:
     """Indices of the regions that have a label to compare with; one that was judged false is none."""
-    return [
-        index for index, region in enumerate(row.regions) if region.caption and "judged_false" not in region.flags
-    ]
+    return [index for index, region in enumerate(row.regions) if region.caption and "judged_false" not in region.flags]
 
 
 def predict(
-    variants: Sequence[Variant], rows: Sequence[ImageRow], path: Path, *, max_new_tokens: int
+    variants: Sequence[Variant], rows: Sequence[ImageRow], path: Path, *, max_new_tokens: int, processes: int = 1
 ) -> list[Prediction]:
     """Caption the labeled regions of `rows` with every variant, greedily; returns all lines of `path`.
+
+    `processes`: more than one is for models that are small beside a core; each of them loads its own.
 
     Raises:
         InputError: an image can't be read.
@@ -86,20 +93,60 @@ def predict(
     predictions = list(kept)
     progress = Progress("caption", len(variants) * len(rows), unit="images")
     finished = len(done)
+    left = ((variant, row) for variant in variants for row in rows if (variant.key, row.image_id) not in done)
+    tasks = [(variant, row, max_new_tokens) for variant, row in left]
+    answers = map(_Captioners().predict, tasks) if processes == 1 else _in_processes(tasks, processes)
     with open(path, "a", encoding="utf-8") as file:
-        for variant in variants:
-            left = [row for row in rows if (variant.key, row.image_id) not in done]
-            captioner = variant.load() if left else None
-            for row in left:
-                assert captioner is not None
-                made = _predict_image(variant, captioner, row, max_new_tokens)
-                file.write("".join(json.dumps(asdict(each)) + "\n" for each in made))
-                file.flush()
-                predictions += made
-                finished += 1
-                progress.update(finished, variant=variant.name)
+        for (variant, _, _), made in zip(tasks, answers, strict=True):
+            file.write("".join(json.dumps(asdict(each)) + "\n" for each in made))
+            file.flush()
+            predictions += made
+            finished += 1
+            progress.update(finished, variant=variant.name)
     progress.close()
     return predictions
+
+
+class _Captioners:
+    """Holds the captioner of one variant at a time: tasks come variant by variant."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._captioner: Captioner | None = None
+
+    def predict(self, task: _Task) -> list[Prediction]:
+        variant, row, max_new_tokens = task
+        if self._key != variant.key:
+            self._captioner = None  # freed before the next one is loaded
+            self._captioner, self._key = variant.load(), variant.key
+        assert self._captioner is not None
+        return _predict_image(variant, self._captioner, row, max_new_tokens)
+
+
+def _in_processes(tasks: Sequence[_Task], processes: int) -> Iterator[list[Prediction]]:
+    """The answers to the tasks, in their order."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's and Ray's threads half alive
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_process, initargs=(threads,))
+    try:
+        yield from pool.map(_predict_in_process, tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+_captioners = _Captioners()
+"""Of a process of `_in_processes`."""
+
+
+def _predict_in_process(task: _Task) -> list[Prediction]:
+    return _captioners.predict(task)
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ureca.corpus import ImageRow, ManifestRow
@@ -24,7 +24,7 @@ class DescriberRecipe:
 
     config: LabelConfig
     prompts: PromptSet | None
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, config: LabelConfig) -> "DescriberRecipe":

@@ -8,7 +8,7 @@ A prompt set is a folder, one of those that ship (`default`, `paper`) or a user'
 
 The texts are Jinja templates. What a text may name, and what it must, is fixed for each pass (`_FACTS`), so a
 misspelled or forgotten placeholder is an error before the job starts. A set's version is its name and a hash of all
-its files and of how views are drawn; it stands in the provenance of every image.
+its files, of how views are drawn and of the form asked of answers; it stands in the provenance of every image.
 Source of what is asked: URECA (arXiv 2504.05305) section 3 and tables A to C, in words of our own.
 """
 
@@ -118,7 +118,8 @@ class PromptSet:
             each: _template(environment, each, contents[f"{each}.txt"], f"{where}/{each}.txt") for each in _PASSES
         }
         self._phrases = {each: self._phrases_of(environment, each, contents[f"{each}.txt"]) for each in _PASSES}
-        digest = hashlib.sha256(f"{DRAWING_VERSION} {self._cut}".encode())
+        forms = [answer_form(each, structured=structured) for each in _PASSES for structured in (True, False)]
+        digest = hashlib.sha256(f"{DRAWING_VERSION} {self._cut} {forms}".encode())
         for file, text in sorted(contents.items()):
             digest.update(f"{file}\0{text}\0".encode())
         self.version = f"{self._settings.name}-{digest.hexdigest()[:12]}"

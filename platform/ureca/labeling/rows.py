@@ -45,6 +45,9 @@ _NO_PROGRESS_SECONDS = 6 * 3600.0
 _SMALLER = 8
 """An image whose process died is tried again in a company so many times smaller; then alone."""
 
+_DISK_FULL = "No space left on device"
+"""What the system says of it, however Ray wraps it."""
+
 _SPARE_BLOCKS = 2
 """Blocks that wait at an actor, so that it does not idle while Ray Data hands it the next."""
 
@@ -127,6 +130,9 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     """Work on every row of the manifest that is not in the parts yet; returns what was done in this start.
 
     All rows are there then, unless the account says why not (`raise_unless_whole`).
+
+    Raises:
+        StorageError: a disk is full.
     """
     resources = cluster_resources()
     import ray
@@ -179,6 +185,11 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     account.interrupted = interrupted
     ray.kill(steward)
     if error is not None and account.stopped is None:
+        if _DISK_FULL in str(error):
+            raise StorageError(
+                f"{parts.folder}: the disk is full that it, or what Ray puts aside (/tmp/ray), lies on. "
+                "What is finished is kept: free some space, and the same command goes on."
+            ) from error
         raise error
     return account
 
@@ -271,9 +282,10 @@ class _Stage:
         await self._steward.stop.remote(reason)
 
     def __del__(self) -> None:
+        """Ray Data drops its stage when an actor ends, in a thread of its own."""
         if self._loop is not None and self._loop.is_running():
             with contextlib.suppress(Exception):  # the process ends in any case
-                asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(timeout=10)
+                asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(timeout=5)
 
 
 def _crash(row: ManifestRow, deaths: Deaths) -> ImageCrashError:

@@ -248,14 +248,32 @@ class BinsRun:
         return cls(states, batch.image, torch.cat([prefix, own], dim=2)[:, None])
 
 
+class MatrixAttention(torch.autograd.Function):
+    """`attend` in matrix products, its gradient written out: in place where it can be, and nothing kept twice."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+        query = query * scale
+        scores = query @ key.mT
+        weights = scores.masked_fill_(~seen, float("-inf")).softmax(-1)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scale = scale
+        return weights @ value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, weights = ctx.saved_tensors
+        grad_scores = torch._softmax_backward_data(grad @ value.mT, weights, -1, weights.dtype)
+        return (grad_scores @ key) * ctx.scale, grad_scores.mT @ query, weights.mT @ grad, None, None
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
     """Masked attention, `(G, H, W, head)`, of queries to keys and values `(G, H, P + W, head)`; `seen` is bool.
 
-    On a CPU the fused kernel's gradient takes three times as long in bfloat16 as matrix products do.
+    In bfloat16 on a CPU, where nano trains, the fused kernel's gradient takes three times as long as matrix products.
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        scores = ((query * scale) @ key.mT).masked_fill(~seen, float("-inf"))
-        return scores.softmax(-1) @ value
+        return MatrixAttention.apply(query, key, value, seen, scale)
     return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
 
 
@@ -275,13 +293,11 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     # Under autocast rotary positions leave queries and keys in float32; values have the type to compute in.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    groups = query.shape[1] // key.shape[1]
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    # One copy to that type and to the layout that matrix products want, instead of one for each.
+    query, key, value = (x.to(value.dtype, memory_format=torch.contiguous_format) for x in (query, key, value))
     if isinstance(attention_mask, PrefixRun):
         attention_mask.states.append((key, value))
-        length = query.shape[2]
-        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        seen = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device).tril()
     else:
         seen = attention_mask.seen
         before = attention_mask.states[module.layer_idx]  # type: ignore[index]
@@ -289,7 +305,9 @@ def packed_attention(
             torch.cat([kept.index_select(0, attention_mask.image), own], dim=2)
             for kept, own in zip(before, (key, value), strict=True)
         )
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return attend(query, key, value, seen, scale).transpose(1, 2).contiguous(), None
 
 

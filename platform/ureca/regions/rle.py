@@ -56,7 +56,9 @@ def rle_area(rle: Rle) -> int:
 
 def rle_areas(rles: Sequence[Rle]) -> np.ndarray:
     """int64 (n,): `rle_area` of each."""
-    return np.asarray(coco_mask.area(list(rles)) if len(rles) else (), dtype=np.int64)
+    # pycocotools puts the number of masks into a byte first, which numpy 2 refuses if it does not fit
+    some = [coco_mask.area(list(rles[start : start + 255])) for start in range(0, len(rles), 255)]
+    return np.concatenate(some).astype(np.int64) if some else np.zeros(0, dtype=np.int64)
 
 
 def rle_bbox(rle: Rle) -> tuple[float, float, float, float]:

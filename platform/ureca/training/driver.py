@@ -4,8 +4,11 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ureca.cluster import connect
 from ureca.config import config_to_dict
@@ -18,7 +21,7 @@ from ureca.training.index import StepIndex
 from ureca.training.metrics import FILE, last_line, loss_first_last, read_metrics
 from ureca.training.plan import Plan
 
-__all__ = ["TrainingResult", "fit", "users_error"]
+__all__ = ["TrainingResult", "computes_in_bfloat16", "fit", "users_error", "worker_environment"]
 
 _LOOK_EVERY_SECONDS = 1.0
 
@@ -78,6 +81,8 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
     from ureca.training.loop import train_worker
 
     workers = plan.workers
+    if workers.bf16 and not workers.use_gpu and not computes_in_bfloat16(torch.cpu.get_capabilities()):
+        print("train  this CPU has no bfloat16 instructions: --workers.bf16=false is faster on it", file=sys.stderr)
     start = f"at step {done + 1} of {num_steps}" if done else f"{num_steps} steps"
     print(f"train  starting {workers.num_workers} workers, {start}", file=sys.stderr, flush=True)
     trainer = TorchTrainer(
@@ -89,7 +94,7 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
             storage_path=plan.directory,
             checkpoint_config=CheckpointConfig(num_to_keep=plan.checkpoints.num_to_keep),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            worker_runtime_env={"env_vars": _worker_environment(workers)},
+            worker_runtime_env={"env_vars": worker_environment(workers)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -118,7 +123,12 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
         raise users_error(outcome["error"]) from outcome["error"]
 
 
-def _worker_environment(workers: WorkersConfig) -> dict[str, str]:
+def computes_in_bfloat16(capabilities: Mapping[str, object]) -> bool:
+    """Whether a CPU, by `torch.cpu.get_capabilities()`, multiplies in bfloat16 itself (AMX, AVX512-BF16, ...)."""
+    return any("bf16" in name and bool(has) for name, has in capabilities.items())
+
+
+def worker_environment(workers: WorkersConfig) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(workers.threads), "TOKENIZERS_PARALLELISM": "false"}
     if not workers.use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"

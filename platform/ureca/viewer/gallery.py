@@ -1,8 +1,7 @@
 """A region table as one HTML page to look through: images, their regions and trees, captions, filters.
 
 Nothing is fetched: pictures, data, style and script stand inside. Each picture is a block of its own that the
-browser reads only when it is shown, so thousands of images open as fast as ten; the rest of the table is counted
-and left out, and the page says so.
+browser reads only when it is shown. What goes beyond the limit is counted and left out, and the page says so.
 
     write_gallery("gallery.html", "runs/label_corpus/regions.parquet", images=200, only="flagged")
 """

@@ -146,7 +146,7 @@ def test_children_before_their_parents_are_put_behind_them(tmp_path: Path):
 
 def coco() -> dict[str, Any]:
     return {
-        "images": [{"id": 5, "file_name": "a.jpg", "height": 20, "width": 30}],
+        "images": [{"id": 5, "file_name": "val/a.jpg", "height": 20, "width": 30}],
         "annotations": [
             {"id": 1, "image_id": 5, "segmentation": [[0, 0, 20, 0, 20, 10, 0, 10]], "bbox": [0, 0, 20, 10]},
             {"id": 2, "image_id": 5, "segmentation": rle(0, 0, 20, 30), "caption": "all"},
@@ -159,6 +159,7 @@ def test_coco_of_others_gets_a_tree_from_masks_and_polygons(tmp_path: Path):
     (tmp_path / "captions.json").write_text(json.dumps(coco()))
     import_regions(str(tmp_path / "captions.json"), str(tmp_path / "back.parquet"), "coco")
     (row,) = iter_images(tmp_path / "back.parquet")
+    assert (row.image_id, row.image_path) == ("val/a", str(tmp_path / "val" / "a.jpg"))
     assert [(region.region_id, region.parent, region.caption) for region in row.regions] == [
         ("2", -1, "all"),
         ("1", 0, None),
@@ -176,7 +177,7 @@ def test_coco_of_others_gets_a_tree_from_masks_and_polygons(tmp_path: Path):
         (lambda some: some["images"].append(some["images"][0]), "…/captions.json: images[1]: id 5 is taken by another"),
         (
             lambda some: some["images"].append({**some["images"][0], "id": 6}),
-            "…/captions.json: images[1]: image 'a' comes twice. Give each a key 'image_id' of its own.",
+            "…/captions.json: images[1]: image 'val/a' comes twice. Give each a key 'image_id' of its own.",
         ),
         (
             lambda some: some["annotations"][1].update(image_id=6),

@@ -11,7 +11,6 @@ Source: cocodataset.org, "Data format".
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import IO, Any
 
 from ureca import io
@@ -107,7 +106,7 @@ def _bare_row(image: Mapping[str, Any], names: ImageNames, where: str) -> ImageR
     if not isinstance(file_name, str) or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise InputError(f"{where}: give a text as 'file_name' and whole numbers as 'height' and 'width'.")
     row = ImageRow(
-        image_id=str(image.get("image_id") or PurePosixPath(file_name).with_suffix("")),
+        image_id=str(image.get("image_id") or names.image_id(file_name)),
         image_path=names.find(file_name),
         height=sizes[0],
         width=sizes[1],

@@ -42,6 +42,11 @@ class ImageNames:
             raise InputError(f"{path} is not in the folder {folder}. Name a folder that all images are in, or none.")
         return path[len(folder) + 1 :]
 
+    def image_id(self, name: str) -> str:
+        """The id of an image that comes without: its name without the suffix, of a whole path the last part."""
+        is_whole = "://" in name or os.path.isabs(name)
+        return os.path.splitext(io.file_name(name) if is_whole else name)[0]
+
     def find(self, name: str) -> str:
         """The path of an image by its name."""
         if "://" in name or os.path.isabs(name):

@@ -9,7 +9,6 @@ ureca.corpus.formats.records.
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -52,7 +51,7 @@ def read_jsonl(path: str, images: str | None = None) -> Iterator[ImageRow]:
 
     for name, lines in itertools.groupby(iter_json_lines(path), key=image_of):
         where, records = zip(*lines, strict=True)
-        image_id = str(records[0].get("image_id") or os.path.splitext(io.file_name(name))[0])
+        image_id = str(records[0].get("image_id") or names.image_id(name))
         if image_id in seen:
             raise InputError(
                 f"{where[0]}: image {image_id!r} comes again after another. Sort the file, so that the lines "
