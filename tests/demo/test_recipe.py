@@ -64,5 +64,5 @@ def test_the_recipe_s_stages_are_named_recipes() -> None:
     from ureca.config import find_config
 
     config = NanoRecipeConfig()
-    assert find_config(config.stage1).endswith("stage1_nano.yaml")
-    assert find_config(config.stage2).endswith("stage2_nano.yaml")
+    assert find_config(config.stage1).endswith("nano_stage1.yaml")
+    assert find_config(config.stage2).endswith("nano_stage2.yaml")

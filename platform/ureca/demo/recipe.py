@@ -32,7 +32,7 @@ T = TypeVar("T")
 class NanoRecipeConfig:
     output: str = "runs/nano_recipe"
     """Folder of everything; the same command again goes on where it was."""
-    scenes: int = 4000
+    scenes: int = 3000
     """Drawn scenes to learn from. Four of the package's six photos come on top."""
     corpus_seed: int = 21
     """Of the drawn scenes."""
@@ -40,9 +40,9 @@ class NanoRecipeConfig:
     """A region table to learn from in place of drawn and labeled scenes."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A whole training for each: first weights, order of images, every draw."""
-    stage1: str = "stage1_nano"
+    stage1: str = "nano_stage1"
     """Settings of stage 1: a YAML file, or the name of one in jobs/configs."""
-    stage2: str = "stage2_nano"
+    stage2: str = "nano_stage2"
     """Settings of stage 2 and of the two controls."""
 
     def __post_init__(self) -> None:
