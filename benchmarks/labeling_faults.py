@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,9 @@ FRAGILE_JOB = Path(__file__).parent / "fragile_job.py"
 
 STAGE = "_Stage"
 """What the titles of the labeling actors' processes have in common."""
+
+SYSTEM = re.compile(r"ray::(\w*Agent|_\w+|ActorLocationTracker|Steward)\b")
+"""Titles of what lives as long as the node (an agent's end is its node's) or the driver."""
 
 
 @dataclass
@@ -93,9 +97,8 @@ class FaultCluster:
 
     def kill_worker(self, *, of_stage: bool) -> str:
         """End a labeling actor's process, or one of Ray Data's own, without a word; returns its title."""
-        chosen = [each for each in self.processes() if (STAGE in _title(each)) is of_stage]
-        chosen = [each for each in chosen if of_stage or "Steward" not in _title(each)]
-        victim = random.choice(chosen)
+        victims = [each for each in self.processes() if not SYSTEM.match(_title(each))]
+        victim = random.choice([each for each in victims if (STAGE in _title(each)) is of_stage])
         title = _title(victim)
         victim.kill()
         return title

@@ -70,6 +70,9 @@ class Behavior:
     """Fault -> share of questions, drawn from the question, that meet it."""
     fault_tries: int = 1
     """How often such a question fails before it is answered; 0: always."""
+    poison: str = ""
+    """A question with this text in it is answered `poison_status` each time."""
+    poison_status: int = 500
 
 
 class _Server:
@@ -137,6 +140,8 @@ class _Server:
         # What a request for the same answer repeats; the seed alone tells two draws apart.
         asked = json.dumps([body["messages"], body.get("seed")]).encode()
         digest = hashlib.sha256(asked).hexdigest()
+        if self.behavior.poison and self.behavior.poison.encode() in asked:
+            return self._fail(self.behavior.poison_status, "told to fail")
         fault = self._fault(digest)
         if fault.isdigit():
             return self._fail(int(fault), "told to fail")

@@ -11,6 +11,7 @@ Writes runs/demo/report.html and runs/demo/summary.json.
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import bootstrap  # noqa: F401
@@ -19,6 +20,7 @@ from ureca.config import load_config
 from ureca.corpus import iter_images, split_heldout
 from ureca.demo import SHIPPED, DemoConfig, Steps, demo_report, make_corpus, serve_heldout, tree_exact, unique_share
 from ureca.demo.benchmark import PROCESSES
+from ureca.demo.recipe import stage_config
 from ureca.evaluation.config import EvaluateConfig, trained_variant, variants_of
 from ureca.evaluation.evaluate import evaluate
 from ureca.labeling import LabelConfig, label_corpus
@@ -27,7 +29,6 @@ from ureca.model.presets import shipped
 from ureca.runs import Run, run_job
 from ureca.scenes import read_truth
 from ureca.training import Stage1Config, Stage2Config, fit
-from ureca.training.config import BatchConfig, LoraConfig, OptimizerConfig
 
 MINUTES = {
     "corpus": 0.5,
@@ -57,26 +58,14 @@ def main() -> None:
     heldout = set(split_heldout([row.image_id for row in rows], config.heldout, config.seed).heldout)
     truth = read_truth(sources[0])
 
-    common = {
-        "table": table,
-        "heldout": config.heldout,
-        "heldout_seed": config.seed,
-        "seed": config.seed,
-        "batch": BatchConfig(images_per_step=4, images_per_device=2, regions_per_image=16),
-    }
+    common = {"table": table, "heldout": config.heldout, "heldout_seed": config.seed, "seed": config.seed}
     with steps.step("stage1", "stage 1: the mask encoder, with Ray Train and DeepSpeed"):
-        optimizer = OptimizerConfig(learning_rate=2e-3, epochs=config.stage1_epochs)
-        stage1 = fit(Stage1Config(**common, optimizer=optimizer), out / "stage1")
-
-    second = {
-        **common,
-        "optimizer": OptimizerConfig(learning_rate=2e-3, epochs=config.stage2_epochs),
-        "lora": LoraConfig(dropout=0.0),
-    }
+        stage1 = fit(stage_config(Stage1Config, "nano_stage1", epochs=config.stage1_epochs, **common), out / "stage1")
+    second = partial(stage_config, Stage2Config, "nano_stage2", epochs=config.stage2_epochs, **common)
     with steps.step("stage2", "stage 2: LoRA on the language model"):
-        stage2 = fit(Stage2Config(**second, init=stage1.model, tune_mask_encoder=True), out / "stage2")
+        stage2 = fit(second(init=stage1.model), out / "stage2")
     with steps.step("control", "the control: stage 2 again, without any sign of the region"):
-        control = fit(Stage2Config(**second, cue="none"), out / "tuned_none")
+        control = fit(second(init="", cue="none"), out / "tuned_none")
 
     with steps.step("evaluate", "caption the held-out images with every variant, and score them"):
         variants = variants_of(

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ureca.demo.recipe import NanoRecipeConfig, train_seed
+from ureca.config import find_config, read_config
+from ureca.demo.recipe import NanoRecipeConfig, stage_config, train_seed
 from ureca.errors import ConfigError
 from ureca.model import CaptionerConfig
+from ureca.training import Stage2Config
 from ureca.training.metrics import read_metrics
 
 
@@ -60,9 +62,10 @@ def test_what_cannot_work_is_refused(wrong: dict[str, object], said: str) -> Non
         NanoRecipeConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_the_recipe_s_stages_are_named_recipes() -> None:
-    from ureca.config import find_config
-
-    config = NanoRecipeConfig()
-    assert find_config(config.stage1).endswith("nano_stage1.yaml")
-    assert find_config(config.stage2).endswith("nano_stage2.yaml")
+def test_a_stage_s_settings_are_the_recipe_s_but_for_those_given() -> None:
+    recipe = read_config(find_config(NanoRecipeConfig().stage2))
+    config = stage_config(Stage2Config, "nano_stage2", epochs=0.25, table="t", init="", cue="box", seed=7)
+    assert (config.table, config.init, config.cue, config.seed) == ("t", "", "box", 7)
+    assert config.optimizer.epochs == 0.25
+    assert config.optimizer.learning_rate == float(recipe["optimizer"]["learning_rate"])
+    assert config.batch.images_per_step == recipe["batch"]["images_per_step"]

@@ -28,7 +28,8 @@ def shared() -> Iterator[SlowEndpoint]:
 @pytest.fixture
 def endpoint(shared: SlowEndpoint) -> SlowEndpoint:
     """Fresh: no faults, nothing counted."""
-    shared.set(latency_s=0.02, slots=8, queue=True, structured=True, api_key="", faults={}, fault_tries=1, choice=None)
+    shared.set(latency_s=0.02, slots=8, queue=True, retry_after_s=0.2, structured=True, api_key="", choice=None)
+    shared.set(faults={}, fault_tries=1, poison="", poison_status=500)
     shared.reset()
     return shared
 
@@ -99,14 +100,14 @@ def test_no_more_requests_are_under_way_than_allowed_and_no_fewer(endpoint):
     assert endpoint.stats()["most_in_service"] == 3, "a process of four has a quarter"
 
 
-def test_what_passes_is_tried_again_until_it_has(endpoint):
-    endpoint.set(faults={"429": 0.2, "500": 0.2, "drop": 0.2, "garbage": 0.2}, fault_tries=2)
-    answers = ask(describer(endpoint), questions(20))
+@pytest.mark.parametrize("fault", ["429", "500", "drop", "garbage"])
+def test_what_passes_is_tried_again_until_it_has(endpoint, fault):
+    endpoint.set(faults={fault: 1.0}, fault_tries=2, retry_after_s=0.1)
+    answers = ask(describer(endpoint), questions(4))
     assert all(isinstance(answer, Description) and answer.problem is None for answer in answers), answers
     stats = endpoint.stats()
-    assert stats["by_outcome"]["200"] == 20
-    assert {"429", "500", "drop", "garbage"} <= set(stats["by_outcome"])
-    assert stats["requests"] == sum(stats["by_outcome"].values())
+    assert stats["by_outcome"]["200"] >= 4, "and a word to see whether it lives"
+    assert stats["by_outcome"][fault] >= 8
     assert stats["questions_answered_again"] == 0
 
 
@@ -130,14 +131,19 @@ def test_retry_after_is_obeyed_by_all(endpoint):
 
 
 def test_one_request_that_always_fails_concerns_one_image(endpoint):
-    requests = questions(24)
-    endpoint.set(faults={"500": 0.05}, fault_tries=0, latency_s=0.2, slots=1)
-    answers = ask(describer(endpoint, retries=1, concurrency=4), requests)
-    failed = [answer for answer in answers if isinstance(answer, BaseException)]
-    assert 0 < len(failed) < 6
-    for error in failed:
-        assert isinstance(error, InputError)
-        assert "failed 2 times on one request and answered others meanwhile (told to fail)" in str(error)
+    endpoint.set(poison="box number 7 of", latency_s=0.2, slots=1)
+    answers = ask(describer(endpoint, retries=1, concurrency=4), questions(24))
+    [failed] = [answer for answer in answers if isinstance(answer, BaseException)]
+    assert failed is answers[7]
+    assert isinstance(failed, InputError)
+    assert "failed 2 times on one request and answered others meanwhile (told to fail)" in str(failed)
+
+
+def test_a_request_that_always_fails_is_found_out_when_there_are_no_others(endpoint):
+    """Else a job would end with it, in vain, at each start."""
+    endpoint.set(poison="box number 0 of")
+    [failed] = ask(describer(endpoint, retries=1, give_up_after_s=60), questions(1))
+    assert isinstance(failed, InputError), failed
 
 
 def test_an_endpoint_that_dies_is_waited_for(endpoint):
@@ -186,8 +192,10 @@ def test_rates_are_kept(endpoint):
     ask(describer(endpoint, requests_per_minute=600), questions(11))
     assert time.monotonic() - started >= 1.0, "ten intervals of a tenth of a second"
     started = time.monotonic()
-    ask(describer(endpoint, tokens_per_minute=120_000, share=0.5), questions(4))
-    assert time.monotonic() - started >= 2.0, "a thousand tokens a second, thousand and some each, the first at once"
+    ask(describer(endpoint, tokens_per_minute=480_000, share=0.5), questions(4))
+    assert time.monotonic() - started >= 0.7, (
+        "four thousand tokens a second, a thousand and some each, the first at once"
+    )
 
 
 def test_the_pace_allows_for_what_was_really_taken():
@@ -206,12 +214,21 @@ def test_the_pace_allows_for_what_was_really_taken():
 
 def test_an_endpoint_without_schemas_is_asked_in_plain_words(endpoint):
     endpoint.set(structured=False, choice=1)
-    passes = ("short", "unique", "choose", "judge")
-    answers = ask(describer(endpoint, concurrency=1), [request(name) for name in passes])
-    assert [answer.problem for answer in answers] == [None] * 4
+    asked = describer(endpoint)
+
+    async def run() -> list[Description]:
+        first = await asyncio.gather(
+            *(asked.describe(request(name)) for name in ("short", "unique", "choose", "judge"))
+        )
+        return [*first, await asked.describe(request("long"))]
+
+    answers = asyncio.run(run())
+    assert [answer.problem for answer in answers] == [None] * 5
     assert answers[2].choice == 2
     assert answers[3].verdict is True
-    assert endpoint.stats()["by_outcome"] == {"400": 1, "200": 4}, "found out once"
+    outcomes = endpoint.stats()["by_outcome"]
+    assert outcomes["200"] == 5
+    assert 1 <= outcomes["400"] <= 4, "those already under way when it was found out, and none later"
 
 
 def test_unusable_answers_come_with_their_problem(endpoint):
@@ -269,11 +286,10 @@ def test_a_quota_that_is_spent_stops_the_job_and_a_request_objected_to_does_not(
     [lost] = ask(describer(endpoint), questions(1))
     assert isinstance(lost, EndpointLost)
     assert "the quota of this key is spent (told to fail); raise it there" in str(lost)
-    endpoint.set(faults={"403": 0.05}, latency_s=0.2, slots=1)
-    answers = ask(describer(endpoint, retries=1, concurrency=4), questions(24))
-    failed = [answer for answer in answers if not isinstance(answer, Description)]
-    assert 0 < len(failed) < 6
-    assert all(isinstance(error, InputError) for error in failed)
+    endpoint.set(faults={}, poison="box number 7 of", poison_status=403, latency_s=0.2, slots=1)
+    answers = ask(describer(endpoint, retries=1, concurrency=4), questions(16))
+    assert isinstance(answers[7], InputError)
+    assert sum(isinstance(answer, Description) for answer in answers) == 15
 
 
 @pytest.mark.parametrize(

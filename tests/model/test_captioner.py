@@ -46,6 +46,21 @@ def test_saved_and_loaded_gives_the_same_loss(captioner: Captioner, tmp_path: Pa
     assert loss(Captioner.from_pretrained(tmp_path)) == pytest.approx(loss(captioner), rel=1e-6)
 
 
+def test_frozen_base_can_be_held_in_bfloat16(captioner: Captioner) -> None:
+    captioner = with_lora(captioner)
+    names = captioner.trainable(2)
+    before = loss(captioner)
+    captioner.hold_frozen_base(torch.bfloat16)
+    types = {name: parameter.dtype for name, parameter in captioner.named_parameters()}
+    assert {types[name] for name in names} == {torch.float32}
+    assert {types[name] for name in types if name.startswith("mask_encoder.")} == {torch.float32}
+    assert {types[name] for name in types if name.startswith("base.") and name not in names} == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        after = loss(captioner)
+    assert after == pytest.approx(before, rel=0.01)
+    assert after != before
+
+
 def test_export_merges_lora_into_a_plain_checkpoint(captioner: Captioner, tmp_path: Path) -> None:
     before = loss(captioner)
     with_lora(captioner).save_pretrained(tmp_path / "model")

@@ -20,7 +20,7 @@ from ureca.config import config_from_dict, find_config, read_config
 from ureca.errors import ConfigError
 from ureca.training import Stage1Config, Stage2Config, TrainingResult, fit
 
-__all__ = ["HELDOUT_PHOTOS", "NanoRecipeConfig", "train_seed"]
+__all__ = ["HELDOUT_PHOTOS", "NanoRecipeConfig", "stage_config", "train_seed"]
 
 HELDOUT_PHOTOS = ("astronaut", "coffee")
 """Photos of the package that the shipped captioner never learned from: those that the demo holds out."""
@@ -60,17 +60,21 @@ def train_seed(config: NanoRecipeConfig, seed: int, *, table: str, output: Path)
         TrainingError, CheckpointError, InputError: as `ureca.training.fit`.
     """
     common = {"table": table, "heldout": 0.0, "seed": seed}
-    stage1 = _settings(Stage1Config, config.stage1, **common)
+    stage1 = stage_config(Stage1Config, config.stage1, **common)
     trained = {"stage1": fit(stage1, output / "stage1")}
     for name, told in {
         "stage2": {"init": trained["stage1"].model},
         "tuned_none": {"init": "", "cue": "none"},
         "tuned_box": {"init": "", "cue": "box"},
     }.items():
-        trained[name] = fit(_settings(Stage2Config, config.stage2, **common, **told), output / name)
+        trained[name] = fit(stage_config(Stage2Config, config.stage2, **common, **told), output / name)
     return trained
 
 
-def _settings(cls: type[T], recipe: str, **given: Any) -> T:
+def stage_config(cls: type[T], recipe: str, *, epochs: float | None = None, **given: Any) -> T:
+    """The configuration of a recipe (a YAML file, or the name of one) with some of its settings replaced."""
     path = find_config(recipe)
-    return config_from_dict(cls, {**read_config(path), **given}, where=path)
+    settings = {**read_config(path), **given}
+    if epochs is not None:
+        settings["optimizer"] = {**settings["optimizer"], "epochs": epochs}
+    return config_from_dict(cls, settings, where=path)

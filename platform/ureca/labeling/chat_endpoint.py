@@ -13,6 +13,7 @@ The official client is told not to retry: it knows nothing of the other requests
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import logging
 import random
@@ -33,11 +34,14 @@ __all__ = ["ChatEndpoint", "Pace", "Question"]
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
+_SECONDS_BETWEEN_HELLOS = 2.0
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 _MAY_PASS = (403, 408, 409, 425)
 """Beside 5xx. 403 is what some say to one request that they object to, and others to all once a key has expired."""
+_TOO_BUSY = (429, 503, 529)
+"""Said of the endpoint, never of the request."""
 _TOKENS_OF_A_PICTURE = 1800
 """Before the first answer tells: InternVL's six tiles and thumbnail."""
 
@@ -88,6 +92,7 @@ class ChatEndpoint:
         self._most_prompt_tokens: dict[Pass, int] = {}
         self._left_out: set[str] = set()
         self._last_answer = 0.0
+        self._last_hello = 0.0
         self._not_before = 0.0
 
     async def close(self) -> None:
@@ -107,8 +112,7 @@ class ChatEndpoint:
             except openai.APIStatusError as error:
                 if error.status_code not in (404, 405, 501):
                     raise
-                # An endpoint need not list its models; whether it answers at all shows a word said to it.
-                await self._client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}])
+                await self._hello()  # an endpoint need not list its models
         except openai.APIConnectionError as error:
             raise ConfigError(
                 f"{address}: no answer ({_reason(error)}); start the endpoint or correct chat.base_url"
@@ -141,6 +145,7 @@ class ChatEndpoint:
         first_failure, last_failure, failures, waits = 0.0, 0.0, 0, 0
         openai = self._openai
         while True:
+            left_out = frozenset(self._left_out)
             try:
                 async with self._places:
                     return await self._try(question)
@@ -155,7 +160,7 @@ class ChatEndpoint:
                     raise EndpointLost(self._quota_spent(error)) from error
                 failed: Exception = error
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if self._leave_out(error):
+                if self._leave_out(error, left_out):
                     continue
                 raise InputError(f"{self._config.base_url}: refuses the request ({_reason(error)})") from error
             except (openai.APIConnectionError, openai.InternalServerError, _NoCompletionError) as error:
@@ -170,8 +175,11 @@ class ChatEndpoint:
                 failed = error
             now = time.monotonic()
             first_failure = first_failure or now
-            if self._last_answer > last_failure and not isinstance(failed, openai.RateLimitError):
-                failures += 1  # others got through since it failed before: it is not the endpoint alone
+            if getattr(failed, "status_code", 0) not in _TOO_BUSY:
+                if last_failure and self._last_answer < last_failure:
+                    await self._see_whether_it_lives()
+                if self._last_answer > last_failure:
+                    failures += 1  # something got through since it failed before: it is not the endpoint alone
             last_failure = now
             if failures > self._config.retries:
                 raise InputError(
@@ -186,6 +194,21 @@ class ChatEndpoint:
                 ) from failed
             await asyncio.sleep(self._wait(failed, waits))
             waits += 1
+
+    async def _hello(self) -> Any:
+        """The shortest question there is."""
+        return await self._client.chat.completions.create(
+            model=self._config.model, messages=[{"role": "user", "content": "Hi"}], timeout=_CONNECT_SECONDS
+        )
+
+    async def _see_whether_it_lives(self) -> None:
+        """Ask what can't be at fault, where nothing else is being answered that would tell."""
+        if time.monotonic() - self._last_hello < _SECONDS_BETWEEN_HELLOS:
+            return
+        self._last_hello = time.monotonic()
+        with contextlib.suppress(self._openai.OpenAIError, ValueError):
+            if getattr(await self._hello(), "choices", None):
+                self._last_answer = time.monotonic()
 
     async def _try(self, question: Question) -> Reply:
         most = self._most_tokens(question)
@@ -250,13 +273,14 @@ class ChatEndpoint:
             parameters["seed"] = question.seed
         return {name: value for name, value in parameters.items() if name not in self._left_out}
 
-    def _leave_out(self, error: Exception) -> bool:
-        """Whether the refusal is of a parameter that can be left out; it then is, in all later requests."""
+    def _leave_out(self, error: Exception, left_out: frozenset[str]) -> bool:
+        """Whether the refusal is of a parameter that the request had; it is left out of all later ones."""
         text = _reason(error).lower()
         for name, words in _OPTIONAL.items():
-            if name not in self._left_out and any(word in text for word in words):
+            if name not in left_out and any(word in text for word in words):
+                if name not in self._left_out:
+                    logger.warning("%s does not take %s (%s)", self._config.base_url, name, _reason(error))
                 self._left_out.add(name)
-                logger.warning("%s does not take %s (%s)", self._config.base_url, name, _reason(error))
                 return True
         return False
 

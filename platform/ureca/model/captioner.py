@@ -193,6 +193,12 @@ class Captioner(nn.Module):
             parameter.requires_grad_(in_encoder if stage == 1 else in_lora or (in_encoder and tune_mask_encoder))
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
+    def hold_frozen_base(self, dtype: torch.dtype) -> None:
+        """Hold those of the base's weights that do not train in `dtype`: what they compute then stays in it too."""
+        for parameter in self.base.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+
     # ---- the forward pass
 
     def mask_tokens(self, tiles: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -91,6 +91,10 @@ class _Worker:
             ),
         )
         self.device = self.engine.device
+        self.autocast = plan.workers.bf16 and not plan.workers.use_gpu  # on a GPU DeepSpeed sees to it
+        if self.autocast and plan.workers.zero_stage < 3:
+            # Only now: DeepSpeed has just put all weights into float32.
+            self.captioner.hold_frozen_base(torch.bfloat16)
         self.image_of: Callable[[ImageRow], np.ndarray | Tensor] = load_image
         if plan.workers.image_tokens_mb and plan.workers.zero_stage < 3:
             self.image_of = ImageTokens(self.captioner, budget_bytes=plan.workers.image_tokens_mb * 2**20)
@@ -176,9 +180,7 @@ class _Worker:
         return _StepResult(loss=loss, grad_norm=grad_norm, num_tokens=num_tokens, num_regions=num_regions)
 
     def _autocast(self) -> torch.autocast:
-        """On a CPU, bfloat16 for what is safe in it, the weights in 32 bit; on a GPU DeepSpeed sees to it."""
-        workers = self.plan.workers
-        return torch.autocast("cpu", torch.bfloat16, enabled=workers.bf16 and not workers.use_gpu)
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
 
     def _sum_over_workers(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

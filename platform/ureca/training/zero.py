@@ -40,8 +40,8 @@ def deepspeed_config(
             },
         },
         "gradient_clipping": optimizer.clip_norm,
-        # On a CPU the loop computes under torch's autocast: DeepSpeed's way would keep the activations between
-        # matrix products in bfloat16 too, and reduce gradients in it.
+        # On a CPU the loop computes under torch's autocast: DeepSpeed's way would put the weights that train into
+        # bfloat16 too, and reduce gradients in it.
         "bf16": {"enabled": workers.bf16 and workers.use_gpu},
         # a CPU has no streams to overlap communication with
         "zero_optimization": {"stage": workers.zero_stage, "overlap_comm": workers.use_gpu},
