@@ -59,14 +59,15 @@ def train_seed(config: NanoRecipeConfig, seed: int, *, table: str, output: Path)
         ConfigError: a recipe of a stage does not load.
         TrainingError, CheckpointError, InputError: as `ureca.training.fit`.
     """
-    common = {"table": table, "heldout": 0.0, "seed": seed}
+    common: dict[str, Any] = {"table": table, "heldout": 0.0, "seed": seed}
     stage1 = stage_config(Stage1Config, config.stage1, **common)
     trained = {"stage1": fit(stage1, output / "stage1")}
-    for name, told in {
+    controls: dict[str, dict[str, Any]] = {
         "stage2": {"init": trained["stage1"].model},
         "tuned_none": {"init": "", "cue": "none"},
         "tuned_box": {"init": "", "cue": "box"},
-    }.items():
+    }
+    for name, told in controls.items():
         trained[name] = fit(stage_config(Stage2Config, config.stage2, **common, **told), output / name)
     return trained
 

@@ -108,5 +108,5 @@ class DenseHead(nn.Module):
 
     def directions(self, count: int) -> Tensor:
         """`(count, D)`: the directions of a normed image token that the answers are read from, most used first."""
-        weights = torch.cat([head.weight for head in self.heads.values()])  # type: ignore[list-item]
+        weights = torch.cat([next(head.parameters()) for head in self.heads.values()])
         return torch.linalg.svd(weights.float(), full_matrices=False).Vh[:count]
