@@ -50,8 +50,8 @@ def main() -> None:
     recorded = seeds_record(evaluation, labeled) if config.runs else recorded_seeds()
     if config.runs:
         write_json(out / SEEDS_FILE, recorded)
-    print(evaluation.table())
     run.finish(benchmark_summary(evaluation, labeled, name=NAME, recorded=recorded))
+    print(f"\n{evaluation.table()}")
 
 
 if __name__ == "__main__":

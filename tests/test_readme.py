@@ -44,8 +44,8 @@ def test_options_in_the_table_exist(job):
 def test_commands_in_the_readme_name_targets_recipes_and_subcommands_that_exist():
     from ureca import cli
 
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake (\w+)\b(?!=)", README)) <= targets
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([\w-]+)\b(?!=)", README)) <= targets
     recipes = {path.stem for path in (JOBS / "configs").glob("*.yaml")}
     assert set(re.findall(r"--config (\w+)", README)) <= recipes
     assert set(re.findall(r"jobs/(\w+)\.py", README)) <= {path.stem for path in JOBS.glob("*.py")}

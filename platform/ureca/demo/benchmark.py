@@ -180,7 +180,7 @@ def benchmark_summary(
         "attributes_by_size": {size: _rounded(of) for size, of in group.attributes_by_size.get(CAPTIONER, {}).items()},
         "strata": {
             stratum: {
-                value: {"regions": of["regions"], **_three(of["scores"]).get(CAPTIONER, {})}
+                value: {"regions": of["regions"], **_values(of["scores"].get(CAPTIONER, {}))}
                 for value, of in values.items()
             }
             for stratum, values in group.strata.items()
@@ -210,6 +210,10 @@ def _differences(group: ScoredGroup) -> dict[str, dict[str, dict[str, float]]]:
 
 def _three(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: {metric: _rounded(of[metric]) for metric in METRICS if metric in of} for name, of in scores.items()}
+
+
+def _values(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {metric: round(scores[metric]["value"], 4) for metric in METRICS if metric in scores}
 
 
 def _rounded(values: Any) -> Any:

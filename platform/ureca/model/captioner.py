@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -194,10 +195,16 @@ class Captioner(nn.Module):
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def hold_frozen_base(self, dtype: torch.dtype) -> None:
-        """Hold those of the base's weights that do not train in `dtype`: what they compute then stays in it too."""
+        """Hold those of the base's weights that do not train in `dtype`; for a forward pass under autocast to it.
+
+        What they compute then stays in that type instead of being cast back and forth around each matrix product.
+        """
         for parameter in self.base.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
+        for module in self.base.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False  # to the adapter's float32, whence autocast would cast it back
 
     # ---- the forward pass
 
