@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--table", default="runs/demo/labels", help="region table to take images from")
     parser.add_argument("--output", default="runs/benchmarks", help="folder for nano.json")
     options = parser.parse_args()
-    recipe = load_config(Stage1Config, ["--config=stage1_nano"]).workers
+    recipe = load_config(Stage1Config, ["--config=nano_stage1"]).workers
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "regions.parquet"

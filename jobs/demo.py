@@ -60,8 +60,8 @@ def main() -> None:
 
     common = {"table": table, "heldout": config.heldout, "heldout_seed": config.seed, "seed": config.seed}
     with steps.step("stage1", "stage 1: the mask encoder, with Ray Train and DeepSpeed"):
-        stage1 = fit(stage_config(Stage1Config, "stage1_nano", epochs=config.stage1_epochs, **common), out / "stage1")
-    second = partial(stage_config, Stage2Config, "stage2_nano", epochs=config.stage2_epochs, **common)
+        stage1 = fit(stage_config(Stage1Config, "nano_stage1", epochs=config.stage1_epochs, **common), out / "stage1")
+    second = partial(stage_config, Stage2Config, "nano_stage2", epochs=config.stage2_epochs, **common)
     with steps.step("stage2", "stage 2: LoRA on the language model"):
         stage2 = fit(second(init=stage1.model), out / "stage2")
     with steps.step("control", "the control: stage 2 again, without any sign of the region"):

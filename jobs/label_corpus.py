@@ -6,7 +6,7 @@ Model:    … --describer=chat --chat.base_url=http://localhost:8000/v1 --chat.m
 Cluster:  ray job submit --working-dir . -- python jobs/label_corpus.py --sources=s3://… --table=s3://….parquet
 Before:   … --dry_run=true prints what it would start, write, ask and cost
 The same command again goes on where it was.
-Next: python jobs/train_stage1.py --config stage1_nano --table runs/label_corpus/regions.parquet
+Next: python jobs/train_stage1.py --config nano_stage1 --table runs/label_corpus/regions.parquet
 """
 
 import dataclasses

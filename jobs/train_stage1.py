@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train stage 1: the mask encoder learns to say which region is meant; the base is frozen.
 
-Laptop:   python jobs/train_stage1.py --config stage1_nano --table runs/label_corpus/regions.parquet
-Cluster:  ray job submit --working-dir . -- python jobs/train_stage1.py --config stage1_nano \\
+Laptop:   python jobs/train_stage1.py --config nano_stage1 --table runs/label_corpus/regions.parquet
+Cluster:  ray job submit --working-dir . -- python jobs/train_stage1.py --config nano_stage1 \\
               --table /shared/regions.parquet --run_directory /shared/stage1
           (a submitted job's own folder vanishes: name ones that every machine of the cluster sees)
 The same command again goes on where it was. Next: jobs/train_stage2.py --init runs/train_stage1/model

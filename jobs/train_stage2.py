@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train stage 2: LoRA on the language model, starting from stage 1's mask encoder.
 
-Laptop:   python jobs/train_stage2.py --config stage2_nano --table runs/label_corpus/regions.parquet
-Cluster:  ray job submit --working-dir . -- python jobs/train_stage2.py --config stage2_nano \\
+Laptop:   python jobs/train_stage2.py --config nano_stage2 --table runs/label_corpus/regions.parquet
+Cluster:  ray job submit --working-dir . -- python jobs/train_stage2.py --config nano_stage2 \\
               --table /shared/regions.parquet --run_directory /shared/stage2
           (a submitted job's own folder vanishes: name ones that every machine of the cluster sees)
 Controls: the same with --cue none --run_directory runs/train_tuned_none: no sign of which region is meant;

@@ -19,7 +19,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ureca.model.nano import nano_config, nano_processor, nano_tokenizer, new_nano, save_nano
 
     folder = tmp_path_factory.mktemp("export")
-    tokenizer = nano_tokenizer(["a red round part at the left of the picture."] * 50, vocab_size=600)
+    tokenizer = nano_tokenizer(["a red round part at the left of the picture."] * 50, num_words=344)
     base = new_nano(nano_config(tokenizer, width=64, layers=2, vision_width=64, vision_layers=1), seed=0)
     with torch.no_grad():  # as it is drawn, the embedding of the last token drowns all else
         torch.manual_seed(3)
@@ -30,8 +30,8 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_nano(base, nano_processor(tokenizer, tile_limit=6), folder / "base")
     captioner = Captioner.from_base(str(folder / "base"), tile_limit=6, tokens_per_tile=4)
     with torch.no_grad():
-        captioner.mask_encoder.norm.weight.mul_(5)
-        captioner.mask_encoder.projection[-1].weight.mul_(30)
+        captioner.mask_encoder.body.norm.weight.mul_(5)
+        captioner.mask_encoder.body.describe[-1].weight.mul_(30)
     captioner.save_pretrained(folder / "model")
     return export(folder / "model", folder / "export")
 

@@ -64,7 +64,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An HF-native InternVL of 64 wide layers with nano's tokenizer, freshly drawn."""
     from ureca.model.nano import nano_config, nano_processor, nano_tokenizer, new_nano, save_nano
 
-    tokenizer = nano_tokenizer(["a red green blue yellow box, number from the left, long"] * 4, vocab_size=640)
+    tokenizer = nano_tokenizer(["a red green blue yellow box, number from the left, long"] * 4, num_words=384)
     config = nano_config(tokenizer, width=64, layers=2, vision_width=64, vision_layers=1)
     folder = tmp_path_factory.mktemp("tiny_base")
     save_nano(new_nano(config, seed=0), nano_processor(tokenizer), folder)

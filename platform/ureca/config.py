@@ -5,7 +5,7 @@
         token_budget: int = 16_384
         \"\"\"Tokens per device and step.\"\"\"        <- the help text of the field
 
-    python jobs/train_stage2.py --config stage2_nano --packing.token_budget=4096
+    python jobs/train_stage2.py --config nano_stage2 --packing.token_budget=4096
 
 Later wins: the field's default, then the YAML file, then the overrides from left to right. A key that no
 field has, or a value that its field's type can't hold, is a `ConfigError` before anything starts; checks

@@ -64,7 +64,7 @@ def test_what_cannot_work_is_refused(wrong: dict[str, object], said: str) -> Non
 
 def test_a_stage_s_settings_are_the_recipe_s_but_for_those_given() -> None:
     recipe = read_config(find_config(NanoRecipeConfig().stage2))
-    config = stage_config(Stage2Config, "stage2_nano", epochs=0.25, table="t", init="", cue="box", seed=7)
+    config = stage_config(Stage2Config, "nano_stage2", epochs=0.25, table="t", init="", cue="box", seed=7)
     assert (config.table, config.init, config.cue, config.seed) == ("t", "", "box", 7)
     assert config.optimizer.epochs == 0.25
     assert config.optimizer.learning_rate == float(recipe["optimizer"]["learning_rate"])

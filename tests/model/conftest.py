@@ -13,7 +13,7 @@ WORDS = ["a red round part at the left of the picture.", "describe this region s
 
 
 def tiny_captioner(*, kind: str = "tokens", tile_limit: int = 6, dtype: torch.dtype = torch.float64) -> Captioner:
-    tokenizer = nano_tokenizer(WORDS * 50, vocab_size=600)
+    tokenizer = nano_tokenizer(WORDS * 50, num_words=344)
     config = nano_config(tokenizer, width=64, layers=2, vision_width=64, vision_layers=1)
     base = new_nano(config, seed=0).to(dtype).eval()
     mask = MaskEncoderConfig(kind=kind, tokens_per_tile=4, tile_px=256, hidden_size=64, embedding_norm=0.1)
@@ -33,7 +33,7 @@ def tiny_captioner_f64() -> Captioner:
 def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny HF-native InternVL on disk, to be named as a base."""
     directory = tmp_path_factory.mktemp("tiny_base")
-    tokenizer = nano_tokenizer(WORDS * 50, vocab_size=600)
+    tokenizer = nano_tokenizer(WORDS * 50, num_words=344)
     config = nano_config(tokenizer, width=64, layers=2, vision_width=64, vision_layers=1)
     save_nano(new_nano(config, seed=0), nano_processor(tokenizer), directory)
     return str(directory)

@@ -33,8 +33,8 @@ def test_image_tiles_and_mask_tiles_share_the_grid(tiny_captioner_f64: Captioner
 
 def test_a_box_in_words_names_its_first_and_last_cell(tiny_captioner_f64: Captioner) -> None:
     processor = tiny_captioner_f64.processor
-    assert processor.box_text((0, 0, 100, 50), (100, 100)) == "<p000> <p127>"
-    assert location_token(1.0, 1.0) == "<p255>"
+    assert processor.box_text((0, 0, 100, 50), (100, 100)) == "<p0000> <p0511>"
+    assert location_token(1.0, 1.0) == "<p1023>"
 
 
 def test_a_box_is_asked_about_in_the_base_s_words_and_for_training_in_the_style_s_too(
@@ -42,6 +42,6 @@ def test_a_box_is_asked_about_in_the_base_s_words_and_for_training_in_the_style_
 ) -> None:
     box, size = (0.0, 0.0, 100.0, 50.0), (100, 100)
     query = tiny_captioner_f64.processor.query
-    assert query("unique", cue="box_question", box=box, size=size) == "what fills <p000> <p127>?"
+    assert query("unique", cue="box_question", box=box, size=size) == "what fills <p0000> <p0511>?"
     trained = query("unique", cue="box", box=box, size=size)
-    assert trained == "what fills <p000> <p127>? describe this region so that no other fits."
+    assert trained == "what fills <p0000> <p0511>? describe this region so that no other fits."

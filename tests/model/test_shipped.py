@@ -1,10 +1,10 @@
 """The weights that come with the package: they load, belong together, and do what their cards say."""
 
 import json
-import re
 
 import numpy as np
 
+from ureca.attributes.vocabulary import base_color
 from ureca.model import Captioner, preset_path
 from ureca.model.captioner import weights_hash
 from ureca.model.presets import shipped
@@ -34,15 +34,21 @@ def test_the_base_names_colors_at_points_as_its_card_says() -> None:
     assert np.mean(right) > card["scores"]["point_color"] - 0.15
 
 
-def test_the_captioner_says_where_a_region_lies() -> None:
+def test_the_captioner_says_what_a_region_looks_like_as_its_card_says() -> None:
     captioner = Captioner.from_pretrained(shipped("nano_captioner"))
-    scene = draw_scene(900_000_001)
-    regions = [region for region in scene.regions if region.parent < 0]
     query = captioner.processor.query("unique")
-    captions = captioner.generate(scene.image, [r.segmentation for r in regions], [query] * len(regions))
-    placed = [region.attributes["place"] in caption for region, caption in zip(regions, captions, strict=True)]
-    assert np.mean(placed) >= 0.5
-    assert all(re.match(r"the \w+", caption) for caption in captions)
+    said: dict[str, list[bool]] = {"color": [], "shape": [], "size": [], "place": []}
+    for number in range(4):
+        scene = draw_scene(900_000_000 + number)
+        captions = captioner.generate(
+            scene.image, [r.segmentation for r in scene.regions], [query] * len(scene.regions)
+        )
+        assert all(caption.startswith("the ") for caption in captions)
+        for region, caption in zip(scene.regions, captions, strict=True):
+            for name, right in said.items():
+                right.append(base_color(region.attributes[name]) in caption)
+    assert np.mean(said["color"]) > 0.75
+    assert min(np.mean(said[name]) for name in ("shape", "size", "place")) > 0.9
 
 
 def test_the_name_nano_stands_for_the_folder_in_the_package() -> None:

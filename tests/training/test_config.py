@@ -13,7 +13,7 @@ from ureca.training import Stage1Config, Stage2Config
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
-@pytest.mark.parametrize(("name", "cls"), [("stage1_nano", Stage1Config), ("stage2_nano", Stage2Config)])
+@pytest.mark.parametrize(("name", "cls"), [("nano_stage1", Stage1Config), ("nano_stage2", Stage2Config)])
 def test_shipped_configurations_load(name: str, cls: type) -> None:
     config = load_config(cls, ["--config", str(JOBS / "configs" / f"{name}.yaml")])
     assert config.preset == "nano"

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from ureca.errors import CheckpointError
-from ureca.model.nano import nano_config, nano_processor, nano_tokenizer, new_nano
+from ureca.model.nano import LOCATIONS, nano_config, nano_processor, nano_tokenizer, new_nano
+from ureca.model.processor import GRID
 from ureca.runs import Run
-from ureca.training.pretrain import DenseHead, PretrainConfig, State, look_up_by_place, pretrain
+from ureca.training.dense import DenseHead
+from ureca.training.pretrain import PretrainConfig, State, pretrain, start_lookups
 from ureca.training.questions import vocabulary_texts
 
 TINY = {
@@ -68,20 +70,21 @@ def test_a_location_token_looks_at_its_own_cell(tmp_path: Path) -> None:
     nano_processor(tokenizer).save_pretrained(tmp_path)
     state = State(new_nano(nano_config(tokenizer, width=64, layers=2), seed=0), DenseHead(64))
     before = own_cell_share(state)
-    look_up_by_place(config, state, tmp_path)
+    start_lookups(config, state, tmp_path)
     assert own_cell_share(state, tokenizer) > 8 * before
 
 
 def own_cell_share(state: State, tokenizer: Any = None) -> float:
-    """Mean attention weight that the first head of the first layer gives a location token's own cell."""
+    """Mean attention weight that the first head of the first layer gives a location token's own place."""
     from ureca.scenes import draw_scene
 
     model = state.model.eval()
     layer = model.model.language_model.layers[0]
     image = torch.from_numpy(draw_scene(77).image).permute(2, 0, 1)[None] / 255 * 4 - 2
+    upper_left = [row * 2 * GRID + column * 2 for row in range(16) for column in range(16)]
     with torch.no_grad():
         tokens = model.get_image_features(pixel_values=image, return_dict=True).pooler_output[0]
-        ids = range(256) if tokenizer is None else tokenizer.convert_tokens_to_ids([f"<p{i:03d}>" for i in range(256)])
+        ids = tokenizer.convert_tokens_to_ids([LOCATIONS[cell] for cell in upper_left]) if tokenizer else range(256)
         asking = model.get_input_embeddings().weight[list(ids)]
         query = layer.self_attn.q_proj(layer.input_layernorm(asking))[:, :32]
         key = layer.self_attn.k_proj(layer.input_layernorm(tokens))[:, :32]

@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 
-from ureca.regions.rle import decode_rle
+from ureca.model.processor import GRID
+from ureca.regions.rle import decode_rle, rle_area
 from ureca.scenes import draw_scene
-from ureca.training.questions import Question, questions, region_map
+from ureca.training.questions import Question, cell_coverage, held_cells, questions
 
 
 def asked(seed: int) -> list[Question]:
@@ -18,15 +19,23 @@ def test_the_same_seed_asks_the_same() -> None:
     assert asked(3) != asked(4)
 
 
-def test_points_lie_in_the_region_that_the_answer_is_about() -> None:
+def test_points_lie_in_the_smallest_region_that_holds_them_all() -> None:
     for seed in range(20):
         scene = draw_scene(seed)
-        deepest = region_map(scene)
+        held = held_cells(cell_coverage(scene))
+        areas = [rle_area(region.segmentation) for region in scene.regions]
         for question in asked(seed):
             if question.kind == "point":
-                for cell in map(int, re.findall(r"<p(\d+)>", question.query)):
-                    y, x = cell // 16 * 16 + 8, cell % 16 * 16 + 8
-                    assert deepest[y, x] == question.region
+                cells = [int(cell) for cell in re.findall(r"<p(\d+)>", question.query)]
+                holders = [i for i in range(len(areas)) if held[i, cells].all()]
+                assert question.region in holders
+                assert areas[question.region] <= 1.05 * min(areas[i] for i in holders)  # cells are a coarse measure
+
+
+def test_a_region_without_a_half_covered_cell_is_asked_about_by_its_best_one() -> None:
+    coverage = np.zeros((1, GRID, GRID), dtype=np.float32)
+    coverage[0, 3, 4], coverage[0, 3, 5] = 0.2, 0.4
+    assert np.flatnonzero(held_cells(coverage)[0]).tolist() == [3 * GRID + 5]
 
 
 def test_answers_name_place_size_color_and_the_wholes_above() -> None:
@@ -46,7 +55,7 @@ def test_a_box_answer_holds_the_whole_region() -> None:
         scene = draw_scene(seed)
         for question in asked(seed):
             if question.kind == "where":
-                first, last = (divmod(int(cell), 16) for cell in re.findall(r"<p(\d+)>", question.answer))
+                first, last = (divmod(int(cell), GRID) for cell in re.findall(r"<p(\d+)>", question.answer))
                 rows, columns = np.nonzero(decode_rle(scene.regions[question.region].segmentation))
-                assert (rows.min() // 16, columns.min() // 16) == first
-                assert (rows.max() // 16, columns.max() // 16) == last
+                assert (rows.min() // 8, columns.min() // 8) == first
+                assert (rows.max() // 8, columns.max() // 8) == last

@@ -32,7 +32,7 @@ T = TypeVar("T")
 class NanoRecipeConfig:
     output: str = "runs/nano_recipe"
     """Folder of everything; the same command again goes on where it was."""
-    scenes: int = 4000
+    scenes: int = 3000
     """Drawn scenes to learn from. Four of the package's six photos come on top."""
     corpus_seed: int = 21
     """Of the drawn scenes."""
@@ -40,9 +40,9 @@ class NanoRecipeConfig:
     """A region table to learn from in place of drawn and labeled scenes."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A whole training for each: first weights, order of images, every draw."""
-    stage1: str = "stage1_nano"
+    stage1: str = "nano_stage1"
     """Settings of stage 1: a YAML file, or the name of one in jobs/configs."""
-    stage2: str = "stage2_nano"
+    stage2: str = "nano_stage2"
     """Settings of stage 2 and of the two controls."""
 
     def __post_init__(self) -> None:
@@ -59,14 +59,15 @@ def train_seed(config: NanoRecipeConfig, seed: int, *, table: str, output: Path)
         ConfigError: a recipe of a stage does not load.
         TrainingError, CheckpointError, InputError: as `ureca.training.fit`.
     """
-    common = {"table": table, "heldout": 0.0, "seed": seed}
+    common: dict[str, Any] = {"table": table, "heldout": 0.0, "seed": seed}
     stage1 = stage_config(Stage1Config, config.stage1, **common)
     trained = {"stage1": fit(stage1, output / "stage1")}
-    for name, told in {
+    controls: dict[str, dict[str, Any]] = {
         "stage2": {"init": trained["stage1"].model},
         "tuned_none": {"init": "", "cue": "none"},
         "tuned_box": {"init": "", "cue": "box"},
-    }.items():
+    }
+    for name, told in controls.items():
         trained[name] = fit(stage_config(Stage2Config, config.stage2, **common, **told), output / name)
     return trained
 

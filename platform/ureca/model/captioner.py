@@ -131,6 +131,8 @@ class Captioner(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             encoder = MaskEncoder(mask).to(dtype)
+        if (ids := processor.location_ids) is not None:
+            encoder.use_location_embeddings(embeddings.detach()[ids])
         config = CaptionerConfig(base=base, base_hash=weights_hash(model), tile_limit=tile_limit, mask=mask)
         return cls(model, encoder, config, processor).eval()
 

@@ -4,6 +4,8 @@ Transformers' own InternVL classes, scaled down; nothing of the architecture is 
 - one tile of 256 px, patches of 16 px, no pixel shuffle (`downsample_ratio` 1): 256 image tokens, two blocks of
   vLLM's CPU prefix cache (128 tokens each);
 - a start of about 1/sqrt(width) for the weights: with transformers' 0.02 a model this small learns no lookup;
+- a vision tower that starts out looking at like patches nearby: positions as sines, keys close to queries (mimetic
+  initialization, Trockman and Kolter, arXiv 2305.09828). What a part belongs to is learned several times sooner;
 - rotary base 1e6, so that most of a head's dimensions hardly turn over a few hundred tokens and attention by
   content (which patch lies where) survives the distance;
 - attention that looks up a place is not left to chance: pretraining sets it from the image tokens before it starts
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -35,7 +37,7 @@ from ureca.model.processor import GRID
 TILE_PX, PATCH_PX = 256, 16
 IMAGE_TOKENS = (TILE_PX // PATCH_PX) ** 2
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
-LOCATIONS = tuple(f"<p{cell:03d}>" for cell in range(GRID * GRID))
+LOCATIONS = tuple(f"<p{cell:04d}>" for cell in range(GRID * GRID))
 
 # HF-native InternVL's own template, without video: an image part is the placeholder and a line break.
 CHAT_TEMPLATE = (
@@ -49,13 +51,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def nano_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on `texts`, with InternVL's special tokens and the location tokens."""
+def nano_tokenizer(texts: Iterable[str], num_words: int = 1280) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `num_words` trained on `texts`, InternVL's special tokens among them, and location tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(LOCATIONS),
+        vocab_size=num_words,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -149,13 +151,25 @@ def new_nano(config: InternVLConfig, *, seed: int) -> InternVLForConditionalGene
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(config)
-        embeddings = model.model.vision_tower.embeddings
-        nn.init.normal_(embeddings.position_embeddings, std=0.5)
         with torch.no_grad():
+            tower = model.model.vision_tower
+            places = tower.embeddings.position_embeddings
+            places[0, 1:] = _position_waves(*places[0, 1:].shape)
+            for layer in tower.encoder.layer:
+                looks = layer.attention
+                looks.k_proj.weight.mul_(0.3).add_(looks.q_proj.weight, alpha=0.7)
             for layer in model.model.language_model.layers:
                 layer.self_attn.o_proj.weight.mul_(0.5)
                 layer.mlp.down_proj.weight.mul_(0.5)
     return model
+
+
+def _position_waves(patches: int, width: int) -> Tensor:
+    """`(patches, width)`: sines of row and column, so that neighbors are alike; half of a patch's own scale."""
+    side = int(patches**0.5)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    phases = torch.stack([x.flatten(), y.flatten()], dim=1) / side @ torch.randn(2, width // 2) * 6
+    return torch.cat([phases.sin(), phases.cos()], dim=1) * 0.7
 
 
 def save_nano(model: InternVLForConditionalGeneration, processor: InternVLProcessor, directory: str | Path) -> None:

@@ -34,15 +34,15 @@ STYLE_QUERIES: dict[str, str] = {
 }
 IMAGE_QUERY = "what is in the picture?"
 BOX_QUERY = "what fills {box}?"
-GRID = 16
-"""Cells a side of the grid of location tokens (nano's own vocabulary: <p000> .. <p255>, row by row)."""
+GRID = 32
+"""Cells a side of the grid of location tokens (nano's own vocabulary: <p0000> .. <p1023>, row by row)."""
 
 
 def location_token(x: float, y: float) -> str:
     """Location token of the point (x, y), both in 0..1 of the image."""
     column = min(int(x * GRID), GRID - 1)
     row = min(int(y * GRID), GRID - 1)
-    return f"<p{row * GRID + column:03d}>"
+    return f"<p{row * GRID + column:04d}>"
 
 
 class CaptionerProcessor:
@@ -102,6 +102,16 @@ class CaptionerProcessor:
     def end_token_id(self) -> int:
         return int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))  # type: ignore[arg-type]
 
+    @cached_property
+    def location_ids(self) -> list[int] | None:
+        """Ids of the location tokens, row by row; None where the vocabulary has none."""
+        vocabulary = self.tokenizer.get_vocab()
+        ids = [
+            vocabulary.get(location_token((cell % GRID + 0.5) / GRID, (cell // GRID + 0.5) / GRID))
+            for cell in range(GRID**2)
+        ]
+        return None if None in ids else ids  # type: ignore[return-value]
+
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(columns, rows) of tiles for an image of `size` (height, width)."""
         return tile_grid(size, self.tile_px, self.tile_limit)
@@ -144,7 +154,7 @@ class CaptionerProcessor:
         x, y, w, h = box
         height, width = size
         x0, y0, x1, y1 = x / width, y / height, (x + w) / width, (y + h) / height
-        if "<p000>" in self.tokenizer.get_vocab():
+        if self.location_ids is not None:
             return f"{location_token(x0, y0)} {location_token(max(x1 - 1e-6, 0), max(y1 - 1e-6, 0))}"
         corners = ", ".join(str(round(v * 1000)) for v in (x0, y0, x1, y1))
         return f"<box>[[{corners}]]</box>"

@@ -1,12 +1,12 @@
 """Pretraining of nano's base on drawn scenes: a small MLLM that has never seen a mask.
 
 Two phases, one schedule each:
-1. vision: the vision tower and projector alone, under a head that names color, kind, part, row and column of what
-   lies under each patch (thrown away afterwards). Dense supervision makes this the quick part.
+1. vision: the vision tower and projector alone, under a head that says what lies under each cell and what it belongs
+   to (`dense.py`; thrown away afterwards). Dense supervision makes this the quick part.
 2. answers: everything, on questions by image, point, box and name (`questions.py`), all questions of an image packed
-   behind one image prefix; the dense head stays on at a small weight. Before it begins the location tokens and two
+   behind one image prefix; the dense head stays on at a small weight. Before it begins the location tokens and some
    attention heads are set from the image tokens, so that a place in words finds the same place in the image
-   (`look_up_by_place`).
+   (`lookup.py`).
 
 One process: on two cores two workers were slower than one. Scenes are drawn by the data loader's process, from
 seeds that depend on the step alone, so an interrupted run goes on with the same data.
@@ -27,29 +27,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ureca.attributes.vocabulary import SHADES
 from ureca.config import config_to_dict
 from ureca.errors import CheckpointError
 from ureca.model import Captioner, Example, PackedBatch, RegionExample, pack
 from ureca.model.captioner import CaptionerConfig
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
 from ureca.model.nano import (
-    IMAGE_TOKENS,
-    PATCH_PX,
     nano_config,
     nano_processor,
     nano_tokenizer,
     new_nano,
     save_nano,
 )
-from ureca.model.processor import GRID, CaptionerProcessor
+from ureca.model.processor import CaptionerProcessor
 from ureca.runs import Progress, Run
-from ureca.scenes import KIND_WORDS, draw_scene
-from ureca.training.questions import questions, region_map, vocabulary_texts
+from ureca.scenes import draw_scene
+from ureca.training.dense import DenseHead, dense_targets
+from ureca.training.lookup import look_up_by_place
+from ureca.training.questions import questions, vocabulary_texts
 
 if TYPE_CHECKING:
     from transformers import InternVLForConditionalGeneration
 
+LOOKUP_STEPS = 20
 HELDOUT_SEED = 900_000_000
 """Scenes from here on are never trained on."""
 
@@ -62,11 +62,11 @@ class PretrainConfig:
     """Run folder: checkpoints, metrics, and `base/`, the HF-native result."""
     width: int = 192
     layers: int = 4
-    vision_steps: int = 450
+    vision_steps: int = 3000
     """Steps of the vision phase."""
-    steps: int = 1400
+    steps: int = 1500
     """Steps of the answers phase."""
-    vision_batch: int = 16
+    vision_batch: int = 8
     """Images a step in the vision phase."""
     batch: int = 4
     """Images a step in the answers phase."""
@@ -86,35 +86,9 @@ class PretrainConfig:
     """Compute matrix products in bfloat16 (autocast); weights stay float32."""
     threads: int = 1
     seed: int = 0
-    checkpoint_every: int = 200
+    checkpoint_every: int = 300
     evaluate_scenes: int = 40
     """Held-out scenes for the scores by question kind."""
-
-
-COLOR_IDS = {name: i + 1 for i, name in enumerate(SHADES)}
-WORD_IDS = {name: i + 1 for i, name in enumerate(KIND_WORDS)}
-
-
-class DenseHead(nn.Module):
-    """Names what lies under each patch from its image token. Temporary: it is not part of the base."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        sizes = {"color": len(SHADES) + 1, "kind": len(WORD_IDS) + 1, "part": len(WORD_IDS) + 1}
-        self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in {**sizes, "row": GRID, "column": GRID}.items()})
-
-    def forward(self, tokens: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """`(B, 256, D)` image tokens and `(B, 256)` targets -> mean loss, share right by question."""
-        x = self.norm(tokens)
-        losses, right = [], {}
-        for name, head in self.heads.items():
-            logits = head(x).flatten(0, 1)
-            target = targets[name].flatten()
-            losses.append(nn.functional.cross_entropy(logits, target))
-            inside = target > 0 if name in ("color", "kind", "part") else target >= 0
-            right[name] = float((logits.argmax(-1) == target)[inside].float().mean())
-        return torch.stack(losses).sum(), right
 
 
 class SceneSteps(Dataset[dict[str, Any]]):
@@ -150,22 +124,6 @@ class SceneSteps(Dataset[dict[str, Any]]):
             examples.append(Example(scene.image, regions))
         out["packed"] = pack(examples, self._processor, tokens_per_tile=0, drop_empty=False)
         return out
-
-
-def dense_targets(scene: Any) -> dict[str, Tensor]:
-    """What lies under each patch's center: ids of color, kind and part (0 background), row and column; `(256,)`."""
-    half = PATCH_PX // 2
-    cells = region_map(scene)[half::PATCH_PX, half::PATCH_PX].ravel()
-    color, kind, part = (np.zeros(IMAGE_TOKENS, dtype=np.int64) for _ in range(3))
-    for cell, index in enumerate(cells):
-        if index >= 0:
-            region = scene.regions[index]
-            color[cell] = COLOR_IDS[region.attributes["color"]]
-            kind[cell] = WORD_IDS[region.kind]
-            part[cell] = WORD_IDS[region.part or region.kind]
-    grid = np.arange(IMAGE_TOKENS)
-    arrays = {"color": color, "kind": kind, "part": part, "row": grid // GRID, "column": grid % GRID}
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
 
 
 def first_item(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -218,7 +176,7 @@ class State:
                 chosen = [p for p in parameters if (p.ndim > 1) == matrix and (id(p) in vision) == in_vision]
                 decay = config.weight_decay if matrix else 0.0
                 groups.append({"params": chosen, "weight_decay": decay, "rate": rate if in_vision else 1.0})
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         if self._loaded is not None:
             self.optimizer.load_state_dict(self._loaded)
             self._loaded = None
@@ -238,13 +196,15 @@ def pretrain(config: PretrainConfig, run: Run) -> tuple[Path, dict[str, float]]:
     hf_processor.save_pretrained(base_dir)
     sizes = nano_config(tokenizer, width=config.width, layers=config.layers)
     state = State(new_nano(sizes, seed=config.seed), DenseHead(config.width))
+    # On a CPU the gradient of the fused kernel takes twice as long as the products written out.
+    state.model.model.vision_tower.set_attn_implementation("eager")
     if checkpoint.exists():
         state.load(checkpoint)
     processor = CaptionerProcessor(hf_processor, tile_limit=1)
     captioner = as_captioner(state.model, processor)
     if state.phase == "vision":
         vision_phase(config, run, state, base_dir, checkpoint)
-        look_up_by_place(config, state, base_dir)
+        start_lookups(config, state, base_dir)
         state.phase, state.step = "answers", 0
     answers_phase(config, run, state, captioner, base_dir, checkpoint)
     save_nano(state.model.eval(), hf_processor, base_dir)
@@ -327,83 +287,16 @@ def vision_phase(config: PretrainConfig, run: Run, state: State, base_dir: Path,
 
 
 @torch.no_grad()
-def look_up_by_place(config: PretrainConfig, state: State, base_dir: Path) -> None:
-    """Let the language model start out able to look where a location token points.
-
-    1. Each location token's embedding becomes the mean image token of its cell (over drawn scenes, less the mean of
-       all cells) and a mark in the direction that image tokens use least, at the norm of the other embeddings.
-    2. Two heads of the first layer get queries and keys that read the place off a token and little else: the
-       directions in which the cells' means differ most against what the pictures' content varies (Fisher's linear
-       discriminant), on the rotary pairs that turn least over a few hundred tokens; and values that pass on what
-       varies from picture to picture. `LOOK_SCORES` are the attention scores that a location token then gives its
-       own cell. A linear probe then reads the region's color off the location token after one layer in 0.6 of
-       cases (0.12 without, 0.98 off the image token itself).
-
-    Without this the model stayed at guessing colors for 50,000 answers (docs/nano.md).
-    """
+def start_lookups(config: PretrainConfig, state: State, base_dir: Path) -> None:
+    """`look_up_by_place` with image tokens of the vision phase's first scenes."""
     model = state.model.eval()
-    tokens = []
-    for batch in batches(config, base_dir, 0, 20, answers=False):
-        features = model.get_image_features(pixel_values=batch["pixel_values"], return_dict=True).pooler_output
-        tokens.append(features / features.square().mean(-1, keepdim=True).sqrt())
-    x = torch.cat(tokens)
-    cells = x.mean(0)
-    codes = cells - cells.mean(0)
-    codes = codes / codes.square().mean(-1, keepdim=True).sqrt()
-
-    embeddings = model.get_input_embeddings().weight
+    steps = SceneSteps(config, base_dir, 0, LOOKUP_STEPS, answers=False)
+    features = [
+        model.get_image_features(pixel_values=steps[step]["pixel_values"], return_dict=True).pooler_output
+        for step in range(LOOKUP_STEPS)
+    ]
     tokenizer = CaptionerProcessor.from_pretrained(str(base_dir), tile_limit=1).tokenizer
-    ids = tokenizer.convert_tokens_to_ids([f"<p{cell:03d}>" for cell in range(IMAGE_TOKENS)])
-    typical = embeddings.norm(dim=1).mean()
-    quiet = torch.linalg.eigh(x.flatten(0, 1).T @ x.flatten(0, 1) / x[..., 0].numel()).eigenvectors[:, 0]
-    marked = codes / codes.norm(dim=1, keepdim=True) + quiet
-    marked = marked / marked.norm(dim=1, keepdim=True)
-    embeddings[ids] = marked * typical
-
-    attention = model.model.language_model.layers[0].self_attn
-    half = attention.head_dim // 2
-    slow = [*range(half // 2, half), *range(half + half // 2, 2 * half)]
-    directions = discriminant(x, len(slow) - 1)
-    width = math.sqrt(config.width)  # a normed token's length
-    own = float(((marked * width @ directions.T) * (x[:64] @ directions.T)).sum(-1).mean())
-    unit = math.sqrt(attention.head_dim)  # by which attention divides scores
-    for head, score in enumerate(LOOK_SCORES):
-        first = head * attention.head_dim
-        rows = [first + dim for dim in slow]
-        for projection in (attention.q_proj, attention.k_proj):
-            projection.weight[first : first + attention.head_dim] = 0.0
-            projection.weight[rows[:-1]] = directions * math.sqrt(score * unit / own)
-        # A location token would be its own best match: whoever asks, marked tokens get a low score.
-        attention.k_proj.weight[rows[-1]] = -quiet
-        attention.q_proj.weight[rows[-1]] = 0.0
-        attention.q_proj.bias[rows[-1]] = 2 * score * unit / float((marked * width @ quiet).mean())
-        attention.v_proj.weight[first : first + attention.head_dim] = content(x, attention.head_dim)
-        attention.o_proj.weight[:, first : first + attention.head_dim] *= 2
-
-
-LOOK_SCORES = (16.0, 8.0)
-
-
-def content(x: Tensor, count: int) -> Tensor:
-    """`(count, D)`: what normed image tokens `(images, cells, D)` vary by from picture to picture, most first."""
-    rest = x - x.mean(0)
-    scatter = torch.einsum("icd,ice->de", rest, rest)
-    return torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, :count].T
-
-
-def discriminant(x: Tensor, count: int) -> Tensor:
-    """Fisher's discriminant of cells: normed image tokens `(images, cells, D)` -> `(count, D)`, best first.
-
-    Text embeddings, which vary by about one in every direction when normed, count as what the pictures vary by: the
-    heads must not read them either.
-    """
-    means = x.mean(0)
-    within = torch.einsum("icd,ice->de", x - means, x - means) / (x.shape[0] * x.shape[1]) + torch.eye(x.shape[-1])
-    centered = means - means.mean(0)
-    between = centered.T @ centered / len(centered)
-    whiten = torch.linalg.inv(torch.linalg.cholesky(within))
-    values, vectors = torch.linalg.eigh(whiten @ between @ whiten.T)
-    return (whiten.T @ vectors[:, values.argsort(descending=True)[:count]]).T
+    look_up_by_place(model, tokenizer, torch.cat(features), state.head.directions(config.width))
 
 
 def answers_phase(

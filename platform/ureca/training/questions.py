@@ -5,19 +5,19 @@ stages 1 and 2 have something to do. A question never sees a mask. Answers name 
 read off the question's own location tokens, and finding them is what teaches the model to look there.
 
     image   what is in the picture?       red house, blue car, blue car.
-    point   what is at <p137> <p138>?     at the left, small: yellow round knob of brown door of red house.
-    box     what fills <p034> <p190>?     at the left, large: red irregular smooth house.
-    where   where is the red house?       <p034> <p190>.
+    point   what is at <p0517> <p0518>?   at the left, small: yellow round smooth knob of brown door of red house.
+    box     what fills <p0130> <p0752>?   at the left, large: red irregular smooth house.
+    where   where is the red house?       <p0130> <p0752>.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from ureca.model.nano import LOCATIONS
 from ureca.model.processor import BOX_QUERY, GRID, IMAGE_QUERY, location_token
 from ureca.regions.rle import decode_rle, rle_bbox
 from ureca.scenes import Scene
@@ -25,6 +25,9 @@ from ureca.scenes import Scene
 POINTS_ASKED = (1, 4, 8, 8)
 """How many points of a region a question names, where it has so many. Several are easier to learn from than one: at
 the start an answer's attention is spread evenly, and what finds the region gets that many times the gradient."""
+
+LISTED = 6
+"""How many things an answer about the whole image names, the largest."""
 
 Kind = Literal["image", "point", "box", "where"]
 
@@ -42,7 +45,7 @@ def region_words(scene: Scene, index: int) -> str:
     """Own color, shape, texture and name of a region, then its ancestors' color and name."""
     region = scene.regions[index]
     own = region.attributes
-    words = [own["color"], own["shape"], own["texture"], region.part or region.kind]
+    words = [own[name] for name in ("color", "shape", "texture") if name in own] + [region.part or region.kind]
     parent = region.parent
     while parent >= 0:
         above = scene.regions[parent]
@@ -66,38 +69,52 @@ def box_tokens(scene: Scene, index: int) -> str:
     )
 
 
-def region_map(scene: Scene) -> np.ndarray:
-    """`(H, W)` int16: the deepest region at each pixel, -1 for background (children come after their parents)."""
-    ids = np.full(scene.image.shape[:2], -1, dtype=np.int16)
-    for index, region in enumerate(scene.regions):
-        ids[decode_rle(region.segmentation)] = index
-    return ids
+def cell_coverage(scene: Scene) -> np.ndarray:
+    """`(regions, GRID, GRID)` float32: which share of each cell of the location tokens' grid a region covers."""
+    height, width = scene.image.shape[:2]
+    masks = np.stack([decode_rle(region.segmentation) for region in scene.regions])
+    return masks.reshape(len(masks), GRID, height // GRID, GRID, width // GRID).mean((2, 4), dtype=np.float32)
+
+
+def held_cells(coverage: np.ndarray) -> np.ndarray:
+    """`(regions, cells)` bool: the cells that a region covers at least half, or its best one where there is none."""
+    flat = coverage.reshape(len(coverage), -1)
+    held = flat >= 0.5
+    best = flat.argmax(1)
+    held[np.arange(len(flat)), best] |= ~held.any(1)
+    return held
 
 
 def questions(scene: Scene, rng: np.random.Generator, *, points: int, boxes: int, wheres: int) -> list[Question]:
-    """Draw questions about a scene: one on the whole image, then points, boxes and names."""
-    tops = [i for i, region in enumerate(scene.regions) if region.parent < 0]
-    names = [f"{scene.regions[i].attributes['color']} {scene.regions[i].kind}" for i in tops]
-    out = [Question("image", IMAGE_QUERY, ", ".join(sorted(names)) + ".", -1)]
-    height, width = scene.image.shape[:2]
-    ids = region_map(scene)
-    step_y, step_x = height // GRID, width // GRID
-    cells = ids[step_y // 2 :: step_y, step_x // 2 :: step_x]
+    """Draw questions about a scene: one on the whole image, then points, boxes and names.
+
+    A question by points is about the smallest region that holds them all, so several points name a whole thing and
+    a single one its deepest part.
+    """
+    coverage = cell_coverage(scene)
+    held, areas = held_cells(coverage), coverage.sum((1, 2))
+    tops = sorted((i for i, region in enumerate(scene.regions) if region.parent < 0), key=lambda i: -areas[i])
+    names = {i: f"{scene.regions[i].attributes['color']} {scene.regions[i].kind}" for i in tops}
+    listed = sorted(names[i] for i in tops[:LISTED])
+    out = [Question("image", IMAGE_QUERY, ", ".join(listed) + ".", -1)]
+
+    def answer(i: int) -> str:
+        return f"{place_words(scene, i)}: {region_words(scene, i)}."
+
     # Regions are drawn evenly, then cells of each: small parts are asked about as often as large objects.
-    seen = [np.flatnonzero(cells.ravel() == i) for i in range(len(scene.regions))]
-    askable = [i for i, found in enumerate(seen) if len(found)]
-    for i in rng.choice(askable, size=points):
-        count = min(len(seen[i]), int(rng.choice(POINTS_ASKED)))
-        where = " ".join(f"<p{cell:03d}>" for cell in np.sort(rng.choice(seen[i], size=count, replace=False)))
-        answer = f"{place_words(scene, i)}: {region_words(scene, i)}."
-        out.append(Question("point", f"what is at {where}?", answer, int(i)))
+    for i in rng.choice(len(scene.regions), size=points):
+        cells = np.flatnonzero(held[i])
+        count = min(len(cells), int(rng.choice(POINTS_ASKED)))
+        chosen = np.sort(rng.choice(cells, size=count, replace=False))
+        holders = np.flatnonzero(held[:, chosen].all(1))
+        named = int(holders[areas[holders].argmin()])
+        where = " ".join(LOCATIONS[cell] for cell in chosen)
+        out.append(Question("point", f"what is at {where}?", answer(named), named))
     for i in rng.choice(len(scene.regions), size=boxes):
-        answer = f"{place_words(scene, i)}: {region_words(scene, i)}."
-        out.append(Question("box", BOX_QUERY.format(box=box_tokens(scene, i)), answer, int(i)))
-    unique = [i for i, name in zip(tops, names, strict=True) if Counter(names)[name] == 1]
-    for i in rng.permutation(unique)[:wheres]:
-        name = f"{scene.regions[i].attributes['color']} {scene.regions[i].kind}"
-        out.append(Question("where", f"where is the {name}?", f"{box_tokens(scene, i)}.", int(i)))
+        out.append(Question("box", BOX_QUERY.format(box=box_tokens(scene, i)), answer(i), int(i)))
+    alone = [i for i in tops if list(names.values()).count(names[i]) == 1]
+    for i in rng.permutation(alone)[:wheres]:
+        out.append(Question("where", f"where is the {names[i]}?", f"{box_tokens(scene, i)}.", int(i)))
     return out
 
 
