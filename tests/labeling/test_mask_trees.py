@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ureca.corpus import ImageRow, RegionRow, iter_images, photos_directory, read_sa1b
+from ureca.corpus import (
+    ImageRow,
+    RegionRow,
+    iter_images,
+    photos_directory,
+    read_sa1b,
+    write_manifest,
+    write_regions,
+)
 from ureca.errors import ConfigError, InputError
 from ureca.labeling import MaskTreesConfig, MaskTreesSummary, build_mask_trees
-from ureca.labeling.mask_trees import PLOT_FILE, _doubling, _Statistics
+from ureca.labeling.mask_trees import PLOT_FILE, _doubling, _Statistics, tree_settings
+from ureca.labeling.parts import Parts
 from ureca.regions import TreeConfig, build_mask_tree, encode_mask
 
 
@@ -61,11 +70,15 @@ def test_the_plot_is_a_picture_and_a_second_start_builds_nothing(built, corpus, 
         build_mask_trees(replace(config, tree="paper"), directory)
 
 
-@pytest.mark.slow
-def test_a_corpus_without_one_tree_is_an_error(ray_cluster, corpus, tmp_path):
-    assert ray_cluster
-    with pytest.raises(InputError, match="not one of 5 images has a mask tree. The first: .*json_of_other_form"):
-        build_mask_trees(MaskTreesConfig(sources=(str(corpus / "bad"),), actors=1), tmp_path)
+def test_a_table_without_one_tree_is_an_error(corpus, tmp_path):
+    config = MaskTreesConfig(sources=(str(corpus / "bad"),))
+    parts = Parts(str(tmp_path / "mask_trees.parquet"))
+    write_manifest(config.sources, parts.manifest)
+    error = InputError("a.json: not of SA-1B's form")
+    write_regions(parts.table, [ImageRow.quarantined("a", "a.jpg", "read", error)])
+    parts.mark_finished(tree_settings(config))
+    with pytest.raises(InputError, match="not one of 1 images has a mask tree. The first: a.json: not of SA-1B's form"):
+        build_mask_trees(config, tmp_path)
 
 
 def row_of_boxes(image_id: str, parents: list[int], **fields: object) -> ImageRow:

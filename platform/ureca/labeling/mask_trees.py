@@ -186,11 +186,7 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
     """
     started = time.monotonic()
     parts = Parts(config.table or str(Path(directory).resolve() / "mask_trees.parquet"))
-    settings = {
-        "sources": list(config.sources),
-        "walk": config_to_dict(config.walk()),
-        "schema_version": SCHEMA_VERSION,
-    }
+    settings = tree_settings(config)
     manifest = write_manifest(config.sources, parts.manifest)
     for source in manifest.sources:
         print(f"trees  {source}", file=sys.stderr)
@@ -221,6 +217,15 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
     write_bytes(Path(directory) / PLOT_FILE, statistics.plot())
     digest = canonical_digest(parts.table)
     return statistics.summary(table=parts.table, seconds=time.monotonic() - started, digest=digest)
+
+
+def tree_settings(config: MaskTreesConfig) -> dict[str, Any]:
+    """What trees depend on; where they are written and by how many processes is no part of it."""
+    return {
+        "sources": list(config.sources),
+        "walk": config_to_dict(config.walk()),
+        "schema_version": SCHEMA_VERSION,
+    }
 
 
 class _Statistics:
