@@ -167,7 +167,7 @@ class _Cut:
         font = ImageFont.load_default(font_px)
         step = max(1, round(font_px / 7))  # places are sought on a grid: a seventh of a plate is near enough
         masks = [_coarse(mask, step) for _, mask, _ in marks]
-        taken: np.ndarray = np.sum(masks, axis=0, dtype=np.int32)
+        taken = np.asarray(np.sum(masks, axis=0, dtype=np.int32))
         for (text, _, color), mask in zip(marks, masks, strict=True):
             plate_w, plate_h = round(font_px * (0.62 * len(text) + 0.5)), round(font_px * 1.2)
             cells = -(-plate_w // step), -(-plate_h // step)

@@ -204,7 +204,8 @@ class Captioner(nn.Module):
                 parameter.data = parameter.data.to(dtype)
         for module in self.base.modules():
             if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False  # to the adapter's float32, whence autocast would cast it back
+                # Else it casts to the adapter's float32, whence autocast would cast it back.
+                module.cast_input_dtype_enabled = False  # type: ignore[assignment]
 
     # ---- the forward pass
 
