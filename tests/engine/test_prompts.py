@@ -87,7 +87,7 @@ def test_rows_that_would_harm_the_engine_are_refused(rows, said):
 def test_a_diverged_mask_encoder_is_noticed_before_vllm(tiny_export, tmp_path):
     folder = shutil.copytree(tiny_export, tmp_path / "export")
     weights = load_file(folder / "mask_encoder.safetensors")
-    weights["place.bias"][0] = float("nan")
+    weights["body.place.bias"][0] = float("nan")
     save_file(weights, folder / "mask_encoder.safetensors")
     with pytest.raises(CheckpointError, match="NaN or infinity: the mask encoder's weights are damaged"):
         PromptBuilder(folder).regions([box_to_rle((0, 0, 30, 30), SQUARE)], ["q"])
