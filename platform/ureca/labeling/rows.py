@@ -205,6 +205,8 @@ def _data_context(parts: Parts, filesystem: Any) -> Any:
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []  # advice on memory, in the middle of the progress lines
     context.print_on_execution_start = False
+    # Its newer reader starts 32 processes to look at the footer of one manifest, and 32 more at the checkpoint's.
+    context.use_datasource_v2 = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
     checkpoint = CheckpointConfig(
         id_column="image_id",
