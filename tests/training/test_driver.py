@@ -18,9 +18,10 @@ def test_a_fault_of_ours_stays_what_it_is() -> None:
     assert users_error(failed) is failed
 
 
-def test_workers_get_their_threads_and_no_more() -> None:
+def test_workers_get_their_threads_and_bounds() -> None:
     assert worker_environment(WorkersConfig(threads=3))["OMP_NUM_THREADS"] == "3"
     assert worker_environment(WorkersConfig())["OMP_NUM_THREADS"] == "1"
+    assert int(worker_environment(WorkersConfig())["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
     assert "DS_ACCELERATOR" not in worker_environment(WorkersConfig(use_gpu=True))
 
 

@@ -129,7 +129,13 @@ def computes_in_bfloat16(capabilities: Mapping[str, object]) -> bool:
 
 
 def worker_environment(workers: WorkersConfig) -> dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(workers.threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        "OMP_NUM_THREADS": str(workers.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # Each batch has other shapes, for each of which oneDNN keeps compiled code: at its own limit, 1024, a worker
+        # grew to 5 GB.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    }
     if not workers.use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment

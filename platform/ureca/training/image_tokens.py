@@ -3,8 +3,8 @@
 What came first stays. Every image comes once an epoch, in another order each time: throwing out what was used least
 recently would throw out just what is about to come.
 
-They are kept in one piece of memory, taken from the system as it fills. Each in its own, they would lie between the
-passing tensors of the training steps, and the process would grow by several times what is kept (seen: 5 GB).
+They are kept in one piece of memory, taken from the system as it fills: each in its own, they would lie between the
+passing tensors of the training steps and keep the memory around them from being given back.
 """
 
 import mmap
