@@ -27,7 +27,7 @@ from ureca.machine import capture_context
 from ureca.runs import run_job
 from ureca.scenes import draw_scene
 from ureca.training import Stage1Config, Stage2Config, fit
-from ureca.training.config import WorkersConfig
+from ureca.training.config import BatchConfig, WorkersConfig
 from ureca.training.metrics import read_metrics
 
 NUM_IMAGES = 48
@@ -40,6 +40,7 @@ demo of 2026-11-23. Its way of packing (rows padded to the longest, a gather for
 
 FIRST = WorkersConfig(num_workers=2, threads=1, bf16=False, image_tokens_mb=0)
 """The first version's settings, as far as they can be set now."""
+FIRST_BATCH = BatchConfig(images_per_step=8, images_per_device=4, regions_per_image=16)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Case:
     stage: str
     settings: str
     workers: WorkersConfig
+    batch: BatchConfig | None = None
+    """In place of the recipe's."""
     epochs: float = EPOCHS
 
 
@@ -60,13 +63,20 @@ def cases(recipe: WorkersConfig) -> list[Case]:
             "stage2",
             f"recipe, workers x threads {workers} x {threads}",
             dataclasses.replace(recipe, num_workers=workers, threads=threads),
-            epochs,
+            epochs=epochs,
         )
         for workers, threads, epochs in shapes
         if (workers, threads) != (recipe.num_workers, recipe.threads)
     ]
-    named = [("first version's settings, 2 x 1", FIRST), (f"recipe, {_shape(recipe)}", recipe)]
-    return [Case(stage, name, workers) for stage in ("stage1", "stage2") for name, workers in named] + by_threads
+    both = [
+        case
+        for stage in ("stage1", "stage2")
+        for case in (
+            Case(stage, "first version's settings, 2 x 1", FIRST, FIRST_BATCH),
+            Case(stage, f"recipe, {_shape(recipe)}", recipe),
+        )
+    ]
+    return both + by_threads
 
 
 def _shape(workers: WorkersConfig) -> str:
@@ -75,14 +85,15 @@ def _shape(workers: WorkersConfig) -> str:
 
 def measure(case: Case, table: Path, directory: Path, init: str) -> tuple[dict[str, Any], str]:
     """Train the case in `directory`; returns its row of the result and the trained model's folder."""
-    arguments = [f"--config={case.stage}_nano", f"--table={table}", "--heldout=0"]
+    arguments = [f"--config=nano_{case.stage}", f"--table={table}", "--heldout=0"]
     config: Stage1Config | Stage2Config
     if case.stage == "stage1":
         config = load_config(Stage1Config, arguments)
     else:
         config = load_config(Stage2Config, [*arguments, f"--init={init}"])
     optimizer = dataclasses.replace(config.optimizer, epochs=case.epochs)
-    config = dataclasses.replace(config, optimizer=optimizer, workers=case.workers)
+    batch = case.batch or config.batch
+    config = dataclasses.replace(config, optimizer=optimizer, workers=case.workers, batch=batch)
     started = time.monotonic()
     result = fit(config, directory)
     lines = read_metrics(directory / "metrics.jsonl")
