@@ -13,6 +13,9 @@ def _livelier(network: Any) -> Any:
     import torch
 
     torch.manual_seed(0)
+    for name, buffer in network.named_buffers():
+        if "positional_embedding" in name:
+            buffer.normal_()
     for parameter in network.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.25)

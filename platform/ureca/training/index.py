@@ -24,6 +24,9 @@ __all__ = ["STYLES", "StepIndex", "Visit", "choose_regions", "choose_style"]
 STYLES = ("brief", "detailed", "unique")
 """Query styles, in the order of `short_caption`, `long_caption`, `caption` of the region table."""
 
+STYLE_WEIGHTS = (1, 1, 2)
+"""How often each is asked for: `unique` is what a captioner is for, and what it is scored by."""
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -87,4 +90,4 @@ def choose_regions(region_ids: Sequence[str], limit: int, *, seed: int, epoch: i
 
 def choose_style(*, seed: int, epoch: int, image_id: str, region_id: str) -> str:
     """The style that a region is asked for in an epoch."""
-    return random.Random(f"style/{seed}/{epoch}/{image_id}/{region_id}").choices(STYLES, weights=(1, 1, 2))[0]
+    return random.Random(f"style/{seed}/{epoch}/{image_id}/{region_id}").choices(STYLES, STYLE_WEIGHTS)[0]
