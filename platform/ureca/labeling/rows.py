@@ -245,8 +245,9 @@ class _Stage:
         self._company = Company(plan.images_in_flight)
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._worker = make_worker(SharedBudget(steward, plan.max_tokens) if plan.max_tokens else None, share)
-        steward.ready.remote(ray.get_runtime_context().get_actor_id())
+        actor_id = ray.get_runtime_context().get_actor_id()
+        steward.ready.remote(actor_id)
+        self._worker = make_worker(SharedBudget(steward, actor_id, plan.max_tokens) if plan.max_tokens else None, share)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         self._loop = asyncio.get_running_loop()

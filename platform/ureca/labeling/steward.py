@@ -89,14 +89,15 @@ class Steward:
             self._account.spent_tokens = int(io.read_json(spent_path)["tokens"])
         self._written = self._account.spent_tokens
         self._written_at = time.monotonic()
-        self._reserved = 0
+        self._reserved: Counter[str] = Counter()
         self._begun: dict[str, bool] = {}
         self._deaths: dict[str, Deaths] = {}
         self._idle_since = time.monotonic()
 
     def ready(self, actor_id: str) -> None:
-        """A process is there. After its death its successor has the same id."""
+        """A process is there. After its death its successor has the same id; what it had set aside is free again."""
         self._account.actors.setdefault(actor_id, time.time())
+        self._reserved.pop(actor_id, None)
 
     def look(self, image_ids: list[str]) -> Situation:
         """What a process that takes up these images needs to know; whatever of them was begun has died."""
@@ -127,17 +128,17 @@ class Steward:
         """No further image can be labeled for now. The first reason stands."""
         self._account.stopped = self._account.stopped or reason
 
-    def reserve(self, tokens: int) -> bool | None:
+    def reserve(self, actor_id: str, tokens: int) -> bool | None:
         """Set tokens aside; None: ask again, for others may give some back; False: not as many are left."""
-        left = self._max_tokens - self._account.spent_tokens - self._reserved
-        if not self._max_tokens or tokens <= left:
-            self._reserved += tokens
+        reserved = self._reserved.total()
+        if not self._max_tokens or tokens <= self._max_tokens - self._account.spent_tokens - reserved:
+            self._reserved[actor_id] += tokens
             return True
-        return None if self._reserved else False
+        return None if reserved else False
 
-    def settle(self, reserved: int, spent: int) -> None:
+    def settle(self, actor_id: str, reserved: int, spent: int) -> None:
         """Give back what was set aside, and count what was spent."""
-        self._reserved -= reserved
+        self._reserved[actor_id] = max(0, self._reserved[actor_id] - reserved)
         self._account.spent_tokens += spent
         if time.monotonic() - self._written_at > _WRITE_EVERY_SECONDS:
             self.write()
@@ -157,9 +158,9 @@ class Steward:
 class SharedBudget:
     """The job's tokens as one of its processes sees them: a `Budget` for its describer."""
 
-    def __init__(self, steward: Any, max_tokens: int) -> None:
-        """`steward`: handle of the Ray actor."""
-        self._steward, self._max_tokens = steward, max_tokens
+    def __init__(self, steward: Any, actor_id: str, max_tokens: int) -> None:
+        """`steward`: handle of the Ray actor; `actor_id`: who asks."""
+        self._steward, self._actor_id, self._max_tokens = steward, actor_id, max_tokens
 
     async def reserve(self, tokens: int) -> None:
         """Set aside what the next request may take at most; waits while requests under way may leave some of theirs.
@@ -167,7 +168,7 @@ class SharedBudget:
         Raises:
             BudgetSpent: not as many are left.
         """
-        while not (granted := await self._steward.reserve.remote(tokens)):
+        while not (granted := await self._ask(tokens)):
             if granted is False:
                 raise BudgetSpent(
                     f"the {self._max_tokens:,} tokens that the job may spend are spent. What is labeled is kept; "
@@ -177,4 +178,18 @@ class SharedBudget:
 
     def settle(self, reserved: int, spent: int) -> None:
         """Give back what was set aside, and count what the request took."""
-        self._steward.settle.remote(reserved, spent)
+        self._steward.settle.remote(self._actor_id, reserved, spent)
+
+    async def _ask(self, tokens: int) -> bool | None:
+        async def ask() -> bool | None:
+            granted: bool | None = await self._steward.reserve.remote(self._actor_id, tokens)
+            return granted
+
+        asked = asyncio.create_task(ask())
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:  # what is granted to nobody would be missing for ever
+            asked.add_done_callback(
+                lambda task: self.settle(tokens, 0) if not task.cancelled() and task.result() else None
+            )
+            raise
