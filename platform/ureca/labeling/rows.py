@@ -245,7 +245,7 @@ class _Stage:
         self._company = Company(plan.images_in_flight)
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        actor_id = ray.get_runtime_context().get_actor_id()
+        actor_id = str(ray.get_runtime_context().get_actor_id())
         steward.ready.remote(actor_id)
         self._worker = make_worker(SharedBudget(steward, actor_id, plan.max_tokens) if plan.max_tokens else None, share)
 
