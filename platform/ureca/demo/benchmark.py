@@ -104,14 +104,16 @@ def label_scenes(scenes: Sequence[Scene], directory: Path, strata: Strata) -> La
 
 
 def shipped_variants() -> list[Variant]:
-    """The base, the controls and the captioner that are part of the package."""
+    """The base, the captioner and those of the controls that are part of the package; says which are not."""
     folders = {name: shipped("nano_controls") / name for name in MODELS}
     folders[CAPTIONER] = shipped("nano_captioner")
-    config = CaptionerConfig.load(folders["mask_stage1"])
+    if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
+        print(f"nano-benchmark  not part of the package, so not scored: {', '.join(missing)}", file=sys.stderr)
+    config = CaptionerConfig.load(folders[CAPTIONER])
     seed = recorded_seeds().get("shipped_seed", 0)
     return [
         *base_variants(config.base, config.tile_limit),
-        *(trained_variant(name, str(folder), seed=seed) for name, folder in folders.items()),
+        *(trained_variant(name, str(folder), seed=seed) for name, folder in folders.items() if folder.is_dir()),
     ]
 
 
