@@ -2,10 +2,12 @@
 by keyboard and on a phone."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 from sample_gallery import HOSTILE, NUM_PLAIN, write_sample
 
 from ureca.viewer.gallery import write_gallery
@@ -71,13 +73,13 @@ def test_the_sheet_comes_in_pages(page):
 
 def test_pointing_marks_a_region_in_the_picture_and_in_the_tree(page):
     page.locator(".card").nth(3).click()
-    assert page.locator("h2").text_content() == "plain_03"
+    expect(page.locator("h2")).to_have_text("plain_03")
     path, row = page.locator("path[data-region='3']"), page.locator(".region[data-region='3']")
     before = page.locator(".stage").screenshot()
     row.hover()
     assert "on" in classes(path)
     assert page.locator(".stage").screenshot() != before, "the mark can't be seen"
-    assert page.locator(".pointed").text_content() == "4unique words 3"
+    expect(page.locator(".pointed")).to_have_text("4unique words 3")
     page.mouse.move(0, 0)
     assert "on" not in classes(path)
     path.hover()
@@ -88,9 +90,9 @@ def test_the_smallest_region_under_the_pointer_is_the_one_meant(page, gallery):
     open_image(page, gallery, 0)
     box = page.locator(".stage").bounding_box()
     page.mouse.click(box["x"] + box["width"] * 35 / 120, box["y"] + box["height"] * 40 / 90)
-    assert page.url.endswith("#0/3")
+    expect(page).to_have_url(re.compile(r"#0/3$"))
     page.mouse.click(box["x"] + box["width"] * 10 / 120, box["y"] + box["height"] * 10 / 90)
-    assert page.url.endswith("#0/0")
+    expect(page).to_have_url(re.compile(r"#0/0$"))
 
 
 def test_the_tree_is_nested_as_the_regions_are(page, gallery):
@@ -118,13 +120,13 @@ def test_an_open_region_shows_every_caption_and_what_it_may_be_taken_for(page, g
     text = more.text_content()
     for fact in ("22.2 % of the image", "2,400 pixels", "uniqueness 0.50", "merged with r1b", "color: teal", "id r1"):
         assert fact in text
-    assert page.locator(".region[data-region='1'] .flag.tag").text_content() == "not unique"
-    assert page.locator("path.alike").count() == 2
+    expect(page.locator(".region[data-region='1'] .flag.tag")).to_have_text("not unique")
+    expect(page.locator("path.alike")).to_have_count(2)
     row, bar = page.locator(".region[data-region='1'] .row").bounding_box(), page.locator("form").bounding_box()
     assert row["y"] >= bar["y"] + bar["height"] - 1, "the opened row hides behind the filters"
     more.locator(".distractors button").first.click()
-    assert page.url.endswith(f"#{FLAGGED}/2")
-    assert page.locator(".more").count() == 1
+    expect(page).to_have_url(re.compile(rf"#{FLAGGED}/2$"))
+    expect(page.locator(".more")).to_have_count(1)
     page.locator("summary").click()
     origin = page.locator("figcaption dl").text_content()
     assert "describerchat" in origin
@@ -133,21 +135,21 @@ def test_an_open_region_shows_every_caption_and_what_it_may_be_taken_for(page, g
 
 def test_what_was_set_aside_shows_its_reason(page):
     page.select_option("#status", "kind ImageError")
-    assert page.locator(".card").count() == 1
+    expect(page.locator(".card")).to_have_count(1)
     assert "ImageError: cut.png: not an image" in page.locator(".card").text_content()
     page.locator(".card").click()
     assert "Quarantined in step read: ImageError" in page.locator(".tree").text_content()
     assert "cut" in page.locator(".stage").text_content()
     page.select_option("#status", "status quarantined")
     page.get_by_label("Next image").click()
-    assert page.locator("h2").text_content() == "without_masks"
-    assert page.locator(".stage img").count() == 1
+    expect(page.locator("h2")).to_have_text("without_masks")
+    expect(page.locator(".stage img")).to_have_count(1)
 
 
 def test_a_lost_file_leaves_outlines(page, gallery):
     open_image(page, gallery, FLAGGED + 2, 1)
     assert "no such file" in page.locator(".stage .notice").text_content()
-    assert page.locator(".stage path[data-region]").count() == 4
+    expect(page.locator(".stage path[data-region]")).to_have_count(4)
     assert page.locator(".stage").bounding_box()["height"] > 200
 
 
@@ -169,9 +171,9 @@ def test_filters_count_regions_and_images(page, choices, regions, images):
     assert page.locator("#found").text_content() == (
         f"{regions} region{'' if regions == 1 else 's'} in {images} image{'' if images == 1 else 's'}"
     )
-    assert page.locator(".card").count() == min(images, 24)
+    expect(page.locator(".card")).to_have_count(min(images, 24))
     if not images:
-        assert page.locator(".cards").text_content() == "Nothing is like that."
+        expect(page.locator(".cards")).to_have_text("Nothing is like that.")
     page.get_by_role("button", name="Clear").click()
     page.wait_for_function(f"document.querySelector('#found').value.endsWith('in {NUM_IMAGES} images')")
 
@@ -198,24 +200,24 @@ def test_everything_can_be_reached_by_keyboard(page):
     page.keyboard.press("Escape")
     page.locator(".card").first.focus()
     page.keyboard.press("Enter")
-    assert page.locator("h2").text_content() == "plain_00"
+    expect(page.locator("h2")).to_have_text("plain_00")
     page.keyboard.press("ArrowRight")
-    assert page.locator("h2").text_content() == "plain_01"
+    expect(page.locator("h2")).to_have_text("plain_01")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     assert "on" in classes(page.locator("path[data-region='1']"))
     page.keyboard.press("Enter")
-    assert page.locator(".row[aria-expanded='true']").count() == 1
-    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    expect(page.locator(".row[aria-expanded='true']")).to_have_count(1)
+    page.wait_for_function("document.activeElement.getAttribute('aria-expanded') == 'true'")
     before = page.locator(".stage").screenshot()
     page.keyboard.press("o")
     assert page.locator(".stage").screenshot() != before
     page.keyboard.press("o")
     page.keyboard.press("Escape")
-    assert page.locator(".more").count() == 0
+    expect(page.locator(".more")).to_have_count(0)
     page.keyboard.press("Escape")
     page.locator("#sheet").wait_for(state="visible")
-    assert page.evaluate("document.activeElement.querySelector('.name').textContent") == "plain_01"
+    page.wait_for_function("document.activeElement.querySelector('.name')?.textContent == 'plain_01'")
 
 
 def test_it_fits_a_phone_and_the_picture_stays_in_sight(page, gallery):
