@@ -68,12 +68,16 @@ def walk_corpus(folder: Path) -> tuple[int, int]:
     given = os.environ.get("URECA_TEST_DATA")
     photos = sorted([*Path(given, "clean").glob("*.jpg"), *Path(given, "coco").glob("*.jpg")]) if given else []
     photos = photos or sorted(photos_directory().glob("*.jpg"))
-    folder.mkdir(parents=True)
+    questions, images = 0, 0
     for photo in photos:
+        if questions > QUESTIONS / 2:  # the other half is drawn
+            break
+        own = folder / photo.stem
+        own.mkdir(parents=True)
         for path in (photo, photo.with_suffix(".json")):
-            shutil.copy(path, folder / path.name)
-    questions = sum(map(num_questions, prepared_images(folder)))
-    images, seed = len(photos), 0
+            shutil.copy(path, own / path.name)
+        questions, images = questions + sum(map(num_questions, prepared_images(own))), images + 1
+    seed = 0
     while questions < QUESTIONS:
         write_scenes(folder / f"scenes_{seed}", range(seed, seed + 4))
         questions += sum(map(num_questions, prepared_images(folder / f"scenes_{seed}")))
