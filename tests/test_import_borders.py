@@ -14,7 +14,7 @@ PACKAGE = ROOT / "platform" / "ureca"
 # Each layer may import those above it. Names in one row don't import each other.
 LAYERS = (
     "errors s3 machine fields torchvision_ops",
-    "io",
+    "io accelerators",
     "config",
     "runs",
     "cluster",
@@ -37,6 +37,7 @@ LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.spli
     [
         ("ureca", "torch ray vllm deepspeed numpy pyarrow"),
         ("ureca.cli", "torch ray vllm deepspeed numpy pyarrow"),
+        ("ureca.accelerators", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.doctor", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.runs", "torch ray"),
         ("ureca.regions", "torch ray"),
