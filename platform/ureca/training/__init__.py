@@ -2,7 +2,8 @@
 
 config.py      what can be set, stage by stage       index.py      which images a step trains on
 plan.py        one stage, settled                    examples.py   from the region table to examples
-driver.py      the driver's side                     loop.py       the workers' side
+batches.py     the packed batches of each step       loop.py       the workers' side
+driver.py      the driver's side
 checkpoints.py for going on after an interruption    zero.py       DeepSpeed's settings, learning rate
 pretrain.py    nano's base, on questions.py
 """

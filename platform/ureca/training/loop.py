@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,10 @@ import torch.distributed
 from torch import Tensor
 
 from ureca.config import config_from_dict
-from ureca.corpus.schema import ImageRow
-from ureca.corpus.table import load_image
-from ureca.model import Captioner, PackedBatch, pack
+from ureca.model import Captioner
 from ureca.model.packing import IGNORED
+from ureca.training.batches import Batches
 from ureca.training.checkpoints import MODEL_DIRECTORY, load_checkpoint, report_checkpoint
-from ureca.training.examples import LabeledImages, make_example
-from ureca.training.image_tokens import ImageTokens
-from ureca.training.index import StepIndex
 from ureca.training.metrics import MetricsWriter
 from ureca.training.plan import Plan
 from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward, refuse_non_finite
@@ -62,11 +57,9 @@ def train_worker(settings: dict[str, Any]) -> None:
         # DeepSpeed would compile a shared-memory all-reduce at run time: a minute, or an error without a
         # compiler. Its table of operators that may be compiled is left empty instead; gloo does the work.
         deepspeed.ops.__compatible_ops__ = {}
-    images = LabeledImages(plan.table, heldout=plan.heldout, heldout_seed=plan.heldout_seed)
-    index = StepIndex(num_images=len(images), images_per_step=plan.batch.images_per_step, seed=plan.seed)
-    worker = _Worker(plan, images, index)
+    worker = _Worker(plan)
     try:
-        worker.train(num_steps=index.num_steps(plan.optimizer.epochs))
+        worker.train()
     finally:
         worker.engine.destroy()
 
@@ -74,12 +67,12 @@ def train_worker(settings: dict[str, Any]) -> None:
 class _Worker:
     """One process of a training: its model in a DeepSpeed engine, its share of every step."""
 
-    def __init__(self, plan: Plan, images: LabeledImages, index: StepIndex) -> None:
+    def __init__(self, plan: Plan) -> None:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        self.plan, self.images, self.index = plan, images, index
+        self.plan = plan
+        self.batches = Batches(plan, rank=self.rank, num_workers=self.num_workers)
         self.captioner: Captioner = plan.captioner()
-        passes = len(self._passes(0))
         self.engine, *_ = deepspeed.initialize(
             model=self.captioner,
             model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
@@ -87,7 +80,7 @@ class _Worker:
                 plan.optimizer,
                 plan.workers,
                 images_per_pass=min(plan.batch.images_per_device, plan.batch.images_per_step // self.num_workers),
-                passes=passes,
+                passes=self.batches.passes_per_step,
             ),
         )
         self.device = self.engine.device
@@ -95,13 +88,11 @@ class _Worker:
         if self.autocast and plan.workers.zero_stage < 3:
             # Only now: DeepSpeed has just put all weights into float32.
             self.captioner.hold_frozen_base(torch.bfloat16)
-        self.image_of: Callable[[ImageRow], np.ndarray | Tensor] = load_image
-        if plan.workers.image_tokens_mb and plan.workers.zero_stage < 3:
-            self.image_of = ImageTokens(self.captioner, budget_bytes=plan.workers.image_tokens_mb * 2**20)
+        self.batches.keep_image_tokens(self.captioner)
 
-    def train(self, num_steps: int) -> None:
+    def train(self) -> None:
         """Step from the latest checkpoint to the end, then write the model directory."""
-        plan = self.plan
+        plan, num_steps = self.plan, self.batches.num_steps
         base_hash = self.captioner.config.base_hash
         first = load_checkpoint(self.engine, plan, base_hash)
         metrics = MetricsWriter(plan.directory, first_step=first) if self.rank == 0 else None
@@ -126,37 +117,12 @@ class _Worker:
             metrics.close()
         self._save_model()
 
-    def _passes(self, step: int) -> list[list[Any]]:
-        return self.index.passes(
-            step,
-            rank=self.rank,
-            num_workers=self.num_workers,
-            images_per_device=self.plan.batch.images_per_device,
-        )
-
-    def _batches(self, step: int) -> Iterator[PackedBatch]:
-        plan, processor = self.plan, self.captioner.processor
-        for visits in self._passes(step):
-            examples = [
-                make_example(
-                    self.images[visit.image],
-                    visit,
-                    processor,
-                    cue=plan.cue,
-                    regions_per_image=plan.batch.regions_per_image,
-                    seed=plan.seed,
-                    image_of=self.image_of,
-                )
-                for visit in visits
-            ]
-            yield pack(examples, processor, **self.captioner.pack_options())
-
     def _step(self, step: int, rate: float) -> _StepResult:
         """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""
         # Dropout: the same draws whether or not the run was interrupted before this step.
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step, self.rank]).generate_state(1)[0]))
         with self._autocast():
-            batches = list(self._batches(step))
+            batches = self.batches.of_step(step, self.captioner)
         counts = self._sum_over_workers(
             [
                 float(sum(int((batch.labels != IGNORED).sum()) for batch in batches)),
