@@ -7,24 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from captioners import drawn_example
 
 import ureca.model.captioner as captioner_module
-from ureca.model import Captioner, Example, RegionExample, pack
+from ureca.model import Captioner, Example, pack
 from ureca.model.packing import PADDING, BinsRun, MatrixAttention, PackedBatch, attend
-from ureca.regions.rle import encode_mask
-
-
-def drawn_example(num_regions: int, *, seed: int, size: tuple[int, int] = (300, 500), cue: bool = True) -> Example:
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    regions = []
-    for number in range(num_regions):
-        y, x = rng.integers(0, size[0] - 60), rng.integers(0, size[1] - 80)
-        mask = np.zeros(size, dtype=bool)
-        mask[y : y + rng.integers(4, 60), x : x + rng.integers(4, 80)] = True
-        caption = " ".join(rng.choice(["a", "red", "round", "part", "left", "picture"], size=3 + number % 5))
-        regions.append(RegionExample(encode_mask(mask) if cue else None, "describe this region.", caption))
-    return Example(image, tuple(regions))
 
 
 def with_shared_bins() -> Example:

@@ -212,22 +212,20 @@ class Captioner(nn.Module):
     def mask_tokens(self, tiles: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Mask tiles of each region, `(T, 1, tile, tile)` on a (columns, rows) grid -> `(M, D)`, delimiters included.
 
-        Regions whose grids agree are encoded in one batch.
+        Only tiles that stand in the sequence are encoded, those of all regions in one batch.
         """
-        out: list[Tensor | None] = [None] * len(tiles)
-        by_grid: dict[tuple[int, int], list[int]] = {}
-        for index, grid in enumerate(grids):
-            by_grid.setdefault(grid, []).append(index)
-        encoder = self.mask_encoder
-        dtype = encoder.start.dtype
-        for grid, indices in by_grid.items():
-            masks = torch.stack([tiles[i] for i in indices]).to(encoder.start.device, dtype)
-            tokens = encoder(masks, tile_boxes(*grid).to(masks))
-            for row, index in enumerate(indices):
-                kept = kept_tiles(tiles[index], drop_empty=self.drops_empty_tiles)
-                middle = tokens[row, kept].flatten(0, 1)
-                out[index] = torch.cat([encoder.start[None], middle, encoder.end[None]])
-        return [tokens for tokens in out if tokens is not None]
+        if not tiles:
+            return []
+        encoder, drop_empty = self.mask_encoder, self.drops_empty_tiles
+        kept = [kept_tiles(each, drop_empty=drop_empty) for each in tiles]
+        masks = torch.cat([each[chosen] for each, chosen in zip(tiles, kept, strict=True)])
+        boxes = torch.cat([tile_boxes(*grid)[chosen.cpu()] for grid, chosen in zip(grids, kept, strict=True)])
+        masks = masks.to(encoder.start.device, encoder.start.dtype)
+        tokens = encoder(masks[None], boxes.to(masks))[0]
+        return [
+            torch.cat([encoder.start[None], middle.flatten(0, 1), encoder.end[None]])
+            for middle in tokens.split([int(chosen.sum()) for chosen in kept])
+        ]
 
     @property
     def drops_empty_tiles(self) -> bool:
