@@ -118,3 +118,9 @@ def test_settings_that_do_not_bear_on_the_weights_may_change(tmp_path: Path) -> 
     )
     here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
     refuse_other_plan("runs/x", Plan.of(other, tmp_path / "moved").identity(), here)
+
+
+def test_a_base_that_is_no_internvl_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    with pytest.raises(CheckpointError, match="no InternVL but qwen2_vl"):
+        Plan.of(Stage1Config(table="t", base=str(tmp_path)), tmp_path)

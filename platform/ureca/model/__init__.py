@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 disable_progress_bar()  # a bar for every load would bury a job's own line of progress
 
+from ureca.model.architectures import check_base, describe, parameter_counts, skeleton  # noqa: E402
 from ureca.model.captioner import Captioner, CaptionerConfig  # noqa: E402
 from ureca.model.export import export  # noqa: E402
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig  # noqa: E402
@@ -33,8 +34,12 @@ __all__ = [
     "PackedBatch",
     "Preset",
     "RegionExample",
+    "check_base",
+    "describe",
     "export",
     "pack",
+    "parameter_counts",
     "preset",
     "preset_path",
+    "skeleton",
 ]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
+from ureca.model.architectures import LORA_TARGETS
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig, tile_boxes
 from ureca.model.packing import IGNORED, PACKED_ATTENTION, BinsRun, PackedBatch, PrefixRun, kept_tiles
 from ureca.model.presets import preset_path
@@ -36,8 +37,6 @@ from ureca.regions.rle import Rle
 
 CONFIG_FILE = "captioner_config.json"
 MASK_ENCODER_FILE = "mask_encoder.safetensors"
-# The vision tower has modules of the same names, so the pattern must say where it looks.
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 @dataclass(frozen=True, kw_only=True)

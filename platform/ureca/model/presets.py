@@ -1,6 +1,8 @@
 """Bases by name: `nano`, which ships in the package, and the HF-native InternVL checkpoints by hub name.
 
-Sizes of InternVL2.5: URECA (arXiv 2504.05305) appendix A; repository names: the `-hf` conversions on the hub.
+Sizes of InternVL2.5: URECA (arXiv 2504.05305) appendix A; repository names: the `-hf` conversions on the hub, in 2.5
+those of the preference-tuned (MPO) checkpoints. What each is built of: `architectures.describe`. A size that the hub
+has only in the official layout: `jobs/convert_base.py`, and the folder it writes as `--base`.
 """
 
 from __future__ import annotations
@@ -28,22 +30,19 @@ def shipped(name: str) -> Path:
     return Path(str(files("ureca.model").joinpath(name)))
 
 
+def _internvl(base: str) -> Preset:
+    return Preset(base=base, tile_limit=6, tokens_per_tile=16, lora_rank=128)
+
+
 PRESETS: dict[str, Preset] = {
     "nano": Preset(base="nano", tile_limit=1, tokens_per_tile=8, lora_rank=32),
     **{
-        f"internvl2.5-{size}": Preset(
-            base=f"OpenGVLab/InternVL2_5-{size.upper()}-MPO-hf",
-            tile_limit=6,
-            tokens_per_tile=16,
-            lora_rank=128,
-        )
-        for size in ("1b", "2b", "4b", "8b")
+        f"internvl2.5-{size}": _internvl(f"OpenGVLab/InternVL2_5-{size.upper()}-MPO-hf")
+        for size in ("1b", "2b", "4b", "8b", "26b", "38b", "78b")
     },
     **{
-        f"internvl3-{size}": Preset(
-            base=f"OpenGVLab/InternVL3-{size.upper()}-hf", tile_limit=6, tokens_per_tile=16, lora_rank=128
-        )
-        for size in ("1b", "2b", "8b")
+        f"internvl3-{size}": _internvl(f"OpenGVLab/InternVL3-{size.upper()}-hf")
+        for size in ("1b", "2b", "8b", "14b", "38b", "78b")
     },
 }
 

@@ -129,7 +129,7 @@ class _StageConfig:
     heldout_seed: int = 0
     batch: BatchConfig = field(default_factory=BatchConfig)
     preset: str = "nano"
-    """Base by name: nano, internvl2.5-1b to -8b, internvl3-1b to -8b."""
+    """Base by name: nano, internvl2.5-1b to -78b, internvl3-1b to -78b (docs/bases.md)."""
     base: str | None = None
     """Folder or hub name of another HF-native InternVL in place of the preset's."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)

@@ -12,7 +12,7 @@ import torch
 
 from ureca.config import config_to_dict
 from ureca.errors import CheckpointError
-from ureca.model import Captioner, CaptionerConfig, preset
+from ureca.model import Captioner, CaptionerConfig, check_base, preset
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -70,11 +70,13 @@ class Plan:
 
         Raises:
             ConfigError: unknown preset.
-            CheckpointError: `init` is no model directory of stage 1, or was trained on another base.
+            CheckpointError: the base is no HF-native InternVL or has no place for LoRA; `init` is no model directory
+                of stage 1, or was trained on another base.
         """
         second = config if isinstance(config, Stage2Config) else None
         init = str(Path(second.init).resolve()) if second and second.init else ""
         base = _base(config)
+        check_base(base)
         if init:
             _check_init(Path(init), base)
         return cls(
