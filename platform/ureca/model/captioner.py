@@ -271,7 +271,9 @@ class Captioner(nn.Module):
     def _language_model(self, embeddings: Tensor, position_ids: Tensor, run: PrefixRun | BinsRun) -> Tensor:
         return self.base.model.language_model(
             inputs_embeds=embeddings,
-            attention_mask={"full_attention": run},  # transformers hands it on to `packed_attention` as it is
+            # A mask of four dimensions is handed on as it is, by Llama as by Qwen2; what holds is in `packed_run`.
+            attention_mask=embeddings.new_empty(0, 0, 0, 0),
+            packed_run=run,  # every layer hands it on to `packed_attention`
             position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state

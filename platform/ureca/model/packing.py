@@ -285,24 +285,25 @@ def packed_attention(
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
+    packed_run: PrefixRun | BinsRun | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Both runs' attention in transformers' interface; whatever else it is asked for goes to its SDPA."""
-    if not isinstance(attention_mask, PrefixRun | BinsRun):
+    if packed_run is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     # Under autocast rotary positions leave queries and keys in float32; values have the type to compute in.
     # One copy to that type and to the layout that matrix products want, instead of one for each.
     query, key, value = (x.to(value.dtype, memory_format=torch.contiguous_format) for x in (query, key, value))
-    if isinstance(attention_mask, PrefixRun):
-        attention_mask.states.append((key, value))
+    if isinstance(packed_run, PrefixRun):
+        packed_run.states.append((key, value))
         seen = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device).tril()
     else:
-        seen = attention_mask.seen
-        before = attention_mask.states[module.layer_idx]  # type: ignore[index]
+        seen = packed_run.seen
+        before = packed_run.states[module.layer_idx]  # type: ignore[index]
         key, value = (
-            torch.cat([kept.index_select(0, attention_mask.image), own], dim=2)
+            torch.cat([kept.index_select(0, packed_run.image), own], dim=2)
             for kept, own in zip(before, (key, value), strict=True)
         )
     if (groups := query.shape[1] // key.shape[1]) > 1:
