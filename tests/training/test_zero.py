@@ -28,7 +28,7 @@ def reduced_gradient(scaled: bool) -> torch.Tensor:
         for tokens in passes:
             losses = (tokens @ weight).square()
             if scaled:
-                loss_for_backward(losses.sum(), total, len(TOKENS)).backward()
+                loss_for_backward(losses.sum() / total, len(TOKENS)).backward()
             else:
                 (losses.mean() / len(passes)).backward()
         assert weight.grad is not None

@@ -22,6 +22,7 @@ from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig  # noqa: E40
 from ureca.model.packing import Example, PackedBatch, RegionExample, pack  # noqa: E402
 from ureca.model.presets import PRESETS, Preset, preset, preset_path  # noqa: E402
 from ureca.model.processor import CaptionerProcessor  # noqa: E402
+from ureca.model.reference import as_reference, keep_reference  # noqa: E402
 
 __all__ = [
     "PRESETS",
@@ -34,9 +35,11 @@ __all__ = [
     "PackedBatch",
     "Preset",
     "RegionExample",
+    "as_reference",
     "check_base",
     "describe",
     "export",
+    "keep_reference",
     "pack",
     "parameter_counts",
     "preset",

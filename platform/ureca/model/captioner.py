@@ -170,7 +170,7 @@ class Captioner(nn.Module):
         save_file(state, directory / MASK_ENCODER_FILE, metadata={"format": "pt"})
         self.processor.save_pretrained(str(directory))
         for peft_model in self._peft:
-            peft_model.save_pretrained(str(directory / "adapter"))
+            peft_model.save_pretrained(str(directory / "adapter"), selected_adapters=["default"])
 
     def add_lora(self, *, rank: int, alpha: int | None = None, dropout: float = 0.05) -> None:
         """Put LoRA on the language model's linear layers (alpha 2 * rank unless given, as in the paper's code)."""
@@ -186,7 +186,7 @@ class Captioner(nn.Module):
     def trainable(self, stage: int, *, tune_mask_encoder: bool = False) -> list[str]:
         """Set `requires_grad` for a stage and return the names that train.
 
-        Stage 1: the mask encoder. Stage 2: LoRA, and the mask encoder where `tune_mask_encoder` says so.
+        Stage 1: the mask encoder. Stages 2 and 3: LoRA, and the mask encoder where `tune_mask_encoder` says so.
         """
         for name, parameter in self.named_parameters():
             in_encoder, in_lora = name.startswith("mask_encoder."), ".lora_" in name
@@ -235,19 +235,25 @@ class Captioner(nn.Module):
         with torch.no_grad():
             return self.base.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
 
-    def forward(self, batch: PackedBatch, image_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: PackedBatch, image_features: Tensor | None = None, *, by_branch: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy over caption tokens, and their number: `(loss_sum, num_tokens)`, both scalars.
 
         The caller divides by the count of the whole step, so packing, batching and the number of workers don't
-        change the loss.
+        change the loss. With `by_branch` both are `(R,)`, one for each branch in the order of the examples: a caption's
+        log-probability with its sign turned, and its length.
         """
         hidden = self.hidden_states(batch, image_features)
         kept = batch.labels != IGNORED
         logits = self.base.lm_head(hidden[kept])
-        loss = nn.functional.cross_entropy(
-            logits.float() if logits.dtype == torch.bfloat16 else logits, batch.labels[kept], reduction="sum"
+        losses = nn.functional.cross_entropy(
+            logits.float() if logits.dtype == torch.bfloat16 else logits, batch.labels[kept], reduction="none"
         )
-        return loss, kept.sum()
+        if not by_branch:
+            return losses.sum(), kept.sum()
+        numbers, none = batch.branch_numbers()[kept], losses.new_zeros(batch.num_regions)
+        return none.index_add(0, numbers, losses), none.index_add(0, numbers, torch.ones_like(losses))
 
     def hidden_states(self, batch: PackedBatch, image_features: Tensor | None = None) -> Tensor:
         """Last hidden states `(G, W, D)` of a packed batch's bins."""

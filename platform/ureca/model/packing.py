@@ -48,6 +48,8 @@ class Example:
     image: np.ndarray | Tensor
     """(H, W, 3) uint8 RGB; or its image tokens (T, 256, D), where they were computed before."""
     regions: tuple[RegionExample, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+    """For preference tuning: (chosen, rejected), places in `regions` of two captions of one region."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,16 @@ class PackedBatch:
     grids: tuple[tuple[int, int], ...]
     """(columns, rows) for each entry of `mask_tiles`."""
     num_regions: int
+    """Branches: a region that is shown with several captions counts once for each."""
+    pairs: Tensor
+    """(K, 2) int64: chosen and rejected branch of each pair, counted as `branch_numbers` does."""
+
+    def branch_numbers(self) -> Tensor:
+        """(G, W) int64: each token's branch, counted over all images in the order of the examples; -1 padding."""
+        of_image = self.image.new_zeros(len(self.prefix_ids))
+        of_image = of_image.scatter_reduce(0, self.image, self.branch.amax(dim=1) + 1, "amax")
+        numbers = (of_image.cumsum(0) - of_image)[self.image][:, None] + self.branch
+        return numbers.masked_fill(self.branch == PADDING, PADDING)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         tensors: dict[str, Any] = {
@@ -154,8 +166,15 @@ def pack(
         mask_tiles=tuple(branch.tiles for branch in placed if branch.tiles is not None),
         grids=tuple(branch.grid for branch in placed if branch.grid is not None),
         num_regions=len(placed),
+        pairs=_pairs(examples),
         **{name: torch.from_numpy(column) for name, column in columns.items()},
     )
+
+
+def _pairs(examples: Sequence[Example]) -> Tensor:
+    before = np.cumsum([0, *(len(example.regions) for example in examples)])
+    pairs = [np.reshape(example.pairs, (-1, 2)) + at for example, at in zip(examples, before, strict=False)]
+    return torch.from_numpy(np.concatenate(pairs).astype(np.int64))
 
 
 _FILLS: dict[str, Any] = {

@@ -4,16 +4,18 @@ step k  ->  visits (index.py)  ->  examples (examples.py)  ->  packed batches, o
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import load_image
-from ureca.model import Captioner, PackedBatch, pack
-from ureca.training.examples import LabeledImages, make_example
+from ureca.model import Captioner, CaptionerProcessor, Example, PackedBatch, pack
+from ureca.training.examples import make_example
 from ureca.training.image_tokens import ImageTokens
 from ureca.training.index import StepIndex, Visit
+from ureca.training.pairs import make_pairs
 from ureca.training.plan import Plan
 
 __all__ = ["Batches"]
@@ -29,7 +31,7 @@ class Batches:
             InputError: there is no such table, or nothing in it to learn from.
         """
         self.plan, self.rank, self.num_workers = plan, rank, num_workers
-        self._images = LabeledImages(plan.table, heldout=plan.heldout, heldout_seed=plan.heldout_seed)
+        self._images = plan.images()
         self._index = StepIndex(
             num_images=len(self._images), images_per_step=plan.batch.images_per_step, seed=plan.seed
         )
@@ -61,23 +63,22 @@ class Batches:
             ImageError: an image is missing, truncated, or not of the size that the table says.
             InputError: a region has no caption.
         """
-        plan, processor = self.plan, captioner.processor
-        batches = []
-        for visits in self._passes(step):
-            examples = [
-                make_example(
-                    self._images[visit.image],
-                    visit,
-                    processor,
-                    cue=plan.cue,
-                    regions_per_image=plan.batch.regions_per_image,
-                    seed=plan.seed,
-                    image_of=self._image_of,
-                )
-                for visit in visits
-            ]
-            batches.append(pack(examples, processor, **captioner.pack_options()))
-        return batches
+        processor = captioner.processor
+        return [
+            pack([self._example(visit, processor) for visit in visits], processor, **captioner.pack_options())
+            for visits in self._passes(step)
+        ]
+
+    def _example(self, visit: Visit, processor: CaptionerProcessor) -> Example:
+        plan, row = self.plan, self._images[visit.image]
+        shown: dict[str, Any] = {
+            "regions_per_image": plan.batch.regions_per_image,
+            "seed": plan.seed,
+            "image_of": self._image_of,
+        }
+        if plan.preference is not None:
+            return make_pairs(row, visit, processor, rejected_per_region=plan.preference.rejected_per_region, **shown)
+        return make_example(row, visit, processor, cue=plan.cue, **shown)
 
     def _passes(self, step: int) -> list[list[Visit]]:
         return self._index.passes(

@@ -17,8 +17,11 @@ __all__ = [
     "LoraConfig",
     "MaskConfig",
     "OptimizerConfig",
+    "PreferenceConfig",
     "Stage1Config",
     "Stage2Config",
+    "Stage3Config",
+    "StageConfig",
     "WorkersConfig",
 ]
 
@@ -120,6 +123,37 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceConfig:
+    beta: float = 0.1
+    """How dear it is to move away from stage 2's model, against telling the captions apart (DPO's beta); 0.1 is the
+    usual value. 0 leaves out the preference: the control that only trains on, with the second term."""
+    sft_weight: float = 1.0
+    """Of the second term, the cross-entropy of the chosen captions. Chosen and rejected share most of their words here,
+    and DPO alone lowers the likelihood of both."""
+    label_smoothing: float = 0.0
+    """Share of pairs taken to be the wrong way round. Above 0 where labels are noisy, so that some distractor's caption
+    is as good."""
+    length_normalized: bool = False
+    """Take log-probabilities per token, so that long captions don't weigh more; then `beta` wants to be some ten times
+    larger. Off: both captions of a pair come from one describer, and differ little in length."""
+    rejected_per_region: int = 2
+    """Distractors' captions shown against a region's own in one step; of more, some are drawn anew each epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "sft_weight"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise ConfigError(f"preference.{name}={value}: give a number, 0 or more.")
+        if not self.beta and not self.sft_weight:
+            raise ConfigError("preference.beta=0.0, sft_weight=0.0: nothing is left to train on; set one of them.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(
+                f"preference.label_smoothing={self.label_smoothing}: give a share, 0 or more, below 0.5 (a coin)."
+            )
+        if self.rejected_per_region < 1:
+            raise ConfigError(f"preference.rejected_per_region={self.rejected_per_region}: must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class _StageConfig:
     table: str
     """Region table to learn from: a parquet file or a folder of them, written by label_corpus."""
@@ -180,3 +214,27 @@ class Stage2Config(_StageConfig):
                 "init is missing: stage 2 starts from stage 1's model directory. "
                 "Run jobs/train_stage1.py and give its runs/train_stage1/model with --init."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage3Config(_StageConfig):
+    """Stage 3, beyond the paper: stage 2's LoRA learns to prefer a region's caption over its distractors'."""
+
+    init: str = ""
+    """Model directory of stage 2: where training starts, and what it is measured against."""
+    tune_mask_encoder: bool = False
+    """Let the mask encoder learn on too."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-6))
+    """Its learning rate is an eighth of stage 2's: a pair asks for a small change of a model that is right already."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.init:
+            raise ConfigError(
+                "init is missing: stage 3 starts from stage 2's model directory. "
+                "Run jobs/train_stage2.py and give its runs/train_stage2/model with --init."
+            )
+
+
+StageConfig = Stage1Config | Stage2Config | Stage3Config

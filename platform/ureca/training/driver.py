@@ -15,8 +15,7 @@ from ureca.config import config_to_dict
 from ureca.errors import UrecaError
 from ureca.runs import Progress
 from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, steps_done
-from ureca.training.config import Stage1Config, Stage2Config, WorkersConfig
-from ureca.training.examples import LabeledImages
+from ureca.training.config import StageConfig, WorkersConfig
 from ureca.training.index import StepIndex
 from ureca.training.metrics import FILE, last_line, loss_first_last, read_metrics
 from ureca.training.plan import Plan
@@ -44,7 +43,7 @@ class TrainingResult:
     """Over all workers, while training; start and interruptions left out."""
 
 
-def fit(config: Stage1Config | Stage2Config, directory: Path) -> TrainingResult:
+def fit(config: StageConfig, directory: Path) -> TrainingResult:
     """Train a stage on Ray, with its files in `directory`; there already begun, go on; there finished, don't.
 
     Raises:
@@ -52,7 +51,7 @@ def fit(config: Stage1Config | Stage2Config, directory: Path) -> TrainingResult:
         TrainingError: the loss or a gradient became non-finite.
     """
     plan = Plan.of(config, directory)
-    num_images = len(LabeledImages(plan.table, heldout=plan.heldout, heldout_seed=plan.heldout_seed))
+    num_images = len(plan.images())
     index = StepIndex(num_images=num_images, images_per_step=plan.batch.images_per_step, seed=plan.seed)
     num_steps = index.num_steps(plan.optimizer.epochs)
     model = directory / MODEL_DIRECTORY

@@ -5,6 +5,7 @@ corpus has more bytes than a worker has memory.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,6 +18,7 @@ from ureca.errors import InputError
 from ureca.model import CaptionerProcessor, Example, RegionExample
 from ureca.training.config import Cue
 from ureca.training.index import Visit, choose_regions, choose_style
+from ureca.training.pairs import rejected_captions
 
 __all__ = ["LabeledImages", "caption_of", "make_example"]
 
@@ -27,11 +29,14 @@ class LabeledImages:
     Held-out images are not among them: `split_heldout` over all ids of the table says which those are.
     """
 
-    def __init__(self, path: str, *, heldout: float = 0.0, heldout_seed: int = 0) -> None:
+    def __init__(self, path: str, *, heldout: float = 0.0, heldout_seed: int = 0, paired: bool = False) -> None:
         """Read the table at `path`, a parquet file or a folder of them.
 
+        Args:
+            paired: only images of which a region has a distractor of another caption.
+
         Raises:
-            InputError: there is no such table, or no image of it is labeled.
+            InputError: there is no such table, or no image of it is labeled, or paired.
         """
         self._table = read_regions(path)
         statuses = self._table["status"].to_pylist()
@@ -48,6 +53,15 @@ class LabeledImages:
                 f"{path}: none of its {len(ids)} images is labeled and not held out, so there is nothing to "
                 "train on. Write captions into it with jobs/label_corpus.py, or hold out a smaller share."
             )
+        if paired:
+            labeled, regions = len(learnable), self._table["regions"]
+            learnable = [each for each in learnable if _has_pair(regions[each[1]].as_py())]
+            if not learnable:
+                raise InputError(
+                    f"{path}: none of its {labeled} labeled images has a region with a distractor of another caption, "
+                    "so there are no pairs to learn from. Label with jobs/label_corpus.py and a lower "
+                    "--distractors.min_similarity, or let stage 2 be the last."
+                )
         self._positions = [position for _, position in sorted(learnable)]
 
     def __len__(self) -> int:
@@ -55,6 +69,10 @@ class LabeledImages:
 
     def __getitem__(self, number: int) -> ImageRow:
         return ImageRow.from_record(self._table.slice(self._positions[number], 1).to_pylist()[0])
+
+
+def _has_pair(records: list[dict[str, Any]]) -> bool:
+    return bool(rejected_captions([RegionRow.from_record(record) for record in records]))
 
 
 def caption_of(image_id: str, region: RegionRow, style: str) -> str:

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from ureca.config import config_from_dict
 from ureca.model import Captioner
-from ureca.model.packing import IGNORED
 from ureca.training.batches import Batches
 from ureca.training.checkpoints import MODEL_DIRECTORY, load_checkpoint, report_checkpoint
 from ureca.training.metrics import MetricsWriter
+from ureca.training.objective import CaptionLoss, Objective
 from ureca.training.plan import Plan
+from ureca.training.preference import PreferenceLoss
 from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward, refuse_non_finite
 
 __all__ = ["train_worker"]
@@ -37,11 +38,13 @@ __all__ = ["train_worker"]
 @dataclass(frozen=True)
 class _StepResult:
     loss: float
-    """Mean cross-entropy over the caption tokens of the whole step."""
+    """Of the whole step, as the objective has it."""
     grad_norm: float
     """Before clipping."""
-    num_tokens: int
-    num_regions: int
+    counts: dict[str, int]
+    """What the objective counted: `tokens`, `regions`, ..."""
+    figures: dict[str, float]
+    """The objective's further metrics."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -73,6 +76,7 @@ class _Worker:
         self.plan = plan
         self.batches = Batches(plan, rank=self.rank, num_workers=self.num_workers)
         self.captioner: Captioner = plan.captioner()
+        self.objective: Objective = PreferenceLoss(plan.preference) if plan.preference else CaptionLoss()
         self.engine, *_ = deepspeed.initialize(
             model=self.captioner,
             model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
@@ -107,9 +111,9 @@ class _Worker:
                     loss=result.loss,
                     learning_rate=rate,
                     grad_norm=result.grad_norm,
-                    num_tokens=result.num_tokens,
-                    num_regions=result.num_regions,
-                    regions_per_second=round(result.num_regions / (time.monotonic() - started), 2),
+                    **{f"num_{name}": count for name, count in result.counts.items()},
+                    **result.figures,
+                    regions_per_second=round(result.counts["regions"] / (time.monotonic() - started), 2),
                 )
             if (step + 1) % plan.checkpoints.every_steps == 0 or step + 1 == num_steps:
                 report_checkpoint(self.engine, plan, base_hash, step=step + 1)
@@ -123,35 +127,32 @@ class _Worker:
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step, self.rank]).generate_state(1)[0]))
         with self._autocast():
             batches = self.batches.of_step(step, self.captioner)
-        counts = self._sum_over_workers(
-            [
-                float(sum(int((batch.labels != IGNORED).sum()) for batch in batches)),
-                float(sum(batch.num_regions for batch in batches)),
-            ]
-        )
-        num_tokens, num_regions = (round(count) for count in counts)
+        counts = self._sum_by_name([self.objective.counts(batch) for batch in batches])
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        loss_sum = 0.0
+        shares = []
         for batch in batches:
             with self._autocast():
-                pass_loss, _ = self.engine(batch.to(self.device))
-            loss_sum += float(pass_loss.detach())
-            scaled = loss_for_backward(pass_loss, num_tokens, self.num_workers)
-            self.engine.backward(scaled, scale_wrt_gas=False)
+                share, figures = self.objective.loss(self.engine, batch.to(self.device), counts)
+            shares.append({"loss": float(share.detach()), **{name: float(value) for name, value in figures.items()}})
+            self.engine.backward(loss_for_backward(share, self.num_workers), scale_wrt_gas=False)
             self.engine.step()  # changes weights at the last pass only
-        loss = self._sum_over_workers([loss_sum])[0] / num_tokens
+        figures = self._sum_by_name(shares)
+        loss = figures.pop("loss")
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         refuse_non_finite(step + 1, loss=loss, grad_norm=grad_norm)
-        return _StepResult(loss=loss, grad_norm=grad_norm, num_tokens=num_tokens, num_regions=num_regions)
+        whole = {name: round(count) for name, count in counts.items()}
+        return _StepResult(loss=loss, grad_norm=grad_norm, counts=whole, figures=figures)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
 
-    def _sum_over_workers(self, values: list[float]) -> list[float]:
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+    def _sum_by_name(self, of_passes: list[dict[str, float]]) -> dict[str, float]:
+        """Sums over all passes and workers; all have the same names."""
+        values = [list(each.values()) for each in of_passes]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device).sum(dim=0)
         torch.distributed.all_reduce(total)
-        return [float(value) for value in total]
+        return dict(zip(of_passes[0], total.tolist(), strict=True))
 
     def _save_model(self) -> None:
         """Write `<run>/model` in one piece: it is either absent or whole."""

@@ -1,4 +1,4 @@
-"""One stage of training, settled: what both stages come down to before any process starts.
+"""One stage of training, settled: what all stages come down to before any process starts.
 
 The driver makes a plan from a stage's configuration, the workers get it as plain values, and a checkpoint
 holds it, so that another plan is refused where it would silently change the run.
@@ -12,7 +12,7 @@ import torch
 
 from ureca.config import config_to_dict
 from ureca.errors import CheckpointError
-from ureca.model import Captioner, CaptionerConfig, check_base, preset
+from ureca.model import Captioner, CaptionerConfig, check_base, keep_reference, preset
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -20,12 +20,18 @@ from ureca.training.config import (
     LoraConfig,
     MaskConfig,
     OptimizerConfig,
+    PreferenceConfig,
     Stage1Config,
     Stage2Config,
+    Stage3Config,
+    StageConfig,
     WorkersConfig,
 )
+from ureca.training.examples import LabeledImages
 
 __all__ = ["Plan", "refuse_other_plan"]
+
+_STAGES: dict[type, Literal[1, 2, 3]] = {Stage1Config: 1, Stage2Config: 2, Stage3Config: 3}
 
 # What may change between an interruption and its continuation: none of it bears on the weights.
 _MAY_CHANGE = (
@@ -42,7 +48,7 @@ _MAY_CHANGE = (
 class Plan:
     """Everything a training worker needs to know. Paths are absolute: workers have another working folder."""
 
-    stage: Literal[1, 2]
+    stage: Literal[1, 2, 3]
     directory: str
     """The run's folder, seen by driver and workers."""
     table: str
@@ -63,24 +69,29 @@ class Plan:
     cue: Cue
     tune_mask_encoder: bool
     lora: LoraConfig | None
+    """The adapter to make; stage 3 goes on with the one in `init`."""
+    preference: PreferenceConfig | None = None
+    """Stage 3's objective; None where captions alone are learned."""
 
     @classmethod
-    def of(cls, config: Stage1Config | Stage2Config, directory: Path) -> "Plan":
+    def of(cls, config: StageConfig, directory: Path) -> "Plan":
         """The plan of a stage's configuration.
 
         Raises:
             ConfigError: unknown preset.
             CheckpointError: the base is no HF-native InternVL or has no place for LoRA; `init` is no model directory
-                of stage 1, or was trained on another base.
+                of the stage before, or was trained on another base.
         """
+        stage = _STAGES[type(config)]
         second = config if isinstance(config, Stage2Config) else None
-        init = str(Path(second.init).resolve()) if second and second.init else ""
+        cue = second.cue if second else "mask"
+        init = "" if isinstance(config, Stage1Config) or not config.init else str(Path(config.init).resolve())
         base = _base(config)
         check_base(base)
         if init:
-            _check_init(Path(init), base)
+            _check_init(Path(init), base, stage)
         return cls(
-            stage=2 if second else 1,
+            stage=stage,
             directory=str(directory.resolve()),
             table=config.table if "://" in config.table else str(Path(config.table).resolve()),
             heldout=config.heldout,
@@ -94,15 +105,25 @@ class Plan:
             workers=config.workers,
             checkpoints=config.checkpoints,
             seed=config.seed,
-            cue=second.cue if second else "mask",
-            tune_mask_encoder=bool(second and second.tune_mask_encoder and second.cue == "mask"),
+            cue=cue,
+            tune_mask_encoder=not isinstance(config, Stage1Config) and config.tune_mask_encoder and cue == "mask",
             lora=second.lora if second else None,
+            preference=config.preference if isinstance(config, Stage3Config) else None,
         )
 
     def identity(self) -> dict[str, Any]:
         """The settings that a continuation must share, flat: `{"batch.images_per_step": 8, …}`."""
         flat = _flatten(config_to_dict(self))
         return {key: value for key, value in flat.items() if not key.startswith(_MAY_CHANGE)}
+
+    def images(self) -> LabeledImages:
+        """The images to learn from. Raises InputError."""
+        return LabeledImages(
+            self.table,
+            heldout=self.heldout,
+            heldout_seed=self.heldout_seed,
+            paired=self.preference is not None,
+        )
 
     def captioner(self) -> Captioner:
         """Build the model this plan starts from, its parts that train switched on (32-bit, on the CPU).
@@ -132,6 +153,8 @@ class Plan:
                     dropout=self.lora.dropout,
                 )
         captioner.trainable(self.stage, tune_mask_encoder=self.tune_mask_encoder)
+        if self.preference is not None:
+            keep_reference(captioner)
         return captioner
 
 
@@ -150,21 +173,28 @@ def refuse_other_plan(where: str, recorded: dict[str, Any], mine: dict[str, Any]
         )
 
 
-def _base(config: Stage1Config | Stage2Config) -> str:
+def _base(config: StageConfig) -> str:
     base = config.base or preset(config.preset).base
     return str(Path(base).resolve()) if config.base and Path(base).is_dir() else base
 
 
-def _check_init(init: Path, base: str) -> None:
+def _check_init(init: Path, base: str, stage: int) -> None:
     config = CaptionerConfig.load(init)
     if config.base != base:
         raise CheckpointError(
             f"{init}: was trained on the base {config.base}, this run asks for {base}. "
             "Set --preset or --base to the one it was trained on, or run stage 1 on the other."
         )
-    if (init / "adapter").is_dir() or (init / "config.json").is_file():
+    has_adapter, exported = (init / "adapter").is_dir(), (init / "config.json").is_file()
+    if stage == 2 and (has_adapter or exported):
         raise CheckpointError(
             f"{init}: already went through stage 2. Give the model directory of stage 1, as train_stage1 wrote it."
+        )
+    if stage == 3 and not has_adapter:
+        found = "is an export, whose adapter is merged" if exported else "has no LoRA adapter, so it is of stage 1"
+        raise CheckpointError(
+            f"{init}: {found}; stage 3 goes on with stage 2's adapter. "
+            "Give the model directory of stage 2, as train_stage2 wrote it."
         )
 
 

@@ -1,8 +1,8 @@
 """DeepSpeed: its configuration, and the learning rate.
 
-Gradients. The loss of a step is the sum over its caption tokens divided by their number, over all workers and
-passes. DeepSpeed averages gradients over workers (and would divide each pass's loss by the number of passes);
-`loss_for_backward` undoes that, so the step's gradient is the gradient of the step's loss however the step
+Gradients. The loss of a step is the sum over its caption tokens (in stage 3 its pairs) divided by their number, over
+all workers and passes. DeepSpeed averages gradients over workers (and would divide each pass's loss by the number of
+passes); `loss_for_backward` undoes that, so the step's gradient is the gradient of the step's loss however the step
 was cut up. With a mean of means a worker with few tokens would count as much as one with many.
 """
 
@@ -50,12 +50,12 @@ def deepspeed_config(
     }
 
 
-def loss_for_backward(loss_sum: Tensor, tokens_of_step: int, num_workers: int) -> Tensor:
-    """A pass's summed loss, scaled so that DeepSpeed's average over workers is the step's mean over tokens.
+def loss_for_backward(share: Tensor, num_workers: int) -> Tensor:
+    """A pass's share of the step's loss, scaled so that DeepSpeed's average over workers is the sum of all shares.
 
     For `engine.backward(..., scale_wrt_gas=False)`, which leaves out the division by the number of passes.
     """
-    return loss_sum * (num_workers / tokens_of_step)
+    return share * num_workers
 
 
 def learning_rate(step: int, num_steps: int, optimizer: OptimizerConfig) -> float:

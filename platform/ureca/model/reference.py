@@ -1,0 +1,54 @@
+"""A captioner as it was when its tuning began, beside the one that learns, on the same base.
+
+What training changes is small beside the base: LoRA's adapter, and the mask encoder where that learns on. A frozen copy
+of just these is the reference that preference tuning measures against: exact (the same code runs over it), without a
+second base in memory, and part of the module, so that DeepSpeed places, casts and shares it out like everything else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ureca.model.captioner import Captioner
+
+__all__ = ["as_reference", "keep_reference"]
+
+_ADAPTER = "reference"
+_MASK_ENCODER = "reference_mask_encoder"
+
+
+def keep_reference(captioner: Captioner) -> None:
+    """Keep a frozen copy of what the captioner's tuning changes; call it once, after `Captioner.trainable`."""
+    (peft_model,) = captioner._peft
+    peft_model.add_adapter(_ADAPTER, peft_model.peft_config["default"])
+    set_peft_model_state_dict(peft_model, get_peft_model_state_dict(peft_model), adapter_name=_ADAPTER)
+    for name, parameter in captioner.named_parameters():
+        if f".{_ADAPTER}." in name:
+            parameter.requires_grad_(False)
+    if any(parameter.requires_grad for parameter in captioner.mask_encoder.parameters()):
+        captioner.add_module(_MASK_ENCODER, copy.deepcopy(captioner.mask_encoder).requires_grad_(False))
+
+
+@contextmanager
+def as_reference(captioner: Captioner) -> Iterator[None]:
+    """Within, the captioner computes, without gradients, what it did when `keep_reference` was called."""
+    layers = [module for module in captioner.base.modules() if isinstance(module, BaseTunerLayer)]
+    modules = captioner._modules
+    tuned = modules["mask_encoder"]
+    # Not peft's `set_adapter`: it would also switch on and off what trains.
+    for layer in layers:
+        layer._active_adapter = [_ADAPTER]
+    modules["mask_encoder"] = modules.get(_MASK_ENCODER, tuned)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        modules["mask_encoder"] = tuned
+        for layer in layers:
+            layer._active_adapter = ["default"]
