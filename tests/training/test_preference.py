@@ -51,7 +51,7 @@ class Engine:
 def tuned(base: Path, dtype: torch.dtype = torch.float64) -> Captioner:
     """A captioner with an adapter that is not zero, as stage 2 leaves it, ready for stage 3."""
     captioner = Captioner.from_base(str(base), tile_limit=1, tokens_per_tile=4, seed=1, dtype=dtype)
-    captioner.add_lora(rank=4, dropout=0.0)
+    captioner.add_lora(rank=4, dropout=0.05)
     shift(captioner, ".lora_B", seed=3)
     captioner.trainable(3, tune_mask_encoder=True)
     keep_reference(captioner)

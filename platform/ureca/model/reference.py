@@ -24,7 +24,10 @@ _MASK_ENCODER = "reference_mask_encoder"
 
 
 def keep_reference(captioner: Captioner) -> None:
-    """Keep a frozen copy of what the captioner's tuning changes; call it once, after `Captioner.trainable`."""
+    """Keep a frozen copy of what the captioner's tuning changes; call it once, after `Captioner.trainable`.
+
+    Dropout is off from here on: drawn anew in each run, it would tell the two apart before anything has learned.
+    """
     (peft_model,) = captioner._peft
     peft_model.add_adapter(_ADAPTER, peft_model.peft_config["default"])
     set_peft_model_state_dict(peft_model, get_peft_model_state_dict(peft_model), adapter_name=_ADAPTER)
@@ -33,6 +36,7 @@ def keep_reference(captioner: Captioner) -> None:
             parameter.requires_grad_(False)
     if any(parameter.requires_grad for parameter in captioner.mask_encoder.parameters()):
         captioner.add_module(_MASK_ENCODER, copy.deepcopy(captioner.mask_encoder).requires_grad_(False))
+    captioner.eval()
 
 
 @contextmanager
