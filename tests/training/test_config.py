@@ -8,12 +8,14 @@ import pytest
 
 from ureca.config import load_config
 from ureca.errors import ConfigError
-from ureca.training import Stage1Config, Stage2Config
+from ureca.training import Stage1Config, Stage2Config, Stage3Config
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
-@pytest.mark.parametrize(("name", "cls"), [("nano_stage1", Stage1Config), ("nano_stage2", Stage2Config)])
+@pytest.mark.parametrize(
+    ("name", "cls"), [("nano_stage1", Stage1Config), ("nano_stage2", Stage2Config), ("nano_stage3", Stage3Config)]
+)
 def test_shipped_configurations_load(name: str, cls: type) -> None:
     config = load_config(cls, ["--config", str(JOBS / "configs" / f"{name}.yaml")])
     assert config.preset == "nano"
@@ -42,6 +44,15 @@ def test_paper_s_values_are_the_defaults() -> None:
         (Stage1Config, ["--workers.image_tokens_mb=-1"], "image_tokens_mb=-1: must be 0 (keep none) or more"),
         (Stage2Config, [], "stage 2 starts from stage 1's model directory"),
         (Stage2Config, ["--cue=image", "--init=m"], "mask, box, none"),
+        (Stage3Config, [], "stage 3 starts from stage 2's model directory"),
+        (Stage3Config, ["--init=m", "--preference.beta=-1"], "preference.beta=-1.0: give a number, 0 or more"),
+        (Stage3Config, ["--init=m", "--preference.label_smoothing=0.5"], "below 0.5 (a coin)"),
+        (Stage3Config, ["--init=m", "--preference.rejected_per_region=0"], "must be at least 1"),
+        (
+            Stage3Config,
+            ["--init=m", "--preference.beta=0", "--preference.sft_weight=0"],
+            "nothing is left to train on",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(cls: type, arguments: list[str], message: str) -> None:
@@ -51,7 +62,12 @@ def test_what_cannot_work_is_refused_at_once(cls: type, arguments: list[str], me
 
 @pytest.mark.parametrize(
     ("job", "option"),
-    [("train_stage1", "--mask.kind"), ("train_stage2", "--tune_mask_encoder"), ("export", "--output")],
+    [
+        ("train_stage1", "--mask.kind"),
+        ("train_stage2", "--tune_mask_encoder"),
+        ("train_stage3", "--preference.beta"),
+        ("export", "--output"),
+    ],
 )
 def test_jobs_can_be_run_by_name_and_explain_themselves(job: str, option: str) -> None:
     script = JOBS / f"{job}.py"

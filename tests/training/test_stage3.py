@@ -23,12 +23,11 @@ NUM_STEPS = 16
 
 @pytest.fixture(scope="module")
 def table_with_distractors(region_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The seven images, in which every region may be taken for every other of its image."""
+    """The seven images, in which every region may be taken for those before it."""
 
     def with_distractors(row: ImageRow) -> ImageRow:
-        others = range(len(row.regions))
         regions = tuple(
-            replace(region, distractors=tuple(Distractor(index=j, similarity=1.0) for j in others if j != place))
+            replace(region, distractors=tuple(Distractor(index=index, similarity=1.0) for index in range(place)))
             for place, region in enumerate(row.regions)
         )
         return replace(row, regions=regions)
