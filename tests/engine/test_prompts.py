@@ -31,9 +31,7 @@ def test_mask_rows_are_the_captioner_s_mask_tokens(tiny_export, builder, size):
     rles = [box_to_rle(box, size) for box in ((0, 0, 30, 30), (100, 20, 250, 200))]
     captioner = Captioner.from_pretrained(tiny_export)
     with torch.no_grad():
-        expected = captioner.mask_tokens(
-            [captioner.processor.mask_tiles(rle) for rle in rles], [captioner.processor.grid(size)] * 2
-        )
+        expected = captioner.mask_encoder([captioner.processor.mask_tiles(rle) for rle in rles])
     prompts = builder.regions(rles, ["a", "b"])
     for prompt, rows in zip(prompts, expected, strict=True):
         torch.testing.assert_close(prompt.rows, rows, rtol=0, atol=0)

@@ -23,7 +23,8 @@ from ureca.model.costs import (
     total,
     training_flops,
 )
-from ureca.model.packing import IGNORED, kept_tiles
+from ureca.model.mask_encoder import MaskTiles
+from ureca.model.packing import IGNORED
 
 STAGES = {"stage 1": Learns(mask_encoder=True), "stage 2": Learns(lora_rank=4), "both": Learns(True, 4)}
 
@@ -78,7 +79,7 @@ def counts_of(captioner: Captioner, examples: Sequence[Example]) -> list[tuple[i
         tiles = len(processor.image_inputs(example.image))
         branches = []
         for region in example.regions:
-            kept = int(kept_tiles(processor.mask_tiles(region.segmentation), drop_empty=True).sum())
+            kept = len(processor.mask_tiles(region.segmentation).values)
             query, caption = len(processor.branch_ids(region.query)), len(processor.caption_ids(region.caption))
             branches.append(branch_of(mask_tiles=kept, tokens_per_tile=4, query=query, caption=caption))
         found.append((tiles, len(processor.prefix_ids(tiles)), branches))
@@ -122,9 +123,9 @@ def test_linear_layers_are_counted_to_the_product_and_attention_by_what_is_seen(
 @pytest.mark.parametrize("kind", ["tokens", "channels"])
 def test_mask_encoder_is_counted_as_it_runs(kind: str) -> None:
     captioner = tiny_captioner(kind=kind, dtype=torch.float32)
-    masks = torch.rand(2, 3, 1, 256, 256)
+    mask = MaskTiles(torch.rand(3, 1, 256, 256), torch.arange(3), (2, 1))
     with FlopCounterMode(display=False) as counter:
-        tokens = captioner.mask_encoder(masks, torch.rand(3, 4))
+        tokens = torch.cat(captioner.mask_encoder([mask, mask]))
         forward = counter.get_total_flops()
         tokens.sum().backward()
     of_tile = mask_encoder_tile(captioner.config.mask)

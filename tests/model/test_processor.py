@@ -28,7 +28,7 @@ def test_image_tiles_and_mask_tiles_share_the_grid(tiny_captioner_f64: Captioner
         columns, rows = processor.grid(size)
         tiles = columns * rows + (columns * rows > 1)
         assert len(processor.image_inputs(np.zeros((*size, 3), dtype=np.uint8))) == tiles
-        assert len(processor.mask_tiles(encode_mask(mask))) == tiles
+        assert processor.mask_tiles(encode_mask(mask)).num_tiles == tiles
 
 
 def test_a_box_in_words_names_its_first_and_last_cell(tiny_captioner_f64: Captioner) -> None:

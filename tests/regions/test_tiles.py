@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ureca.errors import ConfigError
 from ureca.regions.rle import encode_mask
@@ -54,6 +55,15 @@ def test_impossible_tile_limits_are_refused(min_tiles: int, max_tiles: int):
         tile_grid((10, 10), 448, max_tiles, min_tiles)
 
 
+def all_tiles(mask: np.ndarray, *, tile_px: int, max_tiles: int) -> np.ndarray:
+    """(T, 1, tile_px, tile_px): those that the mask touches, and zeros in place of the others."""
+    tiles, places = mask_tiles(encode_mask(mask), tile_px=tile_px, max_tiles=max_tiles)
+    cols, rows = tile_grid(mask.shape, tile_px, max_tiles)
+    every = np.zeros((cols * rows + (cols * rows > 1), *tiles.shape[1:]), tiles.dtype)
+    every[places] = tiles
+    return every
+
+
 def averaging_matrix(length: int, num_cells: int) -> np.ndarray:
     """(num_cells, length): the share of each cell that each place takes up."""
     borders = np.arange(num_cells + 1)[:, None] * length / num_cells
@@ -80,7 +90,7 @@ def test_tiles_equal_exact_area_averages_of_the_whole_mask(tile_px: int, max_til
             continue
         height, width = mask.shape
         cols, rows = tile_grid(mask.shape, tile_px, max_tiles)
-        tiles = mask_tiles(encode_mask(mask), tile_px=tile_px, max_tiles=max_tiles)
+        tiles = all_tiles(mask, tile_px=tile_px, max_tiles=max_tiles)
         assert tiles.dtype == np.float32
         assert tiles.shape == (cols * rows + (cols * rows > 1), 1, tile_px, tile_px)
         canvas = averaging_matrix(height, rows * tile_px) @ mask @ averaging_matrix(width, cols * tile_px).T
@@ -93,9 +103,61 @@ def test_tiles_equal_exact_area_averages_of_the_whole_mask(tile_px: int, max_til
             np.testing.assert_allclose(tiles[-1, 0], thumbnail, atol=2e-6)
 
 
+@pytest.mark.parametrize(("tile_px", "max_tiles"), [(448, 6), (448, 12), (7, 12)])
+def test_only_tiles_that_the_mask_touches_are_made_and_each_of_them(tile_px: int, max_tiles: int):
+    rng = np.random.default_rng(4)
+    seen = set()
+    for _ in range(60):
+        height, width = (int(value) for value in rng.integers(3, 1400, 2))
+        cols, rows = tile_grid((height, width), tile_px, max_tiles)
+        mask = np.zeros((height, width), dtype=bool)
+        # boxes whose edges lie on borders of tiles, if on no pixel's then beside it
+        y0, y1 = np.sort(rng.integers(0, rows + 1, 2)) * height // rows
+        x0, x1 = np.sort(rng.integers(0, cols + 1, 2)) * width // cols
+        mask[y0 : y1 + rng.integers(1, 3), x0 : x1 + rng.integers(0, 3)] = True
+        if not mask.any():
+            continue
+        y, x = np.nonzero(mask)
+        touched = set()
+        for row in range(rows):
+            for column in range(cols):  # in whole numbers: pixel y is [y * rows, (y + 1) * rows) of height * rows
+                in_rows = (y * rows < (row + 1) * height) & ((y + 1) * rows > row * height)
+                in_columns = (x * cols < (column + 1) * width) & ((x + 1) * cols > column * width)
+                if (in_rows & in_columns).any():
+                    touched.add(row * cols + column)
+        if cols * rows > 1:
+            touched.add(cols * rows)
+        tiles, places = mask_tiles(encode_mask(mask), tile_px=tile_px, max_tiles=max_tiles)
+        assert places.tolist() == sorted(touched)
+        assert tiles.any((1, 2, 3)).all()
+        seen.add(len(touched) < cols * rows)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(("size", "places"), [((10, 10), [0]), ((300, 1200), [3])])
+def test_an_empty_mask_has_one_empty_tile(size: tuple[int, int], places: list[int]):
+    tiles, found = mask_tiles(encode_mask(np.zeros(size, dtype=bool)), tile_px=32, max_tiles=3)
+    assert (found.tolist(), tiles.shape, tiles.any()) == (places, (1, 1, 32, 32), False)
+
+
+def test_soft_edges_of_a_thumbnail_stay_between_0_and_1_where_bicubic_sampling_wraps_around():
+    y, x = np.mgrid[:1500, :2250]
+    mask = (y - 700) ** 2 + (x - 1100) ** 2 <= 200**2
+    thumbnail = all_tiles(mask, tile_px=448, max_tiles=6)[-1, 0]
+    assert thumbnail.min() == 0
+    assert thumbnail.max() == 1
+    soft = (thumbnail > 0.01) & (thumbnail < 0.99)
+    assert 150 < soft.sum() < 600  # a line of cells around the disc
+    np.testing.assert_allclose(thumbnail.sum() * 1500 * 2250 / 448**2, mask.sum(), rtol=1e-5)
+    # what the authors' thumbnail holds: bicubic, then cast to 8 bits, which turns -1 into 255
+    bicubic = Image.fromarray(255 * mask.astype(np.float32)).resize((448, 448), Image.Resampling.BICUBIC)
+    wrapped = np.asarray(bicubic).astype(np.int64).astype(np.uint8)
+    assert (abs(wrapped / 255 - thumbnail) > 0.9).sum() > 300
+
+
 def test_mask_of_the_tile_size_stays_as_it_is():
     mask = np.random.default_rng(2).random((32, 32)) < 0.3
-    np.testing.assert_array_equal(mask_tiles(encode_mask(mask), tile_px=32, max_tiles=1)[0, 0], mask)
+    np.testing.assert_array_equal(all_tiles(mask, tile_px=32, max_tiles=1)[0, 0], mask)
 
 
 def test_region_of_10_by_10_pixels_in_a_large_photo_reaches_grid_and_thumbnail():
@@ -103,7 +165,7 @@ def test_region_of_10_by_10_pixels_in_a_large_photo_reaches_grid_and_thumbnail()
     for y, x in rng.integers((0, 0), (2990, 3990), (10, 2)):
         mask = np.zeros((3000, 4000), dtype=bool)
         mask[y : y + 10, x : x + 10] = True
-        tiles = mask_tiles(encode_mask(mask), tile_px=448, max_tiles=6)
+        tiles = all_tiles(mask, tile_px=448, max_tiles=6)
         assert tiles.shape == (7, 1, 448, 448)
         # 100 pixels are 100 / (3000 * 4000) of the image, in every rendering of it
         np.testing.assert_allclose(tiles[:-1].sum(), 100 * (896 * 1344) / (3000 * 4000), rtol=1e-4)
@@ -117,7 +179,7 @@ def test_line_of_one_pixel_survives_where_nearest_neighbor_sampling_loses_it():
     mask = np.zeros((512, 512), dtype=bool)
     mask[100:400, 301] = True
     assert not mask[:, ::2].any()
-    tiles = mask_tiles(encode_mask(mask), tile_px=256, max_tiles=1)
+    tiles = all_tiles(mask, tile_px=256, max_tiles=1)
     assert tiles.shape == (1, 1, 256, 256)
     np.testing.assert_array_equal(tiles[0, 0, 50:200, 150], 0.5)
     assert tiles.sum() == 150 * 0.5

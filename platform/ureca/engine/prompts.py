@@ -28,8 +28,7 @@ from torch import Tensor
 
 from ureca.errors import CheckpointError
 from ureca.model.captioner import MASK_ENCODER_FILE, CaptionerConfig
-from ureca.model.mask_encoder import MaskEncoder, tile_boxes
-from ureca.model.packing import kept_tiles
+from ureca.model.mask_encoder import MaskEncoder
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
 
@@ -137,17 +136,7 @@ class PromptBuilder:
 
     @torch.inference_mode()
     def _mask_rows(self, segmentations: Sequence[Rle]) -> list[Tensor]:
-        if not segmentations:
-            return []
-        height, width = segmentations[0]["size"]
-        grid = self.processor.grid((height, width))
-        encoder, drop_empty = self._encoder, self.config.mask.kind == "tokens"
-        tiles = torch.stack([self.processor.mask_tiles(rle) for rle in segmentations])
-        tokens = encoder(tiles, tile_boxes(*grid))
-        rows = []
-        for tile, token in zip(tiles, tokens, strict=True):
-            kept = token[kept_tiles(tile, drop_empty=drop_empty)].flatten(0, 1)
-            rows.append(torch.cat([encoder.start[None], kept, encoder.end[None]]))
+        rows: list[Tensor] = self._encoder([self.processor.mask_tiles(rle) for rle in segmentations])
         for row in rows:
             check_rows(row, self.config.mask.hidden_size)
         return rows

@@ -29,8 +29,8 @@ from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
 from ureca.model.architectures import LORA_TARGETS
-from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig, tile_boxes
-from ureca.model.packing import IGNORED, PACKED_ATTENTION, BinsRun, PackedBatch, PrefixRun, kept_tiles
+from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
+from ureca.model.packing import IGNORED, PACKED_ATTENTION, BinsRun, PackedBatch, PrefixRun
 from ureca.model.presets import preset_path
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
@@ -60,7 +60,7 @@ class CaptionerConfig:
                 "that train_stage1 or train_stage2 wrote, or an export"
             )
         record = json.loads(path.read_text())
-        return cls(**{**record, "mask": MaskEncoderConfig(**record["mask"])})
+        return cls(**{**record, "mask": MaskEncoderConfig.from_record(record["mask"])})
 
 
 def weights_hash(base: nn.Module) -> str:
@@ -111,7 +111,8 @@ class Captioner(nn.Module):
         tile_limit: int,
         tokens_per_tile: int = 8,
         kind: str = "tokens",
-        projection: str = "mlp",
+        projection: str = "linear",
+        input_scale: float = 255.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Captioner:
@@ -123,6 +124,7 @@ class Captioner(nn.Module):
             kind=kind,  # type: ignore[arg-type]
             tokens_per_tile=tokens_per_tile,
             projection=projection,  # type: ignore[arg-type]
+            input_scale=input_scale,
             tile_px=processor.tile_px,
             hidden_size=embeddings.shape[1],
             embedding_norm=round(float(embeddings.detach().float().square().mean().sqrt()), 6),
@@ -208,24 +210,6 @@ class Captioner(nn.Module):
 
     # ---- the forward pass
 
-    def mask_tokens(self, tiles: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Mask tiles of each region, `(T, 1, tile, tile)` on a (columns, rows) grid -> `(M, D)`, delimiters included.
-
-        Only tiles that stand in the sequence are encoded, those of all regions in one batch.
-        """
-        if not tiles:
-            return []
-        encoder, drop_empty = self.mask_encoder, self.drops_empty_tiles
-        kept = [kept_tiles(each, drop_empty=drop_empty) for each in tiles]
-        masks = torch.cat([each[chosen] for each, chosen in zip(tiles, kept, strict=True)])
-        boxes = torch.cat([tile_boxes(*grid)[chosen.cpu()] for grid, chosen in zip(grids, kept, strict=True)])
-        masks = masks.to(encoder.start.device, encoder.start.dtype)
-        tokens = encoder(masks[None], boxes.to(masks))[0]
-        return [
-            torch.cat([encoder.start[None], middle.flatten(0, 1), encoder.end[None]])
-            for middle in tokens.split([int(chosen.sum()) for chosen in kept])
-        ]
-
     @property
     def drops_empty_tiles(self) -> bool:
         return self.config.mask.kind == "tokens"
@@ -270,7 +254,7 @@ class Captioner(nn.Module):
         self._language_model(prefix, torch.arange(prefix.shape[1], device=prefix.device)[None], before)
         x = embed(batch.input_ids)
         if batch.mask_tiles:
-            tokens = torch.cat(self.mask_tokens(batch.mask_tiles, batch.grids)).to(x.dtype)
+            tokens = torch.cat(self.mask_encoder(batch.mask_tiles)).to(x.dtype)
             x = x.masked_scatter(batch.is_mask.unsqueeze(-1), tokens)
         return self._language_model(x, batch.position_ids, BinsRun.of(before.states, batch))
 
@@ -344,8 +328,7 @@ class Captioner(nn.Module):
         prefix = embed(prefix_ids)
         prefix = prefix.masked_scatter((prefix_ids == processor.image_token_id)[:, None], features.to(prefix))
         given = [s for s in segmentations if s is not None]
-        tiles = [processor.mask_tiles(s) for s in given]
-        tokens = iter(self.mask_tokens(tiles, [processor.grid(tuple(s["size"])) for s in given]))
+        tokens = iter(self.mask_encoder([processor.mask_tiles(s) for s in given]))
         rows = []
         for segmentation, query in zip(segmentations, queries, strict=True):
             branch = embed(torch.tensor(processor.branch_ids(query), device=device))

@@ -286,11 +286,11 @@ def mask_encoder_tile(mask: MaskEncoderConfig) -> Flops:
 
     from ureca.model.mask_encoder import MaskEncoder
 
-    with torch.random.fork_rng(devices=[]):
-        encoder = MaskEncoder(mask).to("meta")
-    tile = torch.empty(1, 1, 1, mask.tile_px, mask.tile_px, device="meta")
+    with torch.device("meta"):
+        encoder = MaskEncoder(mask)
+    tile = torch.empty(1, 1, mask.tile_px, mask.tile_px, device="meta")
     with FlopCounterMode(display=False) as counter:
-        tokens = encoder(tile, torch.empty(1, 4, device="meta"))
+        tokens = encoder.body(tile, torch.empty(1, 4, device="meta"))
         forward = counter.get_total_flops()
         tokens.sum().backward()
     return Flops(forward, counter.get_total_flops() - forward)

@@ -1,12 +1,13 @@
-"""Masks in, tokens out: `(R, T, 1, H, W)` binary or soft masks -> `(R, T, N, D)` mask tokens.
+"""Masks in, tokens out: a region's mask tiles -> its rows `[start, N tokens for each tile, end]`, `(M, D)`.
 
 Two encoders behind one interface, N tokens a tile each:
 
-- `channels`: the architecture of the URECA paper (arXiv 2504.05305, section 4.1 and appendix A). Two 3x3
-  convolutions of stride 2 give N channels; every channel's map is flattened and goes through one projection
-  shared by all channels. A token is a filter over the whole tile: what it says of a region of ten pixels drowns
-  in the rest.
-- `tokens` (default): every token points and describes.
+- `channels`: the encoder of the URECA paper's authors (arXiv 2504.05305, section 4.1 and appendix A; architecture,
+  first weights and input values as in their code). Two 3x3 convolutions of stride 2 give N channels; every channel's
+  map is flattened and goes through one projection shared by all channels. A token is a filter over the whole tile:
+  what it says of a region of ten pixels drowns in the rest. Tiles that the region leaves empty have tokens too, the
+  same for all of them.
+- `tokens` (default): every token points and describes. Empty tiles have none.
     where   each of the N tokens picks a spot of the region (its middle, its leftmost part, ...) among the 32x32
             cells of the tile, and takes up the code of that cell. Codes are learned; where the base has location
             tokens of its own, they start as the embeddings of these, so that the base knows them at once.
@@ -15,14 +16,17 @@ Two encoders behind one interface, N tokens a tile each:
   The output has the norm of the language model's own embeddings (a learned gain), where the paper's is hundreds of
   times larger at the start.
 
-Shapes: R regions, T tiles (thumbnail last), N tokens a tile, D hidden size of the language model, B = R * T.
+Shapes: R regions, T tiles of an image (thumbnail last), K of them that a region touches, N tokens a tile, D hidden
+size of the language model, B tiles of all regions, M rows of a region.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +37,8 @@ GRID = 32
 """Cells along each side of a tile: one for each patch of 14 px that InternVL cuts a tile of 448 px into."""
 CUTOUT = 32
 """Side of the cut-out that a region's outline is read from."""
-_WAVES = 4
+TILES_AT_ONCE = 32
+"""Tiles that go through the encoder together: what they need in between fits a CPU's caches and any GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +47,27 @@ class MaskEncoderConfig:
     """`tokens` points and describes; `channels` is the paper's architecture."""
     tokens_per_tile: int = 8
     """N. The paper's stated default is 8; its best table row uses 16."""
-    projection: Literal["linear", "mlp"] = "mlp"
-    """Of `channels`: `mlp` as in the paper's text (two layers), `linear` as in its code."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """Of `channels`: `linear` as in the authors' code, `mlp` as in the paper's text (two layers)."""
+    input_scale: float = 255.0
+    """Of `channels`: the value that stands for the region's inside. The authors' code feeds 0 and 255."""
     tile_px: int = 448
     """Side of a tile in pixels; must be that of the base's image tiles."""
     hidden_size: int = 4096
     """D, the language model's embedding width."""
     embedding_norm: float = 1.0
     """Root mean square of one element of the base's text embeddings: where the `tokens` gain starts."""
+    only_inside: bool = True
+    """Of `tokens`: a token points at cells of its region alone. Where false, the tokens of a region smaller than
+    about six cells point far outside of it."""
+    waves: int = 8
+    """Of `tokens`: each of the numbers for box and area is told by so many sines, each twice as fine as the one
+    before. Of 8 the finest tells neighboring pixels of a tile apart, of 4 pixels 16 apart."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> MaskEncoderConfig:
+        """From JSON. A record that lacks the newer settings is of a model that was trained before they were."""
+        return cls(**{"input_scale": 1.0, "only_inside": False, "waves": 4, **record})
 
     def __post_init__(self) -> None:
         if self.kind not in ("tokens", "channels"):
@@ -58,6 +76,10 @@ class MaskEncoderConfig:
             raise ConfigError(f"mask encoder projection={self.projection!r}: use 'linear' or 'mlp'")
         if self.tokens_per_tile < 1:
             raise ConfigError(f"mask encoder tokens_per_tile={self.tokens_per_tile}: must be at least 1")
+        if self.waves < 1:
+            raise ConfigError(f"mask encoder waves={self.waves}: must be at least 1")
+        if not (self.input_scale > 0 and math.isfinite(self.input_scale)):
+            raise ConfigError(f"mask encoder input_scale={self.input_scale}: must be a number above 0")
         if self.tile_px % GRID:
             raise ConfigError(f"mask encoder tile_px={self.tile_px}: must be a multiple of {GRID} (its grid of cells)")
 
@@ -74,6 +96,32 @@ def tile_boxes(columns: int, rows: int) -> Tensor:
     return torch.tensor(boxes)
 
 
+@dataclass(frozen=True)
+class MaskTiles:
+    """One region's mask, as `ureca.regions.mask_tiles` cuts it."""
+
+    values: Tensor
+    """`(K, 1, tile_px, tile_px)` float32 in 0..1: the tiles that the region touches, the last of the image always."""
+    places: Tensor
+    """`(K,)` int64: which of the image's tiles they are."""
+    grid: tuple[int, int]
+    """(columns, rows) of the image's tiles, the thumbnail not counted."""
+
+    @property
+    def num_tiles(self) -> int:
+        """T, the thumbnail counted."""
+        columns, rows = self.grid
+        return columns * rows + (columns * rows > 1)
+
+    def to(self, device: torch.device | str) -> MaskTiles:
+        return MaskTiles(self.values.to(device), self.places.to(device), self.grid)
+
+
+def rows_of_mask(mask: MaskTiles, tokens_per_tile: int, *, drop_empty: bool) -> int:
+    """M: how many rows a region's mask takes up in the sequence, delimiters included."""
+    return 2 + tokens_per_tile * (len(mask.values) if drop_empty else mask.num_tiles)
+
+
 class MaskEncoder(nn.Module):
     """See the module's docstring. Owns the two delimiters that stand around a region's mask tokens."""
 
@@ -85,19 +133,37 @@ class MaskEncoder(nn.Module):
         self.start = nn.Parameter(torch.randn(config.hidden_size) * config.embedding_norm)
         self.end = nn.Parameter(torch.randn(config.hidden_size) * config.embedding_norm)
 
-    def forward(self, masks: Tensor, boxes: Tensor) -> Tensor:
-        """Encode mask tiles.
-
-        Args:
-            masks: `(R, T, 1, H, W)` float, 0..1 (1 inside the region), H = W = `tile_px`.
-            boxes: `(T, 4)` each tile's place in the image, as `tile_boxes` gives it.
+    def forward(self, masks: Sequence[MaskTiles]) -> list[Tensor]:
+        """Encode regions, of one image or of several.
 
         Returns:
-            `(R, T, N, D)` mask tokens, delimiters not included.
+            For each region its rows `(M, D)`: start, N tokens for each tile in the tiles' order, end.
         """
-        regions, tiles = masks.shape[:2]
-        tokens: Tensor = self.body(masks.flatten(0, 1), boxes.repeat(regions, 1))
-        return tokens.unflatten(0, (regions, tiles))
+        if not masks:
+            return []
+        device = self.start.device
+        values = torch.cat([mask.values for mask in masks]).to(device)
+        boxes = torch.cat([tile_boxes(*mask.grid)[mask.places.cpu()] for mask in masks]).to(device)
+        empty = None
+        if isinstance(self.body, _Channels) and any(len(mask.values) < mask.num_tiles for mask in masks):
+            # The tokens of an empty tile are the same wherever it lies: one serves them all.
+            empty = len(values)
+            values = torch.cat([values, torch.zeros_like(values[:1])])
+            boxes = torch.cat([boxes, boxes[:1]])
+        parts = zip(values.split(TILES_AT_ONCE), boxes.split(TILES_AT_ONCE), strict=True)
+        tokens = torch.cat([self.body(*part) for part in parts])
+        start, end = self.start.to(tokens)[None], self.end.to(tokens)[None]
+        rows, first = [], 0
+        for mask in masks:
+            last = first + len(mask.values)
+            middle = tokens[first:last]
+            if empty is not None:
+                index = torch.full((mask.num_tiles,), empty, device=device)
+                index[mask.places.to(device)] = torch.arange(first, last, device=device)
+                middle = tokens[index]
+            rows.append(torch.cat([start, middle.flatten(0, 1), end]))
+            first = last
+        return rows
 
     @torch.no_grad()
     def use_location_embeddings(self, embeddings: Tensor) -> None:
@@ -110,6 +176,7 @@ class _Channels(nn.Module):
     def __init__(self, config: MaskEncoderConfig) -> None:
         super().__init__()
         n, d = config.tokens_per_tile, config.hidden_size
+        self.scale = config.input_scale
         self.conv1 = nn.Conv2d(1, n, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(n, n, 3, stride=2, padding=1)
         features = (config.tile_px // 4) ** 2
@@ -117,11 +184,18 @@ class _Channels(nn.Module):
             self.projection: nn.Module = nn.Linear(features, d)
         else:
             self.projection = nn.Sequential(nn.Linear(features, d), nn.GELU(), nn.Linear(d, d))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                # The authors' own: of a convolution's outputs it counts the channels, not the kernel's area.
+                fan_in, fan_out = module.weight[0].numel(), len(module.weight)
+                nn.init.normal_(module.weight, std=math.sqrt(2 / (fan_in + fan_out)))
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
 
     def forward(self, masks: Tensor, boxes: Tensor) -> Tensor:  # noqa: ARG002 (one interface)
         """`(B, 1, H, W)` -> `(B, N, D)`; the tile's place is not told apart."""
-        x = torch.relu(self.conv1(masks))
-        x = torch.relu(self.conv2(x))
+        x = self.conv1((masks * self.scale).to(self.conv1.weight.dtype)).relu_()
+        x = self.conv2(x).relu_()
         out: Tensor = self.projection(x.flatten(2))
         return out
 
@@ -138,7 +212,8 @@ class _Tokens(nn.Module):
         self.conv1 = nn.Conv2d(1, 16, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1)
         self.outline = nn.Linear(32 * (CUTOUT // 4) ** 2, outline)
-        numbers = 5 * 2 * _WAVES + 5
+        self.only_inside, self.waves = config.only_inside, config.waves
+        numbers = 5 * 2 * config.waves + 5
         self.token_embedding = nn.Parameter(torch.randn(n, 64) * 0.2)
         self.describe = nn.Sequential(nn.Linear(outline + numbers + 64, width), nn.GELU(), nn.Linear(width, d))
         self.place = nn.Linear(4, d)
@@ -150,9 +225,13 @@ class _Tokens(nn.Module):
 
     def forward(self, masks: Tensor, boxes: Tensor) -> Tensor:
         """`(B, 1, H, W)` and each tile's box `(B, 4)` -> `(B, N, D)`."""
-        where = self._pick(masks) @ self.codes
-        what = self.describe(self._looks(masks))
-        return self.norm(where + what + self.place(boxes.to(where)).unsqueeze(1))
+        # What measures the mask does so in its own type: bfloat16 can't tell where a small region is.
+        masks = masks.to(torch.promote_types(masks.dtype, self.codes.dtype))
+        with _without_autocast(masks.device.type):
+            picked, cutouts, numbers = self._pick(masks), *self._measure(masks)
+        where = picked.to(self.codes.dtype) @ self.codes
+        what = self.describe(self._looks(cutouts, numbers))
+        return self.norm(where + what + self.place(boxes.to(self.place.weight.dtype)).unsqueeze(1))
 
     def _pick(self, masks: Tensor) -> Tensor:
         """`(B, N, GRID * GRID)`: how much each token looks at each cell; cells outside the region get nothing."""
@@ -164,24 +243,39 @@ class _Tokens(nn.Module):
         spread = (weight[..., None] * offset.square()).sum((1, 2)).add(1 / GRID**2).sqrt()
         offset = offset / spread[:, None, None]
         terms = torch.cat([offset, offset.square().sum(-1, keepdim=True)], dim=-1)
-        scores = torch.einsum("bct,nt->bnc", terms, self.spots)
-        scores = scores + self.coverage_weight[:, None] * torch.log(covered + 1e-4)[:, None]
-        return scores.softmax(-1)
+        scores = torch.einsum("bct,nt->bnc", terms, self.spots.to(terms))
+        coverage_weight = self.coverage_weight.to(terms)[:, None]
+        if not self.only_inside:
+            return (scores + coverage_weight * torch.log(covered + 1e-4)[:, None]).softmax(-1)
+        most = covered.amax(1, keepdim=True)
+        outside = (covered == 0) & (most > 0)  # of an empty tile all cells are alike
+        share = covered / most.clamp_min(1e-12)
+        scores = scores + coverage_weight * torch.log(share + 1e-4)[:, None]
+        return scores.masked_fill(outside[:, None], float("-inf")).softmax(-1)
 
-    def _looks(self, masks: Tensor) -> Tensor:
-        """`(B, N, F)`: outline and box of the region, and which token this is."""
+    def _measure(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask at its bounding box, `(B, 1, CUTOUT, CUTOUT)`, and numbers for that box and the area, `(B, F)`."""
         box = _bounding_boxes(masks)
-        x = nn.functional.gelu(self.conv1(_cut_out(masks, box)))
-        x = nn.functional.gelu(self.conv2(x))
         area = masks.flatten(1).mean(1, keepdim=True).clamp_min(1e-6)
         sides = box[:, 2:] - box[:, :2]
         values = torch.cat([(box[:, :2] + box[:, 2:]) / 2, sides.log2() / 8, area.log2() / 16], dim=1)
-        waves = values[..., None] * (2.0 ** torch.arange(_WAVES, device=masks.device)) * math.pi
-        numbers = torch.cat([values, waves.sin().flatten(1), waves.cos().flatten(1)], dim=1)
-        looks = torch.cat([self.outline(x.flatten(1)), numbers.to(x)], dim=1)
+        waves = values[..., None] * (2.0 ** torch.arange(self.waves, device=masks.device)) * math.pi
+        return _cut_out(masks, box), torch.cat([values, waves.sin().flatten(1), waves.cos().flatten(1)], dim=1)
+
+    def _looks(self, cutouts: Tensor, numbers: Tensor) -> Tensor:
+        """`(B, N, F)`: outline and box of the region, and which token this is."""
+        x = nn.functional.gelu(self.conv1(cutouts.to(self.conv1.weight.dtype)))
+        x = nn.functional.gelu(self.conv2(x))
+        outline = self.outline(x.flatten(1))
+        looks = torch.cat([outline, numbers.to(outline)], dim=1)
         n = len(self.token_embedding)
-        tokens = self.token_embedding.expand(len(masks), -1, -1)
+        tokens = self.token_embedding.to(looks).expand(len(looks), -1, -1)
         return torch.cat([looks[:, None].expand(-1, n, -1), tokens], dim=-1)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    known = torch.amp.is_autocast_available(device_type)  # not on "meta", where operations are counted
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def _wave_codes(width: int) -> Tensor:

@@ -28,6 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ureca.model.mask_encoder import MaskTiles, rows_of_mask
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
 
@@ -76,10 +77,8 @@ class PackedBatch:
     """(sum of T, 3, tile, tile) float32; None where the examples came with image tokens."""
     image_features: Tensor | None
     """(sum of T, 256, D) image tokens where the examples came with them."""
-    mask_tiles: tuple[Tensor, ...]
-    """One (T, 1, tile, tile) for each region with a mask, in order of appearance."""
-    grids: tuple[tuple[int, int], ...]
-    """(columns, rows) for each entry of `mask_tiles`."""
+    mask_tiles: tuple[MaskTiles, ...]
+    """One for each region with a mask, in order of appearance."""
     num_regions: int
     """Branches: a region that is shown with several captions counts once for each."""
     pairs: Tensor
@@ -99,14 +98,6 @@ class PackedBatch:
         return replace(self, **tensors, mask_tiles=tuple(tile.to(device) for tile in self.mask_tiles))
 
 
-def kept_tiles(tiles: Tensor, *, drop_empty: bool) -> Tensor:
-    """(T,) bool: tiles whose tokens stand in the sequence. The last one (thumbnail or only tile) always does."""
-    kept = torch.ones(len(tiles), dtype=torch.bool)
-    if drop_empty:
-        kept[:-1] = tiles[:-1].flatten(1).any(dim=1)
-    return kept
-
-
 @dataclass(frozen=True)
 class _Branch:
     number: int
@@ -114,8 +105,7 @@ class _Branch:
     num_mask: int
     caption: list[int]
     first_position: int
-    tiles: Tensor | None
-    grid: tuple[int, int] | None
+    tiles: MaskTiles | None
 
 
 def pack(
@@ -164,7 +154,6 @@ def pack(
         pixel_values=torch.cat(pixels) if pixels else None,
         image_features=torch.cat(features) if features else None,
         mask_tiles=tuple(branch.tiles for branch in placed if branch.tiles is not None),
-        grids=tuple(branch.grid for branch in placed if branch.grid is not None),
         num_regions=len(placed),
         pairs=_pairs(examples),
         **{name: torch.from_numpy(column) for name, column in columns.items()},
@@ -195,14 +184,12 @@ def _branch(
     tokens_per_tile: int,
     drop_empty: bool,
 ) -> _Branch:
-    tiles, grid, num_mask = None, None, 0
+    tiles, num_mask = None, 0
     if region.segmentation is not None:
         tiles = processor.mask_tiles(region.segmentation)
-        height, width = region.segmentation["size"]
-        grid = processor.grid((height, width))
-        num_mask = 2 + tokens_per_tile * int(kept_tiles(tiles, drop_empty=drop_empty).sum())
+        num_mask = rows_of_mask(tiles, tokens_per_tile, drop_empty=drop_empty)
     query, caption = processor.branch_ids(region.query), processor.caption_ids(region.caption)
-    return _Branch(number, [0] * num_mask + query + caption, num_mask, caption, first_position, tiles, grid)
+    return _Branch(number, [0] * num_mask + query + caption, num_mask, caption, first_position, tiles)
 
 
 _OTHER_WORK = 500

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from ureca.errors import CheckpointError, ConfigError
+from ureca.model.mask_encoder import MaskTiles
 from ureca.regions.rle import Rle
 from ureca.regions.tiles import mask_tiles, tile_grid
 
@@ -116,9 +117,11 @@ class CaptionerProcessor:
         """(columns, rows) of tiles for an image of `size` (height, width)."""
         return tile_grid(size, self.tile_px, self.tile_limit)
 
-    def mask_tiles(self, segmentation: Rle) -> Tensor:
-        """Mask tiles `(T, 1, tile, tile)` in 0..1 of a COCO RLE, on the image's own grid, thumbnail last."""
-        return torch.from_numpy(mask_tiles(segmentation, tile_px=self.tile_px, max_tiles=self.tile_limit))
+    def mask_tiles(self, segmentation: Rle) -> MaskTiles:
+        """Mask tiles of a COCO RLE, on the image's own grid, thumbnail last."""
+        height, width = segmentation["size"]
+        values, places = mask_tiles(segmentation, tile_px=self.tile_px, max_tiles=self.tile_limit)
+        return MaskTiles(torch.from_numpy(values), torch.from_numpy(places), self.grid((height, width)))
 
     def query(
         self,

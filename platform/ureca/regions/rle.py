@@ -49,6 +49,12 @@ def decode_rle(rle: Rle) -> BoolMask:
     return coco_mask.decode(rle).astype(bool)
 
 
+def rle_runs(rle: Rle) -> np.ndarray:
+    """int64 (n,): lengths of the runs, background first, down the columns."""
+    counts = rle["counts"]
+    return _read_runs([counts if isinstance(counts, bytes) else counts.encode()], ["a mask"])[0]
+
+
 def rle_area(rle: Rle) -> int:
     """Number of pixels in the mask."""
     return int(rle_areas([rle])[0])

@@ -16,7 +16,7 @@ import functools
 import numpy as np
 
 from ureca.errors import ConfigError
-from ureca.regions.rle import Rle, Size, decode_rle, rle_bbox
+from ureca.regions.rle import Rle, Size, rle_bbox, rle_runs
 
 
 def tile_grid(size: Size, tile_px: int, max_tiles: int, min_tiles: int = 1) -> tuple[int, int]:
@@ -52,34 +52,66 @@ def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
-def mask_tiles(rle: Rle, *, tile_px: int, max_tiles: int) -> np.ndarray:
-    """float32 (T, 1, tile_px, tile_px) in 0..1: the grid's tiles row by row, then the thumbnail if T > 1.
+def mask_tiles(rle: Rle, *, tile_px: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those tiles of a mask that it touches, and which they are.
 
-    A value is the share of its cell that the mask covers. Only the mask's box is resized.
+    Only the mask's box is resized, and tiles that it leaves empty are not made: a region of usual size touches one or
+    two of a dozen.
+
+    Returns:
+        float32 (K, 1, tile_px, tile_px) in 0..1, a value being the share of its cell that the mask covers, and their
+        numbers, int64 (K,): the grid's tiles count row by row, then comes the thumbnail if there are several. The
+        last of all, thumbnail or only tile, is always among them.
     """
     height, width = rle["size"]
     cols, rows = tile_grid((height, width), tile_px, max_tiles)
     x, y, box_width, box_height = (int(value) for value in rle_bbox(rle))
-    # (width, height): the runs go down the columns, so this view is the one that lies in order in memory
-    crop = decode_rle(rle).T[x : x + box_width, y : y + box_height]
-    first_row, by_rows = _average_last_axis(crop, y, height, rows * tile_px)
+    if not box_width:  # no pixel at all
+        return np.zeros((1, 1, tile_px, tile_px), dtype=np.float32), np.array([cols * rows if cols * rows > 1 else 0])
+    first_row, by_rows = _average_down_columns(rle, (x, y, box_width, box_height), rows * tile_px)
     first_col, cells = _average_last_axis(np.ascontiguousarray(by_rows.T), x, width, cols * tile_px)
 
     num_tiles = cols * rows
-    tiles = np.zeros((num_tiles + (num_tiles > 1), 1, tile_px, tile_px), dtype=np.float32)
+    touched = []
     for tile in range(num_tiles):
         top, left = tile // cols * tile_px, tile % cols * tile_px
         y0, y1 = np.clip([first_row - top, first_row + cells.shape[0] - top], 0, tile_px)
         x0, x1 = np.clip([first_col - left, first_col + cells.shape[1] - left], 0, tile_px)
-        tiles[tile, 0, y0:y1, x0:x1] = cells[
-            y0 + top - first_row : y1 + top - first_row, x0 + left - first_col : x1 + left - first_col
-        ]
+        part = cells[y0 + top - first_row : y1 + top - first_row, x0 + left - first_col : x1 + left - first_col]
+        if part.any() or num_tiles == 1:
+            touched.append((tile, y0, x0, part))
     if num_tiles > 1:
         # the grid's cells divide the thumbnail's evenly, so averaging them again loses nothing
         x0, cells = _average_last_axis(cells, first_col, cols * tile_px, tile_px)
         y0, cells = _average_last_axis(np.ascontiguousarray(cells.T), first_row, rows * tile_px, tile_px)
-        tiles[-1, 0, y0 : y0 + cells.shape[1], x0 : x0 + cells.shape[0]] = cells.T
-    return tiles
+        touched.append((num_tiles, y0, x0, cells.T))
+    tiles = np.zeros((len(touched), 1, tile_px, tile_px), dtype=np.float32)
+    for tile, (_, y0, x0, part) in zip(tiles[:, 0], touched, strict=True):
+        tile[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
+    return tiles, np.array([place for place, *_ in touched])
+
+
+def _average_down_columns(rle: Rle, box: tuple[int, int, int, int], num_cells: int) -> tuple[int, np.ndarray]:
+    """The columns of a mask's box (x, y, w, h), each averaged over those of `num_cells` cells that the box touches.
+
+    From the runs themselves, which a large photo's mask has a thousand of, where it has millions of pixels. Returns
+    the first touched cell and float32 (w, k).
+    """
+    height = rle["size"][0]
+    x, y, box_width, box_height = box
+    first = y * num_cells // height
+    stop = -((y + box_height) * num_cells // -height)
+    runs = rle_runs(rle)
+    # Up to the end of each run, pixels so far and those of them inside the region; between ends it grows evenly. All
+    # in parts of a pixel that make borders of cells whole: a border off by a rounding error would let a region touch
+    # the tile beside its own.
+    inside = np.where(np.arange(len(runs)) % 2, runs, 0)
+    kept = runs > 0
+    ends = np.concatenate([[0], np.cumsum(runs)[kept]]) * num_cells
+    covered = np.concatenate([[0], np.cumsum(inside)[kept]]) * num_cells
+    columns = np.arange(x, x + box_width)[:, None] * (height * num_cells)
+    at_borders = np.interp(columns + np.arange(first, stop + 1) * height, ends, covered)
+    return first, (np.diff(at_borders, axis=1) / height).astype(np.float32)
 
 
 def _average_last_axis(values: np.ndarray, start: int, length: int, num_cells: int) -> tuple[int, np.ndarray]:
@@ -93,13 +125,17 @@ def _average_last_axis(values: np.ndarray, start: int, length: int, num_cells: i
     first = start * num_cells // length
     stop = -((start + num_values) * num_cells // -length)
     if num_cells == length:
-        return first, values.astype(np.float32, copy=False)
+        return first, values
     # A cell's sum is what the running sum gains between its borders; a border inside a place cuts off the
-    # share of that place that lies behind it.
-    borders = np.clip(np.arange(first, stop + 1) * (length / num_cells) - start, 0, num_values)
-    places = np.minimum(borders.astype(np.int64), num_values - 1)
-    running = np.cumsum(values, axis=1, dtype=np.int32 if values.dtype == bool else np.float64)
-    behind = (places + 1 - borders).astype(np.float32) * np.take(values, places, axis=1)
+    # share of that place that lies behind it. Whole numbers, for a border that is off by a rounding error would let
+    # a region touch the tile beside its own.
+    places, parts = np.divmod(np.arange(first, stop + 1) * length, num_cells)
+    behind_shares = ((num_cells - parts) / num_cells).astype(np.float32)
+    behind_shares[places < start] = 1
+    behind_shares[places >= start + num_values] = 0
+    places = np.clip(places - start, 0, num_values - 1)
+    running = np.cumsum(values, axis=1, dtype=np.float64)
+    behind = behind_shares * np.take(values, places, axis=1)
     gained = np.diff(np.take(running, places, axis=1), axis=1).astype(np.float32)
     averages = (gained - np.diff(behind, axis=1)) * np.float32(num_cells / length)
     return first, np.clip(averages, 0, 1)

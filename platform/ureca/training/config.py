@@ -34,8 +34,10 @@ class MaskConfig:
     """Mask tokens for each mask tile; null takes the preset's."""
     kind: Literal["tokens", "channels"] = "tokens"
     """`tokens` knows tile and place, `channels` is the authors' architecture."""
-    projection: Literal["mlp", "linear"] = "mlp"
-    """The encoder's last part: two layers as in the paper's text, or one as in its code."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """Of `channels`, its last part: one layer as in the authors' code, or two as in the paper's text."""
+    input_scale: float = 255.0
+    """Of `channels`: the value that stands for the region's inside; 255 in the authors' code."""
 
 
 @dataclass(frozen=True, kw_only=True)

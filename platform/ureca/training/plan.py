@@ -142,6 +142,7 @@ class Plan:
                 tokens_per_tile=mask.tokens_per_tile or chosen.tokens_per_tile,
                 kind=mask.kind,
                 projection=mask.projection,
+                input_scale=mask.input_scale,
                 seed=self.seed,
             )
         if self.lora is not None:
