@@ -5,6 +5,7 @@ import torch
 
 from ureca.training.config import OptimizerConfig, WorkersConfig
 from ureca.training.zero import (
+    BUCKET_ELEMENTS,
     TrainingError,
     deepspeed_config,
     learning_rate,
@@ -70,7 +71,7 @@ def test_no_compiled_operator_and_no_streams_on_cpus() -> None:
         OptimizerConfig(learning_rate=1e-3), WorkersConfig(zero_stage=2), images_per_pass=2, passes=3
     )
     assert config["optimizer"]["params"]["torch_adam"] is True
-    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": BUCKET_ELEMENTS}
     assert config["gradient_clipping"] == 1.0
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (2, 3)
 
