@@ -90,6 +90,15 @@ def test_progress_line_has_rate_fields_and_time_left():
     ]
 
 
+def test_progress_line_of_what_is_counted_in_steps():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress("train", 2000, counted="step", stream=stream, clock=clock, every_seconds=0)
+    progress.update(1)
+    clock.now = 478
+    progress.update(240, "loss 1.214", "212 regions/s", MFU="41%")
+    assert stream.getvalue().splitlines()[-1] == "train  step 240/2,000  loss 1.214  212 regions/s  MFU 41%  left 59m"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(9, "9s"), (300, "5m"), (7200, "2h00m"), (100_000, "27h47m")])
 def test_time_left_is_said_as_a_person_says_it(seconds, text):
     clock, stream = Clock(), io.StringIO()

@@ -138,6 +138,7 @@ class Progress:
     """One line on stderr, at most every `every_seconds`, that tells a person whether to wait.
 
         label  1,204/10,000 images  8.4/s  quarantined 3  left 17m
+        train  step 240/2,000  loss 1.214  212 regions/s  left 38m        (counted="step", and notes)
 
     The rate counts from the first update, so that warming up (engine start, compilation) and what an earlier
     start had already done don't distort it.
@@ -148,24 +149,26 @@ class Progress:
         label: str,
         total: int,
         *,
-        unit: str,
+        unit: str = "",
+        counted: str = "",
         every_seconds: float = 10,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._label, self._total, self._unit = label, total, unit
+        """`unit` follows the numbers, and their rate; `counted` precedes them instead, without a rate."""
+        self._label, self._total, self._unit, self._counted = label, total, unit, counted
         self._every, self._clock = every_seconds, clock
         self._stream = stream
         self._first: tuple[float, int] | None = None
         self._printed_at: float | None = None
         self._printed = self._latest = ""
 
-    def update(self, done: int, **fields: Any) -> None:
-        """Say that `done` of the total are done; `fields` follow as `name value`, underscores as spaces."""
+    def update(self, done: int, *notes: str, **fields: Any) -> None:
+        """Say that `done` of the total are done; notes follow, and `fields` as `name value`, underscores as spaces."""
         now = self._clock()
         if self._first is None:
             self._first = (now, done)
-        self._latest = self._line(now, done, fields)
+        self._latest = self._line(now, done, notes, fields)
         if self._printed_at is None or now - self._printed_at >= self._every:
             self._print(now)
 
@@ -178,13 +181,14 @@ class Progress:
         print(self._latest, file=self._stream or sys.stderr, flush=True)
         self._printed, self._printed_at = self._latest, now
 
-    def _line(self, now: float, done: int, fields: dict[str, Any]) -> str:
+    def _line(self, now: float, done: int, notes: tuple[str, ...], fields: dict[str, Any]) -> str:
         assert self._first is not None
         first_at, first_done = self._first
-        parts = [self._label, f"{done:,}/{self._total:,} {self._unit}"]
+        parts = [self._label, f"{self._counted} {done:,}/{self._total:,} {self._unit}".strip()]
         rate = (done - first_done) / (now - first_at) if now > first_at else 0.0
-        if rate > 0:
+        if rate > 0 and not self._counted:
             parts.append(f"{rate:.3g}/s" if rate < 100 else f"{rate:,.0f}/s")
+        parts += notes
         parts += [f"{name.replace('_', ' ')} {_cell(value)}" for name, value in fields.items()]
         if rate > 0 and done < self._total:
             parts.append(f"left {_duration((self._total - done) / rate)}")

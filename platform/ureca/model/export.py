@@ -1,7 +1,10 @@
 """Export: merge LoRA and write what a server loads.
 
-A plain HF-native InternVL checkpoint (any stock vLLM server loads it) with `mask_encoder.safetensors`,
-`captioner_config.json` and the processor beside it.
+config.json, model*.safetensors     a plain HF-native InternVL: any stock transformers or vLLM loads it
+mask_encoder.safetensors            and captioner_config.json: what turns masks into tokens
+tokenizer and processor files
+training.json                       what it was trained on, and how; from the model directory
+README.md                           the model card (card.py)
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +21,44 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ureca.errors import CheckpointError
 from ureca.model.captioner import MASK_ENCODER_FILE, Captioner
+from ureca.model.card import CardText, model_card
+from ureca.model.licenses import license_of
+
+__all__ = ["CARD_FILE", "TRAINING_FILE", "export", "merged", "read_training"]
+
+CARD_FILE = "README.md"
+TRAINING_FILE = "training.json"
 
 
-def export(model_dir: str | Path, out_dir: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Merge the model directory's adapter into its base and write the export atomically.
+def export(
+    model_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    card: CardText | None = None,
+    scores: Mapping[str, Any] | None = None,
+    verify: Callable[[Path], str] | None = None,
+) -> Path:
+    """Merge the model directory's adapter into its base and write the export in one piece.
 
     Args:
         dtype: of the stored weights.
+        card: what the model card says besides what is recorded; None: only that, under the folder's name.
+        scores: scores.json of an evaluation of this model.
+        verify: is called with the folder before it stands under its name; returns one sentence for the card, or
+            raises, and then there is no export.
 
     Returns:
-        `out_dir`. Raises CheckpointError if `model_dir` is no model directory or its base differs.
+        `out_dir`.
+
+    Raises:
+        CheckpointError: `model_dir` is no model directory, or its base differs; or what `verify` raises.
     """
     out = Path(out_dir)
-    captioner = Captioner.from_pretrained(model_dir)
-    base: Any = captioner.merge_lora()
-    base = base.to(dtype)
+    captioner = merged(model_dir, dtype)
+    base: Any = captioner.base.to(dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -42,6 +68,22 @@ def export(model_dir: str | Path, out_dir: str | Path, *, dtype: torch.dtype = t
         captioner.config.save(scratch)
         state = {k: v.to(dtype).contiguous() for k, v in captioner.mask_encoder.state_dict().items()}
         save_file(state, scratch / MASK_ENCODER_FILE, metadata={"format": "pt"})
+        training = read_training(model_dir)
+        if training:
+            shutil.copyfile(Path(model_dir) / TRAINING_FILE, scratch / TRAINING_FILE)
+        checked = verify(scratch) if verify else ""
+        text = model_card(
+            captioner.config,
+            license=license_of(captioner.config.base),
+            training=training,
+            scores=scores or {},
+            text=card or CardText(name=out.name),
+            dtype=str(dtype).removeprefix("torch."),
+            parameters=sum(value.numel() for value in base.parameters()),
+            mask_encoder_parameters=sum(value.numel() for value in state.values()),
+            checked=checked,
+        )
+        (scratch / CARD_FILE).write_text(text, encoding="utf-8")
         scratch.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -49,6 +91,36 @@ def export(model_dir: str | Path, out_dir: str | Path, *, dtype: torch.dtype = t
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def merged(model_dir: str | Path, dtype: torch.dtype) -> Captioner:
+    """The captioner of a model directory, its adapter folded in, its weights 32-bit but rounded to `dtype`."""
+    captioner = Captioner.from_pretrained(model_dir)
+    captioner.merge_lora()
+    with torch.no_grad():
+        # Of the state alone: what a model derives anew when it is loaded (rotary frequencies) must not be rounded.
+        for value in captioner.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.to(dtype))
+    return captioner
+
+
+def read_training(directory: str | Path) -> dict[str, Any]:
+    """What a model directory or an export knows of its training; empty where nothing was recorded.
+
+    Raises:
+        CheckpointError: the file is there and can't be read.
+    """
+    path = Path(directory) / TRAINING_FILE
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({error}). Remove it, and the card will say so."
+        ) from error
+    return dict(record) if isinstance(record, dict) else {}
 
 
 def _write_index(directory: Path) -> None:

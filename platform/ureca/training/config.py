@@ -22,6 +22,7 @@ __all__ = [
     "Stage2Config",
     "Stage3Config",
     "StageConfig",
+    "WatchConfig",
     "WorkersConfig",
 ]
 
@@ -116,6 +117,41 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """Looking at a training while it runs: held-out images captioned now and then, and where the figures go."""
+
+    every_steps: int = 0
+    """Steps between two looks, and one after the last step; 0: none. A look captions the same images every time."""
+    images: int = 8
+    """Held-out images that are captioned; always the same ones."""
+    regions_per_image: int = 8
+    """Most regions of each."""
+    max_new_tokens: int = 96
+    """Longest caption, in tokens."""
+    pictures: int = 4
+    """Of how many of the images a picture with captions is kept at each look."""
+    score: Literal["rouge_l", "attribute_accuracy", "uniqueness"] = "rouge_l"
+    """The score by which a checkpoint is better than another. Attribute accuracy needs drawn scenes."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where figures and pictures go besides the run's own files. MLflow and Weights & Biases must be installed, and
+    take their addresses and keys from the environment of the driver."""
+    peak_tflops: float | None = None
+    """What one worker's device can do at most, in 10^12 FLOP/s, for MFU. Null: the GPU's by its name; of a CPU, or a
+    GPU that is in no table, measured by a matrix product when training starts."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0:
+            raise ConfigError(f"watch.every_steps={self.every_steps}: must be 0 (never) or more.")
+        for name in ("images", "regions_per_image", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"watch.{name}={getattr(self, name)}: must be at least 1.")
+        if self.pictures < 0:
+            raise ConfigError(f"watch.pictures={self.pictures}: must be 0 or more.")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ConfigError(f"watch.peak_tflops={self.peak_tflops}: must be above 0, or null.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     rank: int | None = None
     """Null takes the preset's."""
@@ -170,6 +206,7 @@ class _StageConfig:
     """Folder or hub name of another HF-native InternVL in place of the preset's."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     seed: int = 0
     """Of the mask encoder's and LoRA's first weights, the order of images, and every draw."""
     run_directory: str = ""
@@ -179,6 +216,11 @@ class _StageConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.heldout < 1:
             raise ConfigError(f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1.")
+        if self.watch.every_steps and not self.heldout:
+            raise ConfigError(
+                f"watch.every_steps={self.watch.every_steps} with heldout=0: looks caption held-out images. "
+                "Hold some out, or set --watch.every_steps=0."
+            )
         if self.batch.images_per_step % self.workers.num_workers:
             raise ConfigError(
                 f"batch.images_per_step={self.batch.images_per_step} is no multiple of "

@@ -25,6 +25,7 @@ from ureca.training.config import (
     Stage2Config,
     Stage3Config,
     StageConfig,
+    WatchConfig,
     WorkersConfig,
 )
 from ureca.training.examples import LabeledImages
@@ -37,6 +38,7 @@ _STAGES: dict[type, Literal[1, 2, 3]] = {Stage1Config: 1, Stage2Config: 2, Stage
 _MAY_CHANGE = (
     "directory",
     "checkpoints",
+    "watch",
     "workers.max_failures",
     "workers.threads",
     "workers.image_tokens_mb",
@@ -65,6 +67,7 @@ class Plan:
     optimizer: OptimizerConfig
     workers: WorkersConfig
     checkpoints: CheckpointConfig
+    watch: WatchConfig
     seed: int
     cue: Cue
     tune_mask_encoder: bool
@@ -104,6 +107,7 @@ class Plan:
             optimizer=config.optimizer,
             workers=config.workers,
             checkpoints=config.checkpoints,
+            watch=config.watch,
             seed=config.seed,
             cue=cue,
             tune_mask_encoder=not isinstance(config, Stage1Config) and config.tune_mask_encoder and cue == "mask",

@@ -1,0 +1,141 @@
+"""Where the figures and pictures of a training go besides its own files.
+
+    tensorboard   event files in <run>/tensorboard            tensorboard --logdir RUN/tensorboard
+    mlflow        MLFLOW_TRACKING_URI, else <run>/mlruns      if installed
+    wandb         WANDB_MODE, WANDB_API_KEY, ...              if installed
+
+Trackers live in the driver and follow the run's files (`follow.py`): keys stay with the driver, and neither a slow
+network nor a tracker that fails holds up a worker.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ureca.errors import ConfigError
+
+__all__ = ["Tracker", "open_trackers", "refuse_missing_trackers"]
+
+_PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+_PROJECT = "ureca"
+
+
+class Tracker(Protocol):
+    """Steps are counted from 1."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def picture(self, step: int, name: str, pixels: np.ndarray, text: str) -> None:
+        """`pixels`: (H, W, 3) uint8 RGB; `text`: the same in words, Markdown."""
+
+    def close(self) -> None: ...
+
+
+def refuse_missing_trackers(names: tuple[str, ...]) -> None:
+    """Raises ConfigError where one that is asked for is not installed."""
+    for name in names:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise ConfigError(
+                f"watch.trackers={','.join(names)}: {name} is not installed. "
+                f"pip install {_PACKAGES[name]}, or leave it out of --watch.trackers."
+            )
+
+
+def open_trackers(
+    names: tuple[str, ...], directory: Path, settings: Mapping[str, Any], *, done: int
+) -> dict[str, Tracker]:
+    """The trackers by their names, going on after `done` steps. `settings`: the run's, flat, for those that show them.
+
+    Raises whatever a tracker raises that can't start: no address, no key.
+    """
+    kinds = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WeightsAndBiases}
+    return {name: kinds[name](directory, settings, done) for name in names}
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path, settings: Mapping[str, Any], done: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        # What an interrupted start wrote of the steps that are done again is hidden.
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1 if done else None)
+        if not done:
+            rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
+            self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray, text: str) -> None:
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        self._writer.add_text(name, text, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _MLflow:
+    def __init__(self, directory: Path, settings: Mapping[str, Any], done: int) -> None:
+        import os
+
+        import mlflow
+
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            mlflow.set_tracking_uri((directory / "mlruns").resolve().as_uri())
+        if not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+            mlflow.set_experiment(_PROJECT)
+        kept = directory / "mlflow_run_id"
+        before = kept.read_text().strip() if done and kept.is_file() else None
+        self._run = mlflow.start_run(run_id=before, run_name=None if before else directory.name)
+        self._client, self._id = mlflow.MlflowClient(), self._run.info.run_id
+        kept.write_text(f"{self._id}\n")
+        if not before:
+            mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._id, name, value, step=step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray, text: str) -> None:
+        self._client.log_image(self._id, pixels, key=name, step=step)
+        self._client.log_text(self._id, text, f"{name}/step_{step:06d}.md")
+
+    def close(self) -> None:
+        import mlflow
+
+        mlflow.end_run()
+
+
+class _WeightsAndBiases:
+    def __init__(self, directory: Path, settings: Mapping[str, Any], done: int) -> None:
+        import os
+
+        import wandb
+
+        kept = directory / "wandb_run_id"
+        before = kept.read_text().strip() if done and kept.is_file() else None
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            name=directory.name,
+            dir=str(directory),
+            config=dict(settings),
+            id=before,
+            resume="allow",
+        )
+        kept.write_text(f"{self._run.id}\n")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray, text: str) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(pixels, caption=text)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish(quiet=True)

@@ -1,0 +1,211 @@
+"""Looks at a training while it runs: held-out images captioned, scored, and drawn, every few steps.
+
+    <run>/watch/step_000050/captions.jsonl    image, region, caption, label, whether the caption fits its region alone
+                            image_00.jpg      the same as a picture
+
+A look captions the same regions every time, greedily, the image prefix of an image computed once for all of its
+regions. The images are shared out over the workers. With ZeRO 3 no worker has all weights: there the workers go
+through their images in lockstep, a layer's weights being gathered when all of them come to it. It leaves the training
+as it was: no weight, no random state, no module's mode differs after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from PIL import Image
+
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.split import split_heldout
+from ureca.corpus.table import iter_images, load_image
+from ureca.errors import InputError
+from ureca.evaluation.predictions import STYLE, captioned_regions
+from ureca.evaluation.quick import Sums, quick_sums, scores_of
+from ureca.evaluation.uniqueness import Candidates, RegionCaption, picks_own, region_candidates
+from ureca.model import Captioner
+from ureca.training.index import choose_regions
+from ureca.training.plan import Plan
+from ureca.viewer.captioned import CaptionedRegion, captioned_picture
+
+__all__ = ["CAPTIONS_FILE", "Look", "Watch", "look_directory", "unchanged", "watched_images"]
+
+WATCH_DIRECTORY = "watch"
+CAPTIONS_FILE = "captions.jsonl"
+
+
+@dataclass(frozen=True)
+class WatchedImage:
+    """One image that is captioned at every look."""
+
+    row: ImageRow
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    regions: tuple[int, ...]
+    """Those of its regions that are captioned."""
+    candidates: Candidates
+
+    @classmethod
+    def of(cls, row: ImageRow, *, regions: int) -> WatchedImage:
+        """Read the image and measure its regions; at most `regions` of them are captioned. Raises ImageError."""
+        there = captioned_regions(row)
+        ids = [row.regions[index].region_id for index in there]
+        chosen = choose_regions(ids, regions, seed=0, epoch=0, image_id=row.image_id)
+        pixels = load_image(row)
+        return cls(row, pixels, tuple(there[each] for each in chosen), region_candidates(pixels, row))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look found, over all workers."""
+
+    scores: dict[str, float]
+    """Metric -> 0..1; see `ureca.evaluation.quick`."""
+    records: list[dict[str, Any]]
+    """One a region, as in captions.jsonl."""
+
+
+def look_directory(run: str | Path, step: int) -> Path:
+    """Where the pictures and captions of the look after `step` steps are."""
+    return Path(run) / WATCH_DIRECTORY / f"step_{step:06d}"
+
+
+def watched_images(plan: Plan) -> list[ImageRow]:
+    """The held-out images of a plan that are looked at: the same for every run over the same table.
+
+    Raises:
+        InputError: no held-out image has a caption to compare with, or none the truth that the score needs.
+    """
+    rows = {row.image_id: row for row in iter_images(plan.table)}
+    heldout = split_heldout(rows, plan.heldout, plan.heldout_seed).heldout
+    ordered = sorted(heldout, key=lambda image_id: hashlib.sha256(f"watch\n{image_id}".encode()).digest())
+    usable = (rows[image_id] for image_id in ordered)
+    usable = (row for row in usable if row.status == "labeled" and captioned_regions(row))
+    chosen = list(islice(usable, plan.watch.images))
+    if not chosen:
+        raise InputError(
+            f"{plan.table}: no held-out image has captions, so there is nothing to look at while training runs. "
+            "Hold out a larger share (--heldout), or set --watch.every_steps=0."
+        )
+    known = any(region.attributes for row in chosen for region in row.regions)
+    if plan.watch.score == "attribute_accuracy" and not known:
+        raise InputError(
+            f"{plan.table}: true attributes are known for drawn scenes only, and it holds none: "
+            "watch.score=attribute_accuracy can't be had. Set --watch.score to rouge_l or uniqueness."
+        )
+    return chosen
+
+
+class Watch:
+    """One worker's part in the looks of a training. All workers must call it alike."""
+
+    def __init__(self, plan: Plan, *, rank: int, num_workers: int) -> None:
+        """Reads this worker's images. Raises InputError as `watched_images`, ImageError where one can't be read."""
+        self._plan, self._rank, self._num_workers = plan, rank, num_workers
+        rows = watched_images(plan) if plan.watch.every_steps else []
+        self._num_images = len(rows)
+        # In lockstep every worker goes through as many images; one that has too few repeats some for nothing.
+        last = -(-len(rows) // num_workers) * num_workers if self._lockstep else len(rows)
+        self._mine = [
+            (number, WatchedImage.of(rows[number % len(rows)], regions=plan.watch.regions_per_image))
+            for number in range(rank, last, num_workers)
+        ]
+
+    @property
+    def _lockstep(self) -> bool:
+        return self._plan.workers.zero_stage == 3 and self._num_workers > 1
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether to look after `step` steps."""
+        every = self._plan.watch.every_steps
+        return every > 0 and (step % every == 0 or step == num_steps)
+
+    def look(self, captioner: Captioner, step: int) -> Look:
+        """Caption and score; pictures and captions lie in `look_directory` afterwards."""
+        records: list[dict[str, Any]] = []
+        sums: list[Sums] = []
+        folder = look_directory(self._plan.directory, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        with unchanged(captioner):
+            for number, image in self._mine:
+                captions = self._caption(captioner, image)
+                if number >= self._num_images:
+                    continue
+                found, items = _records(image, captions)
+                records += [{"image": number, **each} for each in found]
+                sums.append(quick_sums(items))
+                if number < self._plan.watch.pictures:
+                    picture = Image.fromarray(_picture(image, found, step))
+                    picture.save(folder / f"image_{number:02d}.jpg", quality=90)
+        gathered: list[Any] = [None] * self._num_workers
+        torch.distributed.all_gather_object(gathered, (records, sums))
+        everyone = sorted((each for part, _ in gathered for each in part), key=lambda record: record["image"])
+        if self._rank == 0:
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in everyone)
+            (folder / CAPTIONS_FILE).write_text(lines, encoding="utf-8")
+        return Look(scores_of(each for _, part in gathered for each in part), everyone)
+
+    def _caption(self, captioner: Captioner, image: WatchedImage) -> list[str]:
+        cue, regions = self._plan.cue, [image.row.regions[index] for index in image.regions]
+        processor = captioner.processor
+        return captioner.generate(
+            image.pixels,
+            [region.segmentation if cue == "mask" else None for region in regions],
+            [processor.query(STYLE, cue=cue, box=region.bbox, size=image.row.size) for region in regions],
+            max_new_tokens=self._plan.watch.max_new_tokens,
+            lockstep=self._lockstep,
+        )
+
+
+@contextmanager
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; after it every module's mode and the random states are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _records(image: WatchedImage, captions: Sequence[str]) -> tuple[list[dict[str, Any]], list[RegionCaption]]:
+    records, items = [], []
+    for index, caption in zip(image.regions, captions, strict=True):
+        region = image.row.regions[index]
+        items.append(RegionCaption(caption, region.caption or "", index, image.candidates))
+        records.append(
+            {
+                "image_id": image.row.image_id,
+                "region_id": region.region_id,
+                "caption": caption,
+                "reference": region.caption,
+                "fits_alone": picks_own(items[-1]),
+            }
+        )
+    return records, items
+
+
+def _picture(image: WatchedImage, records: Sequence[dict[str, Any]], step: int) -> np.ndarray:
+    regions = [
+        CaptionedRegion(
+            number=number,
+            segmentation=image.row.regions[index].segmentation,
+            caption=record["caption"],
+            label=record["reference"],
+            fits_alone=record["fits_alone"],
+        )
+        for number, (index, record) in enumerate(zip(image.regions, records, strict=True), start=1)
+    ]
+    return captioned_picture(image.pixels, regions, title=f"{image.row.image_id}, step {step}")
