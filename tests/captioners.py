@@ -1,12 +1,16 @@
-"""What several tests of the model share: a tiny captioner and drawn examples to train it on."""
+"""What several tests of the model share: a tiny captioner, drawn examples, and the loss as others compute it."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from ureca.model import Captioner, Example, RegionExample
+from ureca.model import Captioner, Example, PackedBatch, RegionExample
 from ureca.model.captioner import CaptionerConfig, weights_hash
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
 from ureca.model.nano import nano_config, nano_processor, nano_tokenizer, new_nano
+from ureca.model.packing import IGNORED
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import encode_mask
 
@@ -38,3 +42,23 @@ def drawn_example(num_regions: int, *, seed: int, size: tuple[int, int] = (300, 
         caption = " ".join(rng.choice(["a", "red", "round", "part", "left", "picture"], size=3 + number % 5))
         regions.append(RegionExample(encode_mask(mask) if cue else None, "describe this region.", caption))
     return Example(image, tuple(regions))
+
+
+def plain_loss(captioner: Captioner, batches: Sequence[PackedBatch]) -> Tensor:
+    """Summed loss of one-region batches as sequences of one padded batch, by transformers' own forward pass."""
+    base, embed = captioner.base, captioner.base.get_input_embeddings()
+    rows, labels = [], []
+    for batch in batches:
+        prefix, branch = embed(batch.prefix_ids), embed(batch.input_ids)
+        features = captioner.image_features(batch.pixel_values).flatten(0, 1).to(prefix.dtype)
+        prefix = prefix.masked_scatter((batch.prefix_ids == captioner.processor.image_token_id)[:, None], features)
+        tokens = captioner.mask_encoder(batch.mask_tiles)
+        branch = branch.masked_scatter(batch.is_mask[:, None], torch.cat(tokens).to(branch.dtype))
+        rows.append(torch.cat([prefix, branch]))
+        labels.append(torch.cat([torch.full_like(batch.prefix_ids, IGNORED), batch.labels]))
+    # Padding on the right: causal attention keeps it from being seen.
+    embeddings = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    targets = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    hidden = base.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    kept = targets != IGNORED
+    return nn.functional.cross_entropy(base.lm_head(hidden[kept]), targets[kept], reduction="sum")

@@ -90,9 +90,9 @@ def test_generate_follows_the_packed_forward_pass(tiny_captioner_f64: Captioner)
     ids = captioner.base.generate(inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=5, do_sample=False)[0]
     forced = Example(item.image, (RegionExample(region.segmentation, region.query, "x"),))
     batch = pack([forced], captioner.processor, **captioner.pack_options())
-    first = int((batch.labels[0] != -100).nonzero()[0])
+    first = int((batch.labels != -100).nonzero()[0])
     for position, token in enumerate(ids.tolist()):
-        hidden = captioner.hidden_states(batch)[0, first + position]
+        hidden = captioner.hidden_states(batch)[first + position]
         assert int(captioner.base.lm_head(hidden).argmax()) == token
         batch = extended(batch, first + position + 1, token)
 
@@ -102,13 +102,13 @@ def extended(batch, position: int, token: int):  # type: ignore[no-untyped-def]
     from dataclasses import replace
 
     fields = {
-        name: torch.cat([value[:, :position], value[:, position - 1 : position]], dim=1)
+        name: torch.cat([value[:position], value[position - 1 : position]])
         for name, value in vars(batch).items()
         if name in ("input_ids", "position_ids", "branch", "labels", "is_mask")
     }
-    fields["input_ids"][0, -1] = token
-    fields["position_ids"][0, -1] = fields["position_ids"][0, -2] + 1
-    return replace(batch, **fields)
+    fields["input_ids"][-1] = token
+    fields["position_ids"][-1] += 1
+    return replace(batch, **fields, layout=replace(batch.layout, branches=((position + 1,),)))
 
 
 def test_regions_of_one_image_are_captioned_alone_as_together(captioner: Captioner) -> None:

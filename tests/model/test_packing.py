@@ -1,8 +1,6 @@
 """Packed = one region at a time: loss and every gradient, to 1e-5 relative in float64."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from captioners import drawn_example
 
 import ureca.model.captioner as captioner_module
 from ureca.model import Captioner, Example, pack
-from ureca.model.packing import PADDING, BinsRun, MatrixAttention, PackedBatch, attend
+from ureca.model.attention import BranchRun, Layout, PrefixRun, both_runs
 
 
 def with_shared_bins() -> Example:
@@ -66,7 +64,8 @@ def test_images_of_other_grids_pack_into_one_batch(tiny_captioner_f64: Captioner
 def test_branches_that_share_a_bin_do_not_see_each_other(tiny_captioner_f64: Captioner) -> None:
     examples = [with_shared_bins()]
     batch = pack(examples, tiny_captioner_f64.processor, **tiny_captioner_f64.pack_options())
-    assert len(batch.branch) < batch.num_regions
+    _, over_branches = both_runs(batch.layout, torch.device("cpu"))
+    assert sum(len(block.queries) for block in over_branches.seen) < batch.num_regions
     assert_same(loss_and_gradients(tiny_captioner_f64, examples), one_region_at_a_time(tiny_captioner_f64, examples))
 
 
@@ -80,13 +79,28 @@ def test_attention_leaking_between_branches_is_noticed(
 ) -> None:
     examples = [with_shared_bins()]
     separate = one_region_at_a_time(tiny_captioner_f64, examples)
-    runs = BinsRun.of
 
-    def leaky(states: list, batch: PackedBatch) -> BinsRun:
-        """All branches of a bin as one: each sees those before it."""
-        return runs(states, replace(batch, branch=batch.branch.clamp(max=0)))
+    def leaky(layout: Layout, device: torch.device) -> tuple[PrefixRun, BranchRun]:
+        """All branches of an image as one: each sees those before it."""
+        return both_runs(replace(layout, branches=tuple((sum(of_image),) for of_image in layout.branches)), device)
 
-    monkeypatch.setattr(captioner_module, "BinsRun", SimpleNamespace(of=leaky))
+    monkeypatch.setattr(captioner_module, "both_runs", leaky)
+    with pytest.raises(AssertionError):
+        assert_same(loss_and_gradients(tiny_captioner_f64, examples), separate)
+
+
+def test_attention_leaking_between_images_is_noticed(
+    tiny_captioner_f64: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [drawn_example(2, seed=1, size=(200, 200)), drawn_example(2, seed=2, size=(200, 200))]
+    separate = one_region_at_a_time(tiny_captioner_f64, examples)
+
+    def leaky(layout: Layout, device: torch.device) -> tuple[PrefixRun, BranchRun]:
+        """One prefix: the second image's sees the first's, and branches see both."""
+        prefixes, branches = (sum(layout.prefixes),), (sum(layout.branches, ()),)
+        return both_runs(Layout(prefixes, branches), device)
+
+    monkeypatch.setattr(captioner_module, "both_runs", leaky)
     with pytest.raises(AssertionError):
         assert_same(loss_and_gradients(tiny_captioner_f64, examples), separate)
 
@@ -96,7 +110,7 @@ def test_positions_that_do_not_restart_are_noticed(tiny_captioner_f64: Captioner
     examples = [with_shared_bins()]
     batch = pack(examples, captioner.processor, **captioner.pack_options())
     right, _ = captioner(batch)
-    batch.position_ids[:] = batch.position_ids[:, :1] + torch.arange(batch.position_ids.shape[1])
+    batch.position_ids[:] = batch.position_ids[0] + torch.arange(len(batch.position_ids))
     wrong, _ = captioner(batch)
     assert abs(float(right - wrong)) > 1e-6
 
@@ -104,42 +118,9 @@ def test_positions_that_do_not_restart_are_noticed(tiny_captioner_f64: Captioner
 def test_labels_cover_the_caption_and_the_end_marker_only(tiny_captioner_f64: Captioner) -> None:
     processor = tiny_captioner_f64.processor
     batch = pack([drawn_example(1, seed=5)], processor, **tiny_captioner_f64.pack_options())
-    labels = batch.labels[0][batch.labels[0] != -100]
+    labels = batch.labels[batch.labels != -100]
     assert labels.tolist() == processor.caption_ids(drawn_example(1, seed=5).regions[0].caption)
     assert labels[-1] == processor.end_token_id
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_attention_equals_softmax_over_the_seen_keys(dtype: torch.dtype) -> None:
-    """Both ways of `attend` against the formula, and their gradients."""
-    draw = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, 3, n, 8, dtype=torch.float64, generator=draw) for n in (4, 9, 9))
-    seen = torch.rand(2, 1, 4, 9, generator=draw) > 0.5
-    seen[..., 0] = True
-
-    def both(function: Callable[..., torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-        inputs = [x.to(dtype).requires_grad_() for x in (query, key, value)]
-        out = function(*inputs)
-        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
-
-    def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        weights = torch.exp(q @ k.mT * 8**-0.5) * seen
-        return weights / weights.sum(-1, keepdim=True) @ v
-
-    def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attend(q, k, v, seen, 8**-0.5)
-
-    found = both(ours, dtype)
-    rtol, atol = (1e-9, 1e-12) if dtype == torch.float64 else (0.05, 0.1)
-    for mine, expected in zip(found, both(formula, torch.float64), strict=True):
-        torch.testing.assert_close(mine.double(), expected, rtol=rtol, atol=atol)
-
-
-def test_gradient_of_matrix_attention_is_that_of_its_numbers() -> None:
-    draw = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(2, 2, n, 4, dtype=torch.float64, generator=draw).requires_grad_() for n in (3, 5, 5)]
-    seen = torch.ones(3, 5, dtype=torch.bool).tril(2)
-    assert torch.autograd.gradcheck(lambda q, k, v: MatrixAttention.apply(q, k, v, seen, 0.5), inputs)
 
 
 @pytest.mark.parametrize("cue", [True, False])
@@ -152,16 +133,3 @@ def test_image_tokens_computed_before_change_nothing(tiny_captioner_f64: Caption
         for example, values in zip(examples, pixels, strict=True)
     ]
     assert_same(loss_and_gradients(captioner, known), loss_and_gradients(captioner, examples))
-
-
-def test_bins_hold_every_branch_once_and_little_padding(tiny_captioner_f64: Captioner) -> None:
-    examples = [drawn_example(n, seed=n) for n in (1, 7, 16)]
-    batch = pack(examples, tiny_captioner_f64.processor, **tiny_captioner_f64.pack_options())
-    found = {
-        (int(image), int(number))
-        for image, row in zip(batch.image, batch.branch, strict=True)
-        for number in row[row != PADDING].unique()
-    }
-    assert found == {(image, number) for image, n in enumerate((1, 7, 16)) for number in range(n)}
-    assert batch.num_regions == 24
-    assert (batch.branch == PADDING).float().mean() < 0.3

@@ -12,7 +12,7 @@ from ureca.model import Captioner, Example, PackedBatch, RegionExample, pack
 from ureca.model.costs import Branch, Counts, Learns, packed_counts, total, training_flops
 from ureca.model.packing import IGNORED
 from ureca.regions.rle import box_to_rle
-from ureca.training.throughput import Throughput, measured_flops, peak_flops, positions_of, work_of
+from ureca.training.throughput import Throughput, measured_flops, peak_flops, positions_of
 
 CPU = torch.device("cpu")
 
@@ -55,13 +55,13 @@ def by_hand(captioner: Captioner, item: Example) -> Counts:
 
 def test_work_of_a_batch_is_the_sum_of_its_images(captioner: Captioner) -> None:
     few, many = example("a red box"), example("the blue box", "a green box, long, long", "a box")
-    assert work_of(packed(captioner, few, many)) == by_hand(captioner, few) + by_hand(captioner, many)
+    assert packed(captioner, few, many).counts == by_hand(captioner, few) + by_hand(captioner, many)
 
 
 def test_kept_image_tokens_cost_no_vision_tower(captioner: Captioner) -> None:
     item = example("a red box")
     tokens = captioner.image_features(captioner.processor.image_inputs(item.image))
-    kept = work_of(packed(captioner, Example(tokens, item.regions)))
+    kept = packed(captioner, Example(tokens, item.regions)).counts
     assert kept.tiles == 0
     assert kept.prefix == by_hand(captioner, item).prefix
 
@@ -70,9 +70,9 @@ def test_positions_count_every_place_and_every_token(captioner: Captioner) -> No
     batch = packed(captioner, example("a red box"), example("the blue box", "a box"))
     found = positions_of(batch)
     assert found.all == batch.prefix_ids.numel() + batch.input_ids.numel()
-    work = work_of(batch)
+    work = batch.counts
     assert found.filled == work.prefix + work.branch
-    assert 0 < int((batch.labels != IGNORED).sum()) < found.filled <= found.all
+    assert 0 < int((batch.labels != IGNORED).sum()) < found.filled == found.all
 
 
 @pytest.mark.usefixtures("alone")
@@ -83,7 +83,7 @@ def test_the_panel_is_of_one_step_alone(captioner: Captioner) -> None:
     panel.saw(batch)
     panel.saw(batch)
     first = panel.figures(seconds=0.5, regions=6, data_wait=0.1)
-    flops = 2 * total(training_flops(captioner.base.config, captioner.config.mask, work_of(batch), learns))
+    flops = 2 * total(training_flops(captioner.base.config, captioner.config.mask, batch.counts, learns))
     assert first["mfu"] == pytest.approx(flops / 0.5 / 1e12, abs=1e-4)
     assert first["regions_per_second"] == 12.0
     assert first["tokens_per_second"] == pytest.approx(2 * positions_of(batch).filled / 0.5, abs=0.1)

@@ -29,8 +29,9 @@ from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
 from ureca.model.architectures import LORA_TARGETS
+from ureca.model.attention import PACKED_ATTENTION, BranchRun, PrefixRun, both_runs
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
-from ureca.model.packing import IGNORED, PACKED_ATTENTION, BinsRun, PackedBatch, PrefixRun
+from ureca.model.packing import IGNORED, PackedBatch
 from ureca.model.presets import preset_path
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
@@ -236,11 +237,11 @@ class Captioner(nn.Module):
         )
         if not by_branch:
             return losses.sum(), kept.sum()
-        numbers, none = batch.branch_numbers()[kept], losses.new_zeros(batch.num_regions)
+        numbers, none = batch.branch[kept], losses.new_zeros(batch.num_regions)
         return none.index_add(0, numbers, losses), none.index_add(0, numbers, torch.ones_like(losses))
 
     def hidden_states(self, batch: PackedBatch, image_features: Tensor | None = None) -> Tensor:
-        """Last hidden states `(G, W, D)` of a packed batch's bins."""
+        """Last hidden states `(S, D)` of a packed batch's branches."""
         if image_features is None:
             image_features = batch.image_features
         if image_features is None:
@@ -250,23 +251,24 @@ class Captioner(nn.Module):
         prefix = embed(batch.prefix_ids)
         is_image = batch.prefix_ids == self.processor.image_token_id
         prefix = prefix.masked_scatter(is_image.unsqueeze(-1), image_features.to(prefix.dtype).flatten(0, 1))
-        before = PrefixRun()
-        self._language_model(prefix, torch.arange(prefix.shape[1], device=prefix.device)[None], before)
+        over_prefixes, over_branches = both_runs(batch.layout, prefix.device)
+        self._language_model(prefix, batch.prefix_positions, over_prefixes)
         x = embed(batch.input_ids)
         if batch.mask_tiles:
             tokens = torch.cat(self.mask_encoder(batch.mask_tiles)).to(x.dtype)
             x = x.masked_scatter(batch.is_mask.unsqueeze(-1), tokens)
-        return self._language_model(x, batch.position_ids, BinsRun.of(before.states, batch))
+        return self._language_model(x, batch.position_ids, over_branches)
 
-    def _language_model(self, embeddings: Tensor, position_ids: Tensor, run: PrefixRun | BinsRun) -> Tensor:
+    def _language_model(self, embeddings: Tensor, position_ids: Tensor, run: PrefixRun | BranchRun) -> Tensor:
+        """`(S, D)` -> `(S, D)`."""
         return self.base.model.language_model(
-            inputs_embeds=embeddings,
+            inputs_embeds=embeddings[None],
             # A mask of four dimensions is handed on as it is, by Llama as by Qwen2; what holds is in `packed_run`.
             attention_mask=embeddings.new_empty(0, 0, 0, 0),
-            packed_run=run,  # every layer hands it on to `packed_attention`
-            position_ids=position_ids,
+            position_ids=position_ids[None],
             use_cache=False,
-        ).last_hidden_state
+            packed_run=run,  # every layer hands it on to `packed_attention`
+        ).last_hidden_state[0]
 
     @torch.no_grad()
     def generate(

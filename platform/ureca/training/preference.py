@@ -46,7 +46,7 @@ class PreferenceLoss(CaptionLoss):
     config: PreferenceConfig
 
     def counts(self, batch: PackedBatch) -> dict[str, float]:
-        of_chosen = torch.isin(batch.branch_numbers(), batch.pairs[:, 0]) & (batch.labels != IGNORED)
+        of_chosen = torch.isin(batch.branch, batch.pairs[:, 0]) & (batch.labels != IGNORED)
         return {
             **super().counts(batch),
             "pairs": float(len(batch.pairs)),

@@ -3,7 +3,7 @@
     regions_per_second, tokens_per_second   over all workers; tokens of prefixes and branches, without padding
     mfu                model FLOP/s over the devices' peak, 0..1 (PaLM, arXiv 2204.02311, appendix B): what the batch
                        needs (`ureca.model.costs`), kept image tokens and padding not counted
-    padding_share      positions of prefixes and bins that hold nothing, over all positions
+    padding_share      positions that hold no token, over all positions: 0 as `pack` lays them end to end
     data_wait_share    seconds that workers waited for their batches, over all seconds
 
 The peak is the maker's figure of a known GPU for the type computed in (`ureca.accelerators`), or `watch.peak_tflops` as
@@ -24,9 +24,8 @@ from torch import Tensor
 from ureca.accelerators import find_accelerator
 from ureca.model import Captioner, PackedBatch
 from ureca.model.costs import Counts, Learns, total, training_flops
-from ureca.model.packing import IGNORED, PADDING
 
-__all__ = ["Positions", "Throughput", "measured_flops", "peak_flops", "positions_of", "work_of"]
+__all__ = ["Positions", "Throughput", "measured_flops", "peak_flops", "positions_of"]
 
 _MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 _MEASURE_SECONDS = 0.3
@@ -53,7 +52,7 @@ class Throughput:
     def saw(self, batch: PackedBatch) -> None:
         """One of this worker's batches of a step; best while it is on the CPU still."""
         more = positions_of(batch)
-        self._work += work_of(batch)
+        self._work += batch.counts
         self._positions = Positions(self._positions.filled + more.filled, self._positions.all + more.all)
 
     def figures(self, *, seconds: float, regions: int, data_wait: float) -> dict[str, float]:
@@ -78,32 +77,9 @@ class Throughput:
         }
 
 
-def work_of(batch: PackedBatch) -> Counts:
-    """What a packed batch brings before the model. Image tokens that were kept cost no vision tower."""
-    prefixes = batch.prefix_valid.sum(dim=1).tolist()
-    counts = Counts(
-        images=len(prefixes),
-        regions=batch.num_regions,
-        tiles=0 if batch.pixel_values is None else len(batch.pixel_values),
-        mask_tiles=sum(len(tiles.values) for tiles in batch.mask_tiles),
-        prefix=sum(prefixes),
-        caption=int((batch.labels != IGNORED).sum()),
-        prefix_pairs=sum(map(_causal, prefixes)),
-    )
-    for image, branch in zip(batch.image.tolist(), batch.branch, strict=True):
-        _, lengths = branch[branch != PADDING].unique(return_counts=True)
-        counts += Counts(
-            branch=int(lengths.sum()),
-            shared_pairs=prefixes[image] * int(lengths.sum()),
-            branch_pairs=sum(map(_causal, lengths.tolist())),
-        )
-    return counts
-
-
 def positions_of(batch: PackedBatch) -> Positions:
-    """Places of a batch's prefixes and bins, and how many of them hold a token."""
-    filled = int(batch.prefix_valid.sum()) + int((batch.branch != PADDING).sum())
-    return Positions(filled, batch.prefix_ids.numel() + batch.input_ids.numel())
+    """Places that a batch takes in the language model, and how many of them hold a token."""
+    return Positions(int(batch.counts.tokens), batch.prefix_ids.numel() + batch.input_ids.numel())
 
 
 def peak_flops(device: torch.device, *, bf16: bool, given_tflops: float | None) -> float:
@@ -134,10 +110,6 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
         multiply()
         times += 1
     return 2 * size**3 * times / (time.monotonic() - started)
-
-
-def _causal(length: float) -> float:
-    return length * (length + 1) / 2
 
 
 def _summed(values: Sequence[float], device: torch.device) -> list[float]:
