@@ -83,7 +83,8 @@ class CaptionerProcessor:
         if num_tiles not in self._prefixes:  # kept: it takes milliseconds, and every image asks for it
             image = f"<img>{'<IMG_CONTEXT>' * self.hf.image_seq_length * num_tiles}</img>"  # type: ignore[attr-defined]
             text = f"<|im_start|>user\n{image}\n"
-            self._prefixes[num_tiles] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            # with the token that a sequence of this vocabulary begins with, if it has one (InternLM2's)
+            self._prefixes[num_tiles] = tuple(self.tokenizer(text)["input_ids"])
         return list(self._prefixes[num_tiles])
 
     def branch_ids(self, query: str) -> list[int]:

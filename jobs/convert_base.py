@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Convert an official InternVL 2.5 or 3 checkpoint (the layout with code beside it) into an HF-native base.
+
+    python jobs/convert_base.py --source InternVL2_5-8B-MPO --output bases/InternVL2_5-8B-MPO
+
+Runs no code of the checkpoint, keeps the type of its weights, and takes the memory of one file of weights.
+Next: jobs/train_stage1.py --preset internvl2.5-8b --base bases/InternVL2_5-8B-MPO
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+
+from ureca.config import load_config
+from ureca.errors import ConfigError
+from ureca.runs import Progress, run_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    source: str
+    """Folder of the official checkpoint: config.json, *.safetensors and the tokenizer's files."""
+    output: str
+    """Folder to write; it must not be there yet."""
+    shard_gib: float = 4.0
+    """Largest file of weights, in GiB; about the memory this takes."""
+
+    def __post_init__(self) -> None:
+        if not self.shard_gib > 0:
+            raise ConfigError(f"shard_gib={self.shard_gib}: must be above 0.")
+
+
+def main() -> None:
+    config = load_config(ConvertConfig, description=__doc__ or "")
+    from ureca.model import parameter_counts, skeleton  # after the options were read: it takes seconds
+    from ureca.model.architectures import read_config
+    from ureca.model.convert import convert_base
+
+    started = time.monotonic()
+    shown: list[Progress] = []
+
+    def progress(done: int, total: int) -> None:
+        if not shown:
+            shown.append(Progress("convert", total, unit="weights"))
+        shown[0].update(done)
+
+    folder = convert_base(
+        Path(config.source), Path(config.output), shard_bytes=int(config.shard_gib * 2**30), progress=progress
+    )
+    for line in shown:
+        line.close()
+    total = parameter_counts(skeleton(read_config(str(folder)))).total
+    print(f"written to {folder}: {total:,} parameters, {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    run_job(main)
