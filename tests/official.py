@@ -12,7 +12,7 @@ from torch import Tensor
 from ureca.model.nano import nano_tokenizer
 
 # What transformers needs to read such a config.json: the checkpoints bring these two files along.
-CONFIGURATION = '''
+CONFIGURATION = """
 from transformers import PretrainedConfig, Qwen2Config
 
 
@@ -36,7 +36,7 @@ class InternVLChatConfig(PretrainedConfig):
 
     def get_text_config(self, decoder=None, encoder=None):
         return self.llm_config
-'''
+"""
 
 
 def official_record(preset: str, vocab_size: int) -> dict[str, Any]:

@@ -162,3 +162,22 @@ def test_a_base_that_can_not_be_trained_is_refused(changes: dict, message: str, 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no configuration could be read"):
         check_base(str(tmp_path))
+
+
+def test_the_table_in_the_docs_is_what_is_built() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bases.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `int")]
+    assert [row[0].strip("`") for row in rows] == list(PUBLISHED)
+    for name, _, language, *figures in rows:
+        model = skeleton(describe(name.strip("`")))
+        counts, config = parameter_counts(model), model.config.text_config
+        assert language.endswith(f"{config.hidden_size} x {config.num_hidden_layers}")
+        millions = [counts.vision_tower, counts.projector, counts.language_model]
+        lora = [lora_parameter_count(model, rank) for rank in (16, 128)]
+        published = PUBLISHED[name.strip("`")][0]
+        assert figures == [
+            *(f"{count / 1e6:,.1f}" for count in millions),
+            f"{counts.total / 1e9:.3f}",
+            f"{published:.3g}",
+            *(f"{count / 1e6:,.1f}" for count in lora),
+        ]
