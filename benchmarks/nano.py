@@ -40,7 +40,7 @@ demo of 2026-11-23. Its way of packing (rows padded to the longest, a gather for
 
 FIRST = WorkersConfig(num_workers=2, threads=1, bf16=False, image_tokens_mb=0)
 """The first version's settings, as far as they can be set now."""
-FIRST_BATCH = BatchConfig(images_per_step=8, images_per_device=4, regions_per_image=16)
+FIRST_BATCH = BatchConfig(images_per_step=8, tokens_per_device=8192, regions_per_image=16)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def measure(case: Case, table: Path, directory: Path, init: str) -> tuple[dict[s
     started = time.monotonic()
     result = fit(config, directory)
     lines = read_metrics(directory / "metrics.jsonl")
-    steps_an_epoch = NUM_IMAGES // config.batch.images_per_step
+    unit, amount = config.batch.step_size
+    assert unit == "images"
+    steps_an_epoch = NUM_IMAGES // amount
     rates = [line["regions_per_second"] for line in lines]
     later = rates[steps_an_epoch:]
     row = {

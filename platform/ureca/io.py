@@ -324,6 +324,9 @@ def list_files(path: AnyPath, suffix: str = "") -> list[str]:
     if info.type == fs.FileType.File:
         return [prefix + inner] if inner.endswith(suffix) else []
     if info.type == fs.FileType.NotFound:
+        bucket = inner.split("/", 1)[0]
+        if prefix and _info(prefix + bucket).type == fs.FileType.NotFound:
+            raise InputError(f"{path}: there is no bucket {bucket!r}. Check its name, and the endpoint and region.")
         raise InputError(f"{path}: no such file or folder. Check the path, and the folder it is relative to.")
     with reading(path):
         found = where.get_file_info(fs.FileSelector(inner))

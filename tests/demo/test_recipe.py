@@ -18,7 +18,7 @@ def recipes(folder: Path, base: Path) -> dict[str, str]:
     common = {
         "table": "taken from the recipe",
         "base": str(base),
-        "batch": {"images_per_step": 7, "images_per_device": 7, "regions_per_image": 4},
+        "batch": {"images_per_step": 7, "regions_per_image": 4},
         "optimizer": {"learning_rate": 1e-3, "epochs": 1},
         "workers": {"num_workers": 1},
     }

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 
 TINY = [
     "--batch.images_per_step=2",
-    "--batch.images_per_device=1",
     "--batch.regions_per_image=2",
     "--optimizer.epochs=0.5",
 ]

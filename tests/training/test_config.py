@@ -25,6 +25,7 @@ def test_paper_s_values_are_the_defaults() -> None:
     first, second = Stage1Config(table="t"), Stage2Config(table="t", init="m")
     assert (first.optimizer.learning_rate, second.optimizer.learning_rate) == (2e-4, 4e-5)
     assert (first.optimizer.warmup_share, first.optimizer.weight_decay) == (0.03, 0.01)
+    assert first.batch.step_size == ("regions", 16)
     assert (second.cue, second.tune_mask_encoder, second.lora.dropout) == ("mask", False, 0.05)
 
 
@@ -33,9 +34,13 @@ def test_paper_s_values_are_the_defaults() -> None:
     [
         (
             Stage1Config,
-            ["--batch.images_per_step=5", "--workers.num_workers=2"],
-            "batch.images_per_step=5 is no multiple of workers.num_workers=2",
+            ["--batch.images_per_step=5", "--batch.tokens_per_step=900"],
+            "batch: tokens_per_step=900 and images_per_step=5: a step is measured in one of them. "
+            "Set the other to null, e.g. --batch.images_per_step=null.",
         ),
+        (Stage1Config, ["--batch.regions_per_step=0"], "batch.regions_per_step=0: must be at least 1"),
+        (Stage1Config, ["--batch.tokens_per_device=0"], "batch.tokens_per_device=0: must be at least 1"),
+        (Stage1Config, ["--batch.prefetch_steps=-1"], "batch.prefetch_steps=-1: must be 0 (none) or more"),
         (Stage1Config, ["--optimizer.epochs=0"], "optimizer.epochs=0.0: must be above 0"),
         (Stage1Config, ["--optimizer.learning_rate=nan"], "must be a number above 0"),
         (Stage1Config, ["--checkpoints.every_steps=0"], "every_steps=0"),
@@ -82,5 +87,6 @@ def test_a_wrong_option_ends_the_job_with_one_line_and_exit_code_2() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr == (
-        "error: command line: unknown key 'batch.images_per_stop'. Did you mean images_per_step or images_per_device?\n"
+        "error: command line: unknown key 'batch.images_per_stop'. "
+        "Did you mean images_per_step or tokens_per_step or regions_per_step?\n"
     )

@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ureca.corpus import ImageRow, iter_images
+from ureca.corpus import iter_images
 from ureca.corpus.table import load_image
 from ureca.model import Captioner
-from ureca.training import image_tokens
 from ureca.training.image_tokens import ImageTokens
 
 
@@ -16,32 +15,35 @@ def captioner(tiny_base: Path) -> Captioner:
 
 
 @pytest.fixture(scope="module")
-def rows(region_table: Path) -> list[ImageRow]:
-    return [row for row in iter_images(region_table) if row.status == "labeled"]
+def pixels(captioner: Captioner, region_table: Path) -> dict[str, torch.Tensor]:
+    rows = [row for row in iter_images(region_table) if row.status == "labeled"]
+    return {row.image_id: captioner.processor.image_inputs(load_image(row)) for row in rows}
 
 
-def test_tokens_are_those_of_the_vision_tower(captioner: Captioner, rows: list[ImageRow]) -> None:
-    tokens = ImageTokens(captioner, budget_bytes=2**30)(rows[0])
-    pixels = captioner.processor.image_inputs(load_image(rows[0]))
-    assert torch.equal(tokens, captioner.image_features(pixels))
-
-
-def test_an_image_is_read_once(captioner: Captioner, rows: list[ImageRow], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_those_of_the_vision_tower(captioner: Captioner, pixels: dict[str, torch.Tensor]) -> None:
     tokens = ImageTokens(captioner, budget_bytes=2**30)
-    first = [tokens(row) for row in rows]
-    monkeypatch.delattr(image_tokens, "load_image")  # whoever reads now fails
-    assert all(torch.equal(tokens(row), kept) for row, kept in zip(rows, first, strict=True))
+    for image_id, values in pixels.items():
+        assert torch.equal(tokens(image_id, values), captioner.image_features(values))
 
 
-def test_what_has_no_room_is_computed_again(captioner: Captioner, rows: list[ImageRow]) -> None:
+def test_what_is_kept_needs_no_pixels(captioner: Captioner, pixels: dict[str, torch.Tensor]) -> None:
+    tokens = ImageTokens(captioner, budget_bytes=2**30)
+    first = {image_id: tokens(image_id, values) for image_id, values in pixels.items()}
+    assert all(image_id in tokens for image_id in pixels)
+    assert all(torch.equal(tokens(image_id, None), kept) for image_id, kept in first.items())
+
+
+def test_what_has_no_room_is_computed_again(captioner: Captioner, pixels: dict[str, torch.Tensor]) -> None:
     size = 256 * 64 * 4  # tokens, width, bytes of a float32
     tokens = ImageTokens(captioner, budget_bytes=2 * size + 1)
-    first = [tokens(row) for row in rows[:4]]
+    some = list(pixels.items())[:4]
+    first = [tokens(image_id, values) for image_id, values in some]
     assert len(tokens) == 2
-    assert all(torch.equal(tokens(row), kept) for row, kept in zip(rows, first, strict=False))
+    assert [image_id in tokens for image_id, _ in some] == [True, True, False, False]
+    assert all(torch.equal(tokens(*each), kept) for each, kept in zip(some, first, strict=True))
     assert len(tokens) == 2
 
 
-def test_under_autocast_tokens_take_half_the_room(captioner: Captioner, rows: list[ImageRow]) -> None:
+def test_under_autocast_tokens_take_half_the_room(captioner: Captioner, pixels: dict[str, torch.Tensor]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert ImageTokens(captioner, budget_bytes=2**30)(rows[0]).dtype == torch.bfloat16
+        assert ImageTokens(captioner, budget_bytes=2**30)(*next(iter(pixels.items()))).dtype == torch.bfloat16

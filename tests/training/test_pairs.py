@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from ureca.corpus import ImageRow
+from ureca.corpus import ImageRow, iter_images
 from ureca.corpus.schema import Distractor
 from ureca.model import CaptionerProcessor
-from ureca.training.examples import LabeledImages
 from ureca.training.index import Visit
 from ureca.training.pairs import make_pairs, rejected_captions
 
@@ -19,7 +18,7 @@ def processor(tiny_base: Path) -> CaptionerProcessor:
 @pytest.fixture
 def row(region_table: Path) -> ImageRow:
     """Four regions; of the last two the captions read alike."""
-    row = LabeledImages(str(region_table))[3]
+    row = next(row for row in iter_images(region_table) if row.image_id == "image03")
     captions = ["the first box", "the second box", "a box", "a box"]
     distractors = [(1, 2, 3), (2,), (3, 0), ()]
     regions = tuple(
@@ -30,12 +29,12 @@ def row(region_table: Path) -> ImageRow:
 
 
 def shown(row: ImageRow, processor: CaptionerProcessor, **changed: int) -> list[tuple[str, str]]:
-    settings = {"regions_per_image": 9, "rejected_per_region": 2, "seed": 0, "epoch": 0, **changed}
-    example = make_pairs(row, Visit(3, settings.pop("epoch")), processor, **settings)
-    for chosen, rejected in example.pairs:
-        assert example.regions[chosen].segmentation == example.regions[rejected].segmentation
-        assert example.regions[chosen].query == example.regions[rejected].query == processor.query("unique")
-    return [(example.regions[chosen].caption, example.regions[rejected].caption) for chosen, rejected in example.pairs]
+    settings = {"rejected_per_region": 2, "seed": 0, "epoch": 0, **changed}
+    regions, pairs = make_pairs(row, Visit(3, settings.pop("epoch"), (0, 1, 2)), processor, **settings)
+    for chosen, rejected in pairs:
+        assert regions[chosen].segmentation == regions[rejected].segmentation
+        assert regions[chosen].query == regions[rejected].query == processor.query("unique")
+    return [(regions[chosen].caption, regions[rejected].caption) for chosen, rejected in pairs]
 
 
 def test_captions_that_read_alike_are_no_pair_and_none_is_rejected_twice(row: ImageRow) -> None:
@@ -62,11 +61,21 @@ def test_an_example_shows_the_own_caption_once_and_up_to_k_rejected(
         ("the first box", "the second box"),
         ("the second box", "a box"),
     ]
-    example = make_pairs(row, Visit(3, 0), processor, regions_per_image=9, rejected_per_region=2, seed=0)
-    assert example.pairs == ((0, 1), (0, 2), (3, 4), (5, 6))
-    assert len(example.regions) == 7
+    regions, pairs = make_pairs(row, Visit(3, 0, (0, 1, 2)), processor, rejected_per_region=2, seed=0)
+    assert pairs == ((0, 1), (0, 2), (3, 4), (5, 6))
+    assert len(regions) == 7
     assert len(shown(row, processor, rejected_per_region=1)) == 3
-    assert len({chosen for chosen, _ in shown(row, processor, regions_per_image=2)}) == 2
+
+
+def test_a_visit_s_regions_are_counted_among_those_that_have_a_pair(
+    row: ImageRow, processor: CaptionerProcessor
+) -> None:
+    first, *rest = row.regions
+    bare = replace(row, regions=(replace(first, distractors=()), *rest))
+    regions, pairs = make_pairs(bare, Visit(3, 0, (1,)), processor, rejected_per_region=2, seed=0)
+    assert [region.caption for region in regions] == ["a box", "the first box"]
+    assert regions[0].segmentation == row.regions[2].segmentation
+    assert pairs == ((0, 1),)
 
 
 def test_what_is_rejected_is_drawn_by_seed_and_epoch_alone(row: ImageRow, processor: CaptionerProcessor) -> None:

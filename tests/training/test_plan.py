@@ -114,7 +114,7 @@ def test_settings_that_do_not_bear_on_the_weights_may_change(tmp_path: Path) -> 
         table="t",
         checkpoints=CheckpointConfig(every_steps=7),
         workers=WorkersConfig(max_failures=9),
-        batch=BatchConfig(images_per_device=1),
+        batch=BatchConfig(tokens_per_device=512, prefetch_steps=0),
     )
     here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
     refuse_other_plan("runs/x", Plan.of(other, tmp_path / "moved").identity(), here)

@@ -61,7 +61,7 @@ def config(tiny_base: Path, table_with_distractors: Path, stage2_model: Path) ->
         heldout=0.0,
         base=str(tiny_base),
         init=str(stage2_model),
-        batch=BatchConfig(images_per_step=4, images_per_device=1, regions_per_image=3),
+        batch=BatchConfig(images_per_step=4, tokens_per_device=500, regions_per_image=3),
         preference=PreferenceConfig(beta=0.5, sft_weight=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-2, epochs=NUM_STEPS * 4 / 5),
         workers=WorkersConfig(num_workers=2, max_failures=0),
@@ -88,9 +88,9 @@ def test_pairs_come_to_be_told_apart_and_other_cuts_and_zero_stages_take_the_sam
     assert last["preference_loss"] < math.log(2) - 0.1
     assert first["num_pairs"] > 4
 
-    # One worker, weights spread by ZeRO 3, and two images a pass: the same curve.
+    # One worker, weights spread by ZeRO 3, and more images a pass: the same curve.
     workers = replace(config.workers, num_workers=1, zero_stage=3)
-    one = lines(replace(config, workers=workers, batch=replace(config.batch, images_per_device=3)), tmp_path / "one")
+    one = lines(replace(config, workers=workers, batch=replace(config.batch, tokens_per_device=2000)), tmp_path / "one")
     for name in ("loss", "preference_loss", "sft_loss", "margin", "num_pairs", "num_tokens"):
         mine, other = (torch.tensor([float(line[name]) for line in of]) for of in (one, two))
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")

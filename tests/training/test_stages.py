@@ -62,7 +62,7 @@ def stage1(base: Path, table: Path, *, num_workers: int, zero_stage: int = 1) ->
         table=str(table),
         heldout=0.0,
         base=str(base),
-        batch=BatchConfig(images_per_step=4, images_per_device=2 if num_workers == 1 else 1, regions_per_image=3),
+        batch=BatchConfig(images_per_step=4, tokens_per_device=1000 if num_workers == 1 else 400, regions_per_image=3),
         optimizer=OptimizerConfig(learning_rate=3e-3, epochs=NUM_STEPS * 4 / 7),
         workers=WorkersConfig(num_workers=num_workers, zero_stage=zero_stage, max_failures=1),  # type: ignore[arg-type]
         checkpoints=CheckpointConfig(every_steps=8),
@@ -182,7 +182,7 @@ def job(run_directory: Path, config: Stage1Config) -> list[str]:
         *(sys.executable, str(ROOT / "jobs" / "train_stage1.py")),
         *(f"--table={config.table}", f"--base={config.base}", f"--run_directory={run_directory}"),
         f"--heldout={config.heldout}",
-        *(f"--batch.{name}={value}" for name, value in vars(config.batch).items()),
+        *(f"--batch.{name}={value}" for name, value in vars(config.batch).items() if value is not None),
         f"--optimizer.learning_rate={config.optimizer.learning_rate}",
         f"--optimizer.epochs={config.optimizer.epochs}",
         f"--workers.num_workers={config.workers.num_workers}",

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,16 +93,24 @@ def iter_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
         raise InputError(f"{source}: no parquet file in it. Give a region table, as `ureca label` writes it.")
     for file_path in files:
         with io.open_input(file_path) as stream:
-            try:
-                parquet = pq.ParquetFile(stream)
-            except pa.ArrowInvalid as error:
-                raise InputError(
-                    f"{file_path}: not readable as parquet ({error}). "
-                    "Copy it again, or run the job that wrote it again."
-                ) from error
-            columns = _check_schema(parquet.schema_arrow, file_path)
+            parquet = open_parquet(stream, file_path)
+            columns = check_schema(parquet.schema_arrow, file_path)
             for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns):
-                yield _as_region_batch(batch, file_path)
+                yield as_region_batch(batch, file_path)
+
+
+def open_parquet(stream: Any, file_path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """The parquet file in a stream; `metadata`: its footer, where it was read before.
+
+    Raises:
+        InputError: it is no parquet file.
+    """
+    try:
+        return pq.ParquetFile(stream, metadata=metadata)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{file_path}: not readable as parquet ({error}). Copy it again, or run the job that wrote it again."
+        ) from error
 
 
 def load_image(row: ImageRow) -> np.ndarray:
@@ -162,8 +171,12 @@ def _row_digest(row: ImageRow) -> bytes:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()
 
 
-def _check_schema(schema: pa.Schema, file_path: str) -> list[str]:
-    """The table's columns, if the file has them; columns beside them are not read."""
+def check_schema(schema: pa.Schema, file_path: str) -> list[str]:
+    """The table's columns, if the file has them; columns beside them are not read.
+
+    Raises:
+        InputError: a column is missing, or the table is of a version that this package does not know.
+    """
     version = (schema.metadata or {}).get(SCHEMA_VERSION_KEY)
     if version is not None and version.decode() not in map(str, READABLE_VERSIONS):
         raise InputError(
@@ -180,7 +193,12 @@ def _check_schema(schema: pa.Schema, file_path: str) -> list[str]:
     return [name for name in REGION_TABLE_SCHEMA.names if name in schema.names]
 
 
-def _as_region_batch(batch: pa.RecordBatch, file_path: str) -> pa.RecordBatch:
+def as_region_batch(batch: pa.RecordBatch, file_path: str) -> pa.RecordBatch:
+    """A file's batch as the region table's schema has it.
+
+    Raises:
+        InputError: a column is of another type.
+    """
     for name in ADDED_COLUMNS:
         if name not in batch.schema.names:
             batch = batch.append_column(name, pa.nulls(len(batch), REGION_TABLE_SCHEMA.field(name).type))

@@ -96,6 +96,13 @@ class CaptionerProcessor:
         """Token ids of a caption, the end marker included: exactly what the loss covers."""
         return self.tokenizer(f"{caption}<|im_end|>", add_special_tokens=False)["input_ids"]
 
+    def caption_lengths(self, captions: list[str]) -> list[int]:
+        """How many `caption_ids` each caption has."""
+        if not captions:
+            return []
+        ids = self.tokenizer([f"{caption}<|im_end|>" for caption in captions], add_special_tokens=False)["input_ids"]
+        return [len(of_caption) for of_caption in ids]
+
     @cached_property
     def image_token_id(self) -> int:
         return int(self.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
 """Training the captioner: Ray Train starts the workers, DeepSpeed shares out their states.
 
-config.py      what can be set, stage by stage       index.py      which images a step trains on
-plan.py        one stage, settled                    examples.py   from the region table to examples
-batches.py     the packed batches of each step       loop.py       the workers' side
-driver.py      the driver's side
-checkpoints.py for going on after an interruption    zero.py       DeepSpeed's settings, learning rate
-objective.py   what a step minimizes                 preference.py the same of stage 3, on pairs.py
+config.py      what can be set, stage by stage       table_index.py what is known of a table before the first step
+plan.py        one stage, settled                    index.py       which regions a step trains on
+driver.py      the driver's side                     passes.py      their cut into passes and shares of workers
+loop.py        the workers' side                     batches.py     the packed batches of each step, made ahead
+checkpoints.py for going on after an interruption    zero.py        DeepSpeed's settings, learning rate
+objective.py   what a step minimizes                 preference.py  the same of stage 3, on pairs.py
 pretrain.py    nano's base, on questions.py
 """
 

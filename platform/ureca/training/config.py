@@ -28,6 +28,11 @@ __all__ = [
 
 Cue = Literal["mask", "box", "none"]
 
+STEP_UNITS = ("regions", "tokens", "images")
+"""What an optimizer step can be measured in."""
+PAPER_BATCH = 16
+"""Regions in the paper's batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
@@ -43,17 +48,60 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    images_per_step: int = 8
-    """Images in an optimizer step, all workers together; a multiple of the number of workers."""
-    images_per_device: int = 2
-    """Images that a worker packs into one forward pass. Changes memory and speed, not the result."""
-    regions_per_image: int = 16
-    """Regions of an image shown in one step; of more, some are drawn anew each epoch."""
+    """What an optimizer step holds, over all workers, and how much of it a worker computes at once.
+
+    A step is measured in one of three units. Regions are what the paper counts (its batch is 16 of them). Tokens, the
+    image prefix included, are what a step costs: images with 3 or 300 regions then fill it alike, which is what a
+    large training wants. Images are for small ones, whose step should show a few scenes whole. A step's loss is the
+    mean over all its caption tokens, whatever its unit and however it is cut into passes.
+    """
+
+    regions_per_step: int | None = None
+    """Regions in an optimizer step. With none of the three given: 16, the paper's."""
+    tokens_per_step: int | None = None
+    """Tokens in an optimizer step, at most; an image's prefix is counted with it."""
+    images_per_step: int | None = None
+    """Images in an optimizer step (their visits, where `regions_per_visit` is set)."""
+    tokens_per_device: int = 8192
+    """Tokens in one forward pass of a worker, at most: what its memory must hold. An image with more regions than fit
+    is split over several passes. Changes memory and speed, not the result."""
+    regions_per_image: int | None = None
+    """Regions of an image shown in an epoch; of more, some are drawn anew each time. Null: all of them."""
+    regions_per_visit: int | None = None
+    """Null: an image's regions come together, which is what packing lives on. A number: in portions of so many at
+    different places of the epoch; 1 mixes regions as a batch of separate sequences does."""
+    prefetch_steps: int = 1
+    """Steps that are read, decoded and packed ahead while the model computes; 0: none."""
+    prefetch_threads: int = 1
+    """Threads of each worker that do so."""
 
     def __post_init__(self) -> None:
-        for name in ("images_per_step", "images_per_device", "regions_per_image"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"batch.{name}={getattr(self, name)}: must be at least 1.")
+        for name in ("regions_per_step", "tokens_per_step", "images_per_step", "tokens_per_device"):
+            _refuse_below_1(name, getattr(self, name))
+        for name in ("regions_per_image", "regions_per_visit", "prefetch_threads"):
+            _refuse_below_1(name, getattr(self, name))
+        if self.prefetch_steps < 0:
+            raise ConfigError(f"batch.prefetch_steps={self.prefetch_steps}: must be 0 (none) or more.")
+        given = [f"{unit}_per_step" for unit in STEP_UNITS if getattr(self, f"{unit}_per_step") is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                f"batch: {' and '.join(f'{name}={getattr(self, name)}' for name in given)}: a step is measured in one "
+                f"of them. Set the other to null, e.g. --batch.{given[-1]}=null."
+            )
+
+    @property
+    def step_size(self) -> tuple[str, int]:
+        """The unit that a step is measured in (one of STEP_UNITS), and how many of it a step holds."""
+        for unit in STEP_UNITS:
+            amount = getattr(self, f"{unit}_per_step")
+            if amount is not None:
+                return unit, amount
+        return "regions", PAPER_BATCH
+
+
+def _refuse_below_1(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"batch.{name}={value}: must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +268,6 @@ class _StageConfig:
             raise ConfigError(
                 f"watch.every_steps={self.watch.every_steps} with heldout=0: looks caption held-out images. "
                 "Hold some out, or set --watch.every_steps=0."
-            )
-        if self.batch.images_per_step % self.workers.num_workers:
-            raise ConfigError(
-                f"batch.images_per_step={self.batch.images_per_step} is no multiple of "
-                f"workers.num_workers={self.workers.num_workers}: every worker takes an equal share of it."
             )
 
 

@@ -14,11 +14,12 @@ from ureca.cluster import connect
 from ureca.config import config_to_dict
 from ureca.errors import UrecaError
 from ureca.runs import Progress
+from ureca.training.batches import step_index
 from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, steps_done
 from ureca.training.config import StageConfig, WorkersConfig
-from ureca.training.index import StepIndex
 from ureca.training.metrics import FILE, last_line, loss_first_last, read_metrics
 from ureca.training.plan import Plan
+from ureca.training.table_index import prepare_index
 
 __all__ = ["TrainingResult", "computes_in_bfloat16", "fit", "users_error", "worker_environment"]
 
@@ -51,11 +52,19 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         TrainingError: the loss or a gradient became non-finite.
     """
     plan = Plan.of(config, directory)
-    num_images = len(plan.images())
-    index = StepIndex(num_images=num_images, images_per_step=plan.batch.images_per_step, seed=plan.seed)
-    num_steps = index.num_steps(plan.optimizer.epochs)
-    model = directory / MODEL_DIRECTORY
     done = steps_done(plan)
+    processor = plan.processor()
+    table = prepare_index(
+        plan.table,
+        Path(plan.directory),
+        processor,
+        heldout=plan.heldout,
+        heldout_seed=plan.heldout_seed,
+        rejected_per_region=plan.preference.rejected_per_region if plan.preference else None,
+        has_begun=done > 0,
+    )
+    num_steps = step_index(plan, table, processor).num_steps(plan.optimizer.epochs)
+    model = directory / MODEL_DIRECTORY
     if done == num_steps and model.is_dir():
         print(f"train  {model} is there already: all {num_steps} steps were done", file=sys.stderr)
     else:
@@ -63,7 +72,7 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
             shutil.rmtree(directory / CHECKPOINTS_DIRECTORY, ignore_errors=True)
             (directory / FILE).unlink(missing_ok=True)
         _run(plan, num_steps, done)
-    return _result(directory, model, num_images)
+    return _result(directory, model, len(table))
 
 
 def _run(plan: Plan, num_steps: int, done: int) -> None:

@@ -12,8 +12,6 @@ import mmap
 import torch
 from torch import Tensor
 
-from ureca.corpus.schema import ImageRow
-from ureca.corpus.table import load_image
 from ureca.model import Captioner
 
 __all__ = ["ImageTokens"]
@@ -23,7 +21,10 @@ _ALIGNMENT = 64
 
 
 class ImageTokens:
-    """Gives the image tokens of rows of a region table: `(T, 256, D)`, on the CPU."""
+    """Gives the image tokens of images by their ids: `(T, 256, D)`, on the CPU.
+
+    One thread computes; others may ask meanwhile what is kept, for what is kept stays.
+    """
 
     def __init__(self, captioner: Captioner, *, budget_bytes: int) -> None:
         """`budget_bytes`: what the kept tokens may take, 1 or more."""
@@ -36,23 +37,27 @@ class ImageTokens:
         """Images kept."""
         return len(self._kept)
 
-    def __call__(self, row: ImageRow) -> Tensor:
-        """The row's image tokens, in the type that autocast or the weights say.
+    def __contains__(self, image_id: str) -> bool:
+        """Whether the tokens of an image are kept, so that its pixels need not be read."""
+        return image_id in self._kept
+
+    def __call__(self, image_id: str, pixels: Tensor | None) -> Tensor:
+        """The image's tokens, in the type that autocast or the weights say.
 
         An image is always computed by itself: what it is batched with would change the last bits, and with them a
         training that goes on after an interruption.
 
-        Raises:
-            ImageError: the image is missing, truncated, or not of the size that the table says.
+        Args:
+            pixels: `(T, 3, tile, tile)` of the processor; None only where the tokens are kept.
         """
-        if row.image_id in self._kept:
-            return self._kept[row.image_id]
-        captioner = self._captioner
-        pixels = captioner.processor.image_inputs(load_image(row))
-        tokens = captioner.image_features(pixels.to(captioner.base.device, captioner.base.dtype)).to("cpu")
+        if image_id in self._kept:
+            return self._kept[image_id]
+        assert pixels is not None, image_id
+        base = self._captioner.base
+        tokens = self._captioner.image_features(pixels.to(base.device, base.dtype)).to("cpu")
         size = tokens.numel() * tokens.element_size()
         if self._used + size <= len(self._memory):
             place = self._memory[self._used : self._used + size].view(tokens.dtype).view(tokens.shape)
-            self._kept[row.image_id] = place.copy_(tokens)
+            self._kept[image_id] = place.copy_(tokens)
             self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
         return tokens

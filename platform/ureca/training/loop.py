@@ -1,6 +1,6 @@
 """What each training worker runs: build the model, go on where the latest checkpoint stands, step, save.
 
-    step k:  images of the step (index.py) -> packed batches, one a pass -> tokens of the whole step
+    step k:  its packed batches, one a pass, made ahead (batches.py) -> tokens of the whole step
              (all-reduce) -> forward, backward for each pass -> clip, AdamW -> loss of the whole step
 
 Ray Train starts one process per worker and joins them in a process group (gloo on CPUs, nccl on GPUs);
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ureca.config import config_from_dict
 from ureca.model import Captioner
-from ureca.training.batches import Batches
+from ureca.training.batches import Batches, Step
 from ureca.training.checkpoints import MODEL_DIRECTORY, load_checkpoint, report_checkpoint
 from ureca.training.metrics import MetricsWriter
 from ureca.training.objective import CaptionLoss, Objective
@@ -45,6 +45,8 @@ class _StepResult:
     """What the objective counted: `tokens`, `regions`, ..."""
     figures: dict[str, float]
     """The objective's further metrics."""
+    data_wait: float
+    """Seconds that a worker waited for its batches, mean over the workers."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -74,25 +76,20 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.plan = plan
-        self.batches = Batches(plan, rank=self.rank, num_workers=self.num_workers)
         self.captioner: Captioner = plan.captioner()
+        self.batches = Batches(plan, self.captioner, rank=self.rank, num_workers=self.num_workers)
         self.objective: Objective = PreferenceLoss(plan.preference) if plan.preference else CaptionLoss()
         self.engine, *_ = deepspeed.initialize(
             model=self.captioner,
             model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
-            config=deepspeed_config(
-                plan.optimizer,
-                plan.workers,
-                images_per_pass=min(plan.batch.images_per_device, plan.batch.images_per_step // self.num_workers),
-                passes=self.batches.passes_per_step,
-            ),
+            config=deepspeed_config(plan.optimizer, plan.workers),
         )
         self.device = self.engine.device
         self.autocast = plan.workers.bf16 and not plan.workers.use_gpu  # on a GPU DeepSpeed sees to it
         if self.autocast and plan.workers.zero_stage < 3:
             # Only now: DeepSpeed has just put all weights into float32.
             self.captioner.hold_frozen_base(torch.bfloat16)
-        self.batches.keep_image_tokens(self.captioner)
+        self.batches.keep_image_tokens()
 
     def train(self) -> None:
         """Step from the latest checkpoint to the end, then write the model directory."""
@@ -100,49 +97,67 @@ class _Worker:
         base_hash = self.captioner.config.base_hash
         first = load_checkpoint(self.engine, plan, base_hash)
         metrics = MetricsWriter(plan.directory, first_step=first) if self.rank == 0 else None
-        for step in range(first, num_steps):
-            started = time.monotonic()
-            rate = learning_rate(step, num_steps, plan.optimizer)
-            result = self._step(step, rate)
-            if metrics:
-                metrics.write(
-                    step=step + 1,
-                    num_steps=num_steps,
-                    loss=result.loss,
-                    learning_rate=rate,
-                    grad_norm=result.grad_norm,
-                    **{f"num_{name}": count for name, count in result.counts.items()},
-                    **result.figures,
-                    regions_per_second=round(result.counts["regions"] / (time.monotonic() - started), 2),
-                )
-            if (step + 1) % plan.checkpoints.every_steps == 0 or step + 1 == num_steps:
-                report_checkpoint(self.engine, plan, base_hash, step=step + 1)
+        with self.batches.begin(first) as steps:
+            for step in steps:
+                started, done = time.monotonic(), step.number + 1
+                rate = learning_rate(step.number, num_steps, plan.optimizer)
+                result = self._step(step, rate)
+                if metrics:
+                    seconds = time.monotonic() - started
+                    metrics.write(
+                        step=done,
+                        num_steps=num_steps,
+                        loss=result.loss,
+                        learning_rate=rate,
+                        grad_norm=result.grad_norm,
+                        **{f"num_{name}": count for name, count in result.counts.items()},
+                        **result.figures,
+                        regions_per_second=round(result.counts["regions"] / seconds, 2),
+                        data_wait_share=round(result.data_wait / seconds, 4),
+                        idle_share=round(1 - step.busy_share, 4),
+                    )
+                if done % plan.checkpoints.every_steps == 0 or done == num_steps:
+                    report_checkpoint(self.engine, plan, base_hash, step=done)
         if metrics:
             metrics.close()
         self._save_model()
 
-    def _step(self, step: int, rate: float) -> _StepResult:
+    def _step(self, step: Step, rate: float) -> _StepResult:
         """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""
         # Dropout: the same draws whether or not the run was interrupted before this step.
-        torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step, self.rank]).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step.number, self.rank]).generate_state(1)[0]))
+        waited = self.batches.waited_seconds
         with self._autocast():
-            batches = self.batches.of_step(step, self.captioner)
-        counts = self._sum_by_name([self.objective.counts(batch) for batch in batches])
+            passes = list(self.batches.passes(step))
+        waited = (self.batches.waited_seconds - waited) / len(passes)
+        counts = self._sum_by_name(
+            [{**each.weighted(self.objective.counts(each.batch)), "waited": waited} for each in passes]
+        )
+        data_wait = counts.pop("waited") / self.num_workers
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         shares = []
-        for batch in batches:
+        for left, one in zip(reversed(range(len(passes))), passes, strict=True):
+            # DeepSpeed must know before the forward pass whether the weights change after this pass.
+            self.engine.set_gradient_accumulation_boundary(left == 0)
             with self._autocast():
-                share, figures = self.objective.loss(self.engine, batch.to(self.device), counts)
-            shares.append({"loss": float(share.detach()), **{name: float(value) for name, value in figures.items()}})
-            self.engine.backward(loss_for_backward(share, self.num_workers), scale_wrt_gas=False)
-            self.engine.step()  # changes weights at the last pass only
+                share, figures = self.objective.loss(self.engine, one.batch.to(self.device), counts)
+            values = {"loss": float(share.detach()), **{name: float(value) for name, value in figures.items()}}
+            shares.append(one.weighted(values))
+            self.engine.backward(loss_for_backward(share * one.weight, self.num_workers), scale_wrt_gas=False)
+            self.engine.step()
         figures = self._sum_by_name(shares)
         loss = figures.pop("loss")
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-        refuse_non_finite(step + 1, loss=loss, grad_norm=grad_norm)
+        refuse_non_finite(step.number + 1, loss=loss, grad_norm=grad_norm)
         whole = {name: round(count) for name, count in counts.items()}
-        return _StepResult(loss=loss, grad_norm=grad_norm, counts=whole, figures=figures)
+        return _StepResult(
+            loss=loss,
+            grad_norm=grad_norm,
+            counts=whole,
+            figures=figures,
+            data_wait=data_wait,
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)

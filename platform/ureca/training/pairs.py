@@ -9,17 +9,13 @@ region's distractors, is drawn from (seed, epoch, image, region).
 """
 
 import random
-from collections.abc import Callable, Sequence
-
-import numpy as np
-from torch import Tensor
+from collections.abc import Sequence
 
 from ureca.corpus.schema import ImageRow, RegionRow
-from ureca.corpus.table import load_image
-from ureca.model import CaptionerProcessor, Example, RegionExample
-from ureca.training.index import Visit, choose_regions
+from ureca.model import CaptionerProcessor, RegionExample
+from ureca.training.index import Visit
 
-__all__ = ["make_pairs", "rejected_captions"]
+__all__ = ["STYLE", "make_pairs", "rejected_captions", "rejected_of"]
 
 STYLE = "unique"
 """The query: pairs are of the caption that shall fit its region alone."""
@@ -29,45 +25,41 @@ JUDGED_FALSE = "judged_false"
 
 def rejected_captions(regions: Sequence[RegionRow]) -> dict[int, list[str]]:
     """Places of the regions that have a pair -> captions to reject for them, of the most alike distractor first."""
+    return rejected_of(
+        [region.caption for region in regions],
+        [region.flags for region in regions],
+        [[distractor.index for distractor in region.distractors] for region in regions],
+    )
+
+
+def rejected_of(
+    captions: Sequence[str | None], flags: Sequence[Sequence[str]], distractors: Sequence[Sequence[int]]
+) -> dict[int, list[str]]:
+    """`rejected_captions` of an image's regions by their columns."""
     found = {}
-    for place, region in enumerate(regions):
-        if not region.caption or JUDGED_FALSE in region.flags:
+    for place, own in enumerate(captions):
+        if not own or JUDGED_FALSE in flags[place]:
             continue
-        others = (regions[distractor.index].caption for distractor in region.distractors)
-        captions = dict.fromkeys(caption for caption in others if caption and caption != region.caption)
-        if captions:
-            found[place] = list(captions)
+        others = (captions[index] for index in distractors[place])
+        rejected = dict.fromkeys(caption for caption in others if caption and caption != own)
+        if rejected:
+            found[place] = list(rejected)
     return found
 
 
 def make_pairs(
-    row: ImageRow,
-    visit: Visit,
-    processor: CaptionerProcessor,
-    *,
-    regions_per_image: int,
-    rejected_per_region: int,
-    seed: int,
-    image_of: Callable[[ImageRow], np.ndarray | Tensor] = load_image,
-) -> Example:
-    """One image with the pairs that its visit draws: each region with its own caption, then with rejected ones.
+    row: ImageRow, visit: Visit, processor: CaptionerProcessor, *, rejected_per_region: int, seed: int
+) -> tuple[tuple[RegionExample, ...], tuple[tuple[int, int], ...]]:
+    """The pairs that a visit draws: each region with its own caption, then with rejected ones; (chosen, rejected).
 
-    Raises:
-        ImageError: the image is missing, truncated, or not of the size that the table says.
+    The visit's regions are places among those that have a pair.
     """
     rejected = rejected_captions(row.regions)
-    places = list(rejected)
-    chosen = choose_regions(
-        [row.regions[place].region_id for place in places],
-        regions_per_image,
-        seed=seed,
-        epoch=visit.epoch,
-        image_id=row.image_id,
-    )
+    paired = list(rejected)
     query = processor.query(STYLE)
     branches: list[RegionExample] = []
     pairs: list[tuple[int, int]] = []
-    for place in (places[index] for index in chosen):
+    for place in (paired[index] for index in visit.regions):
         region = row.regions[place]
         draw = random.Random(f"pairs/{seed}/{visit.epoch}/{row.image_id}/{region.region_id}")
         against = draw.sample(rejected[place], min(rejected_per_region, len(rejected[place])))
@@ -75,4 +67,4 @@ def make_pairs(
         pairs += [(own, own + 1 + number) for number in range(len(against))]
         captions = [region.caption or "", *against]
         branches += [RegionExample(region.segmentation, query, caption) for caption in captions]
-    return Example(image=image_of(row), regions=tuple(branches), pairs=tuple(pairs))
+    return tuple(branches), tuple(pairs)

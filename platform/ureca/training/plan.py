@@ -12,7 +12,15 @@ import torch
 
 from ureca.config import config_to_dict
 from ureca.errors import CheckpointError
-from ureca.model import Captioner, CaptionerConfig, check_base, keep_reference, preset
+from ureca.model import (
+    Captioner,
+    CaptionerConfig,
+    CaptionerProcessor,
+    check_base,
+    keep_reference,
+    preset,
+    preset_path,
+)
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -28,7 +36,6 @@ from ureca.training.config import (
     WatchConfig,
     WorkersConfig,
 )
-from ureca.training.examples import LabeledImages
 
 __all__ = ["Plan", "refuse_other_plan"]
 
@@ -42,7 +49,8 @@ _MAY_CHANGE = (
     "workers.max_failures",
     "workers.threads",
     "workers.image_tokens_mb",
-    "batch.images_per_device",
+    "batch.tokens_per_device",
+    "batch.prefetch",
 )
 
 
@@ -120,14 +128,24 @@ class Plan:
         flat = _flatten(config_to_dict(self))
         return {key: value for key, value in flat.items() if not key.startswith(_MAY_CHANGE)}
 
-    def images(self) -> LabeledImages:
-        """The images to learn from. Raises InputError."""
-        return LabeledImages(
-            self.table,
-            heldout=self.heldout,
-            heldout_seed=self.heldout_seed,
-            paired=self.preference is not None,
-        )
+    def processor(self) -> CaptionerProcessor:
+        """The processor of the model this plan starts from, without the model.
+
+        Raises:
+            CheckpointError: there is none at base or model directory.
+        """
+        if self.init:
+            tile_limit = CaptionerConfig.load(Path(self.init)).tile_limit
+            return CaptionerProcessor.from_pretrained(self.init, tile_limit=tile_limit)
+        return CaptionerProcessor.from_pretrained(preset_path(self.base), tile_limit=preset(self.preset).tile_limit)
+
+    def mask_shape(self) -> tuple[int, bool]:
+        """Mask tokens a tile, and whether only those tiles are shown that a region touches."""
+        if self.init:
+            mask = CaptionerConfig.load(Path(self.init)).mask
+            return mask.tokens_per_tile, mask.kind == "tokens"
+        config = self.mask or MaskConfig()
+        return config.tokens_per_tile or preset(self.preset).tokens_per_tile, config.kind == "tokens"
 
     def captioner(self) -> Captioner:
         """Build the model this plan starts from, its parts that train switched on (32-bit, on the CPU).

@@ -25,13 +25,12 @@ class TrainingError(UrecaError):
     """Training can't go on: the loss or the gradient is no longer a number."""
 
 
-def deepspeed_config(
-    optimizer: OptimizerConfig, workers: WorkersConfig, *, images_per_pass: int, passes: int
-) -> dict[str, Any]:
-    """DeepSpeed's JSON for a plan. `passes`: forward passes of a worker in one step."""
+def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict[str, Any]:
+    """DeepSpeed's JSON for a plan."""
     return {
-        "train_micro_batch_size_per_gpu": images_per_pass,
-        "gradient_accumulation_steps": passes,
+        # Steps have as many passes as their tokens need: the loop says which is the last, and counts for itself.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "optimizer": {
             "type": "AdamW",
             # torch_adam: DeepSpeed's own would be compiled at run time
