@@ -1,8 +1,14 @@
 """The sequence: image prefix, mask tokens, query, caption, as transformers' own processor and template write it."""
 
-import numpy as np
+import json
+import shutil
+from pathlib import Path
 
-from ureca.model import Captioner
+import numpy as np
+import pytest
+
+from ureca.errors import CheckpointError
+from ureca.model import Captioner, CaptionerConfig
 from ureca.model.processor import location_token
 
 
@@ -45,3 +51,22 @@ def test_a_box_is_asked_about_in_the_base_s_words_and_for_training_in_the_style_
     assert query("unique", cue="box_question", box=box, size=size) == "what fills <p0000> <p0511>?"
     trained = query("unique", cue="box", box=box, size=size)
     assert trained == "what fills <p0000> <p0511>? describe this region so that no other fits."
+
+
+def test_an_export_says_with_how_many_tiles_it_was_trained_and_another_number_is_refused(
+    tiny_export: Path, tmp_path: Path
+) -> None:
+    from ureca.engine.prompts import PromptBuilder
+
+    folder = tmp_path / "export"
+    shutil.copytree(tiny_export, folder)
+    path = folder / "processor_config.json"
+    record = json.loads(path.read_text())
+    assert record["image_processor"]["max_patches"] == CaptionerConfig.load(folder).tile_limit == 6
+    for load in (Captioner.from_pretrained, PromptBuilder):
+        load(folder)
+    record["image_processor"]["max_patches"] = 12
+    path.write_text(json.dumps(record))
+    for load in (Captioner.from_pretrained, PromptBuilder):
+        with pytest.raises(CheckpointError, match=r"into 1 to 12 tiles .* it was trained with 1 to 6; undo the change"):
+            load(folder)

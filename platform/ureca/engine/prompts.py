@@ -72,7 +72,7 @@ class PromptBuilder:
                 f"{directory}: its language model is {width} wide, its mask encoder "
                 f"{self.config.mask.hidden_size}; the files come from two models, export again"
             )
-        self.processor = CaptionerProcessor.from_pretrained(str(directory), tile_limit=self.config.tile_limit)
+        self.processor = CaptionerProcessor.from_captioner(str(directory), tile_limit=self.config.tile_limit)
         self._encoder = MaskEncoder(self.config.mask)
         path = directory / MASK_ENCODER_FILE
         try:

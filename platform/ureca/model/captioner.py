@@ -158,7 +158,7 @@ class Captioner(nn.Module):
                 f"{directory / MASK_ENCODER_FILE}: does not fit {CONFIG_FILE} beside it ({error}); "
                 "the two must come from one training run"
             ) from error
-        processor = CaptionerProcessor.from_pretrained(str(directory), tile_limit=config.tile_limit)
+        processor = CaptionerProcessor.from_captioner(str(directory), tile_limit=config.tile_limit)
         captioner = cls(base, encoder, config, processor)
         if (directory / "adapter").is_dir():
             captioner._peft.append(PeftModel.from_pretrained(base, str(directory / "adapter")))

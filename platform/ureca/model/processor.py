@@ -46,6 +46,16 @@ def location_token(x: float, y: float) -> str:
     return f"<p{row * GRID + column:04d}>"
 
 
+def _load(path: str) -> ProcessorMixin:
+    try:
+        return AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: no InternVL processor could be loaded ({error}); give a folder that holds "
+            "processor_config.json and tokenizer.json, or a hub name this machine can reach"
+        ) from error
+
+
 class CaptionerProcessor:
     """Turns images, masks and queries into model inputs. Thread-safe; holds no state of a request."""
 
@@ -62,14 +72,24 @@ class CaptionerProcessor:
 
     @classmethod
     def from_pretrained(cls, path: str, *, tile_limit: int) -> CaptionerProcessor:
-        """Load the InternVL processor of a base or export. Raises CheckpointError where there is none."""
-        try:
-            hf = AutoProcessor.from_pretrained(path)
-        except (OSError, ValueError) as error:
+        """Load the InternVL processor of a base and set its tile limit. Raises CheckpointError where there is none."""
+        return cls(_load(path), tile_limit=tile_limit)
+
+    @classmethod
+    def from_captioner(cls, path: str, *, tile_limit: int) -> CaptionerProcessor:
+        """Load the processor of a model directory or export that was trained with `tile_limit`.
+
+        Raises:
+            CheckpointError: there is none, or it cuts images into another number of tiles: transformers and vLLM would
+                then see images as the captioner was never trained to.
+        """
+        hf: Any = _load(path)
+        least, most = hf.image_processor.min_patches, hf.image_processor.max_patches
+        if (least, most) != (1, tile_limit):
             raise CheckpointError(
-                f"{path}: no InternVL processor could be loaded ({error}); give a folder that holds "
-                "processor_config.json and tokenizer.json, or a hub name this machine can reach"
-            ) from error
+                f"{path}: processor_config.json cuts an image into {least} to {most} tiles (min_patches, max_patches), "
+                f"captioner_config.json says it was trained with 1 to {tile_limit}; undo the change, or export again"
+            )
         return cls(hf, tile_limit=tile_limit)
 
     def image_inputs(self, image: np.ndarray | Image.Image) -> Tensor:
