@@ -273,7 +273,7 @@ def _internlm2_tokenizer(source: Path, **options: Any) -> PreTrainedTokenizerFas
     """
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
-    extracted: dict[str, Any] = SentencePieceExtractor(str(source / "tokenizer.model")).extract(LlamaTokenizer.model)
+    extracted: Any = SentencePieceExtractor(str(source / "tokenizer.model")).extract(LlamaTokenizer.model)
     vocabulary: dict[str, int] = extracted["vocab"]
     by_id = {number: piece for piece, number in vocabulary.items()}
     added = _added_tokens(source)
