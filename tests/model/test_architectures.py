@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import drawn_weights, scaled_down
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import InternVLForConditionalGeneration
@@ -12,7 +13,8 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 
 from ureca.errors import CheckpointError, ConfigError
 from ureca.model import PRESETS, CaptionerProcessor, check_base, describe, parameter_counts, skeleton
-from ureca.model.architectures import LORA_LAYERS, LORA_TARGETS, lora_parameter_count, lora_targets
+from ureca.model.architectures import LORA_LAYERS, LORA_TARGETS, lora_parameter_count, lora_targets, read_config
+from ureca.model.captioner import load_base
 from ureca.model.nano import nano_processor, nano_tokenizer
 
 # Billions. Whole checkpoints as the hub counts their tensors (three digits); the language model as its authors
@@ -181,3 +183,18 @@ def test_the_table_in_the_docs_is_what_is_built() -> None:
             f"{published:.3g}",
             *(f"{count / 1e6:,.1f}" for count in lora),
         ]
+
+
+def test_a_head_of_its_own_is_kept_where_only_the_language_model_s_part_says_so(tmp_path: Path) -> None:
+    """As the hub's -hf checkpoints are, which transformers before 5 wrote."""
+    model = drawn_weights(scaled_down("internvl3-1b", vocab_size=300))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    assert record.pop("tie_word_embeddings") is False
+    path.write_text(json.dumps(record))
+    assert parameter_counts(skeleton(read_config(str(tmp_path)))) == parameter_counts(model)
+    loaded = load_base(str(tmp_path), torch.float32)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
+    assert loaded.config.tie_word_embeddings is False

@@ -263,7 +263,11 @@ def read_config(base: str) -> InternVLConfig:
     if kind != InternVLConfig.model_type:
         raise CheckpointError(f"{base}: no InternVL but {kind}; give an HF-native InternVL, by folder or hub name")
     try:
-        return InternVLConfig.from_dict(record)
+        config = InternVLConfig.from_dict(record)
+        # Written before transformers 5, it says so of the language model only; 5 would take head and embeddings as one.
+        if "tie_word_embeddings" not in record:
+            config.tie_word_embeddings = config.text_config.tie_word_embeddings
+        return config
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{base}: its config.json is none that transformers takes ({error!r})") from error
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
-from ureca.model.architectures import LORA_TARGETS
+from ureca.model.architectures import LORA_TARGETS, read_config
 from ureca.model.attention import PACKED_ATTENTION, BranchRun, PrefixRun, both_runs
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
 from ureca.model.packing import IGNORED, PackedBatch
@@ -76,7 +76,9 @@ def weights_hash(base: nn.Module) -> str:
 def load_base(base: str, dtype: torch.dtype) -> InternVLForConditionalGeneration:
     """Load an HF-native InternVL. Raises CheckpointError that names the folder or hub name and the remedy."""
     try:
-        return InternVLForConditionalGeneration.from_pretrained(preset_path(base), dtype=dtype)
+        return InternVLForConditionalGeneration.from_pretrained(
+            preset_path(base), config=read_config(base), dtype=dtype
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{base}: no HF-native InternVL could be loaded ({error}); give a folder with config.json and "
