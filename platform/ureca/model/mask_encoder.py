@@ -150,7 +150,10 @@ class MaskEncoder(nn.Module):
             empty = len(values)
             values = torch.cat([values, torch.zeros_like(values[:1])])
             boxes = torch.cat([boxes, boxes[:1]])
-        parts = zip(values.split(TILES_AT_ONCE), boxes.split(TILES_AT_ONCE), strict=True)
+        # Where DeepSpeed ZeRO 3 spreads the weights (it marks them so), workers gather them together for each call: all
+        # must make equally many, however many tiles each has.
+        at_once = len(values) if hasattr(self.start, "ds_id") else TILES_AT_ONCE
+        parts = zip(values.split(at_once), boxes.split(at_once), strict=True)
         tokens = torch.cat([self.body(*part) for part in parts])
         start, end = self.start.to(tokens)[None], self.end.to(tokens)[None]
         rows, first = [], 0
