@@ -177,6 +177,8 @@ def test_a_person_reads_the_panel_in_one_line() -> None:
     assert "  ".join(progress_notes(line(4))) == ("loss 6  grad 0.5  212 regions/s  MFU 41%  padding 3%  data wait 1%")
     bare = {key: value for key, value in line(4).items() if not key.endswith("share") and key != "mfu"}
     assert "  ".join(progress_notes(bare)) == "loss 6  grad 0.5  212 regions/s"
+    rates = [progress_notes(line(4, regions_per_second=rate))[2] for rate in (3.456, 1234.5)]
+    assert rates == ["3.46 regions/s", "1,234 regions/s"]
 
 
 def test_a_tracker_that_is_not_installed_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

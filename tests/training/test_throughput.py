@@ -9,10 +9,9 @@ import torch
 
 from ureca.accelerators import ACCELERATORS
 from ureca.model import Captioner, Example, PackedBatch, RegionExample, pack
-from ureca.model.costs import Branch, Counts, Learns, packed_counts, total, training_flops
-from ureca.model.packing import IGNORED
+from ureca.model.costs import Learns, projector_tile, total, training_flops, vision_tile
 from ureca.regions.rle import box_to_rle
-from ureca.training.throughput import Throughput, measured_flops, peak_flops, positions_of
+from ureca.training.throughput import WORK, Throughput, learns_of, measured_flops, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -43,55 +42,43 @@ def packed(captioner: Captioner, *examples: Example) -> PackedBatch:
     return pack(examples, captioner.processor, **captioner.pack_options())
 
 
-def by_hand(captioner: Captioner, item: Example) -> Counts:
-    """What the formulas' own constructor says of one image."""
-    processor = captioner.processor
-    branches = []
-    for region in item.regions:
-        caption = len(processor.caption_ids(region.caption))
-        branches.append(Branch(4 + 2 + len(processor.branch_ids(region.query)) + caption, caption, 1))
-    return packed_counts(1, len(processor.prefix_ids(1)), branches)
-
-
-def test_work_of_a_batch_is_the_sum_of_its_images(captioner: Captioner) -> None:
-    few, many = example("a red box"), example("the blue box", "a green box, long, long", "a box")
-    assert packed(captioner, few, many).counts == by_hand(captioner, few) + by_hand(captioner, many)
-
-
-def test_kept_image_tokens_cost_no_vision_tower(captioner: Captioner) -> None:
-    item = example("a red box")
-    tokens = captioner.image_features(captioner.processor.image_inputs(item.image))
-    kept = packed(captioner, Example(tokens, item.regions)).counts
-    assert kept.tiles == 0
-    assert kept.prefix == by_hand(captioner, item).prefix
-
-
-def test_positions_count_every_place_and_every_token(captioner: Captioner) -> None:
+@pytest.mark.usefixtures("alone")
+def test_the_panel_is_what_the_step_needed_over_what_the_devices_could(captioner: Captioner) -> None:
+    captioner.trainable(1)
+    panel = Throughput(captioner, peak=1e12, device=CPU)
     batch = packed(captioner, example("a red box"), example("the blue box", "a box"))
-    found = positions_of(batch)
-    assert found.all == batch.prefix_ids.numel() + batch.input_ids.numel()
-    work = batch.counts
-    assert found.filled == work.prefix + work.branch
-    assert 0 < int((batch.labels != IGNORED).sum()) < found.filled == found.all
+    work = panel.work_of(batch)
+    assert tuple(work) == WORK
+    config, mask = captioner.base.config, captioner.config.mask
+    assert work["flops"] == total(training_flops(config, mask, batch.counts, Learns(mask_encoder=True)))
+    assert work["sequence_tokens"] == batch.counts.tokens
+    figures = panel.figures(0.5, regions=3, flops=1e11, sequence_tokens=700, places=1000, data_wait=0.1)
+    assert figures["mfu"] == pytest.approx(0.2)
+    assert figures["regions_per_second"] == 6
+    assert figures["tokens_per_second"] == 1400
+    assert figures["padding_share"] == pytest.approx(0.3)
+    assert figures["data_wait_share"] == pytest.approx(0.2)
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_panel_is_of_one_step_alone(captioner: Captioner) -> None:
-    learns = Learns(mask_encoder=True)
-    panel = Throughput(captioner, learns=learns, peak=1e12, device=CPU)
-    batch = packed(captioner, example("a red box"), example("the blue box", "a box"))
-    panel.saw(batch)
-    panel.saw(batch)
-    first = panel.figures(seconds=0.5, regions=6, data_wait=0.1)
-    flops = 2 * total(training_flops(captioner.base.config, captioner.config.mask, batch.counts, learns))
-    assert first["mfu"] == pytest.approx(flops / 0.5 / 1e12, abs=1e-4)
-    assert first["regions_per_second"] == 12.0
-    assert first["tokens_per_second"] == pytest.approx(2 * positions_of(batch).filled / 0.5, abs=0.1)
-    assert first["padding_share"] == pytest.approx(1 - positions_of(batch).filled / positions_of(batch).all, abs=1e-4)
-    assert first["data_wait_share"] == pytest.approx(0.2)
-    panel.saw(batch)
-    second = panel.figures(seconds=0.5, regions=3, data_wait=0.0)
-    assert second["tokens_per_second"] == pytest.approx(first["tokens_per_second"] / 2, abs=0.1)
+def test_kept_image_tokens_cost_no_vision_tower(captioner: Captioner) -> None:
+    panel, item = Throughput(captioner, peak=1e12, device=CPU), example("a red box")
+    seen = packed(captioner, item)
+    tokens = captioner.image_features(captioner.processor.image_inputs(item.image))
+    kept = packed(captioner, Example(tokens, item.regions))
+    config = captioner.base.config
+    saved = panel.work_of(seen)["flops"] - panel.work_of(kept)["flops"]
+    assert saved == pytest.approx(vision_tile(config) + projector_tile(config))
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_what_trains_is_read_off_the_captioner(tiny_base: Path, tune: bool) -> None:
+    captioner = Captioner.from_base(str(tiny_base), tile_limit=1, tokens_per_tile=4)
+    captioner.trainable(1)
+    assert learns_of(captioner) == Learns(mask_encoder=True)
+    captioner.add_lora(rank=3)
+    captioner.trainable(2, tune_mask_encoder=tune)
+    assert learns_of(captioner) == Learns(mask_encoder=tune, lora_rank=3)
 
 
 def test_a_cpu_s_peak_is_measured_once_or_given() -> None:

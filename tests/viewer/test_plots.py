@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ureca.viewer.plots import Curve, loss_curves, score_bars, smoothed
+from ureca.viewer.plots import Curve, loss_curves, score_bars, smoothed, training
 
 CURVES = [
     Curve("stage 1", list(range(100)), np.linspace(4, 1, 100).tolist()),
@@ -56,3 +56,24 @@ def test_smoothing_keeps_a_line_and_takes_noise_away():
     noise = np.random.default_rng(0).normal(size=400)
     assert smoothed(noise.tolist()).std() < 0.4 * noise.std()
     assert smoothed([2.0]).tolist() == [2.0]
+
+
+def test_a_run_s_panels_show_what_was_measured_and_say_what_was_not():
+    lines = [
+        {
+            "step": step,
+            "loss": 4.0 / step,
+            "regions_per_second": 100.0 + step,
+            "mfu": 0.4,
+            "padding_share": 0.0,
+            "data_wait_share": 0.01,
+            **({"heldout": {"rouge_l": step / 60, "uniqueness": 0.5}} if step % 20 == 0 else {}),
+        }
+        for step in range(1, 61)
+    ]
+    whole = training(lines)
+    assert pixels(whole).shape[1] > 1000
+    assert whole == training(lines)
+    without = [{key: value for key, value in line.items() if key != "heldout"} for line in lines]
+    assert not np.array_equal(pixels(training(without)), pixels(whole))
+    assert pixels(training([{"step": 1, "loss": float("nan")}])).shape == pixels(whole).shape

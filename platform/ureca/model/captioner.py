@@ -182,6 +182,11 @@ class Captioner(nn.Module):
         config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS)
         self._peft = [get_peft_model(self.base, config)]
 
+    @property
+    def lora_rank(self) -> int:
+        """0 without an adapter."""
+        return int(self._peft[0].peft_config["default"].r) if self._peft else 0  # type: ignore[union-attr]
+
     def merge_lora(self) -> InternVLForConditionalGeneration:
         """Fold the adapter, if any, into the base and return it: a plain HF-native InternVL."""
         if self._peft:

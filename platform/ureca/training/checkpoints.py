@@ -27,7 +27,7 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _TAG = "state"
 
 
-def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int) -> None:
+def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, score: float | None = None) -> None:
     """Save what trains after `step` steps and report it to Ray Train. All workers must call this."""
     import ray.train
     import torch.distributed
@@ -37,7 +37,7 @@ def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int) -> 
         record = {"step": step, "seed": plan.seed, "base_hash": base_hash, "plan": plan.identity()}
         write_json(str(Path(directory) / _RECORD), record)
         torch.distributed.barrier()
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
+        ray.train.report({"step": step, "score": score}, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
 
 def load_checkpoint(engine: Any, plan: Plan, base_hash: str) -> int:

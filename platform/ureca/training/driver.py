@@ -5,7 +5,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,17 +13,24 @@ import torch
 from ureca.cluster import connect
 from ureca.config import config_to_dict
 from ureca.errors import UrecaError
+from ureca.io import write_bytes
 from ureca.runs import Progress
 from ureca.training.batches import step_index
 from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, steps_done
 from ureca.training.config import StageConfig, WorkersConfig
-from ureca.training.metrics import FILE, last_line, loss_first_last, read_metrics
+from ureca.training.follow import RunFollower, following, progress_notes
+from ureca.training.metrics import FILE, loss_first_last, read_metrics
 from ureca.training.plan import Plan
+from ureca.training.record import last_look, record_training
 from ureca.training.table_index import prepare_index
+from ureca.training.trackers import forget_tensorboard, refuse_missing_trackers
+from ureca.training.watch import choose_watched
+from ureca.viewer import plots
 
 __all__ = ["TrainingResult", "computes_in_bfloat16", "fit", "users_error", "worker_environment"]
 
 _LOOK_EVERY_SECONDS = 1.0
+_PLOT_FILE = "training.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,8 @@ class TrainingResult:
     loss_last: float
     regions_per_second: float
     """Over all workers, while training; start and interruptions left out."""
+    heldout: dict[str, float]
+    """Scores of the last look at held-out images; empty without one."""
 
 
 def fit(config: StageConfig, directory: Path) -> TrainingResult:
@@ -52,6 +61,7 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         TrainingError: the loss or a gradient became non-finite.
     """
     plan = Plan.of(config, directory)
+    refuse_missing_trackers(plan.watch.trackers)
     done = steps_done(plan)
     processor = plan.processor()
     table = prepare_index(
@@ -71,11 +81,25 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         if not done:  # an earlier start that came to no checkpoint
             shutil.rmtree(directory / CHECKPOINTS_DIRECTORY, ignore_errors=True)
             (directory / FILE).unlink(missing_ok=True)
-        _run(plan, num_steps, done)
-    return _result(directory, model, len(table))
+            forget_tensorboard(directory)
+        if plan.watch.every_steps:
+            choose_watched(plan)
+        with following(plan, done) as follower:
+            _run(plan, num_steps, done, follower)
+    result = _result(directory, model, len(table))
+    record_training(
+        config,
+        plan,
+        model=model,
+        figures=asdict(result),
+        data={"images": len(table), "regions": int(table.images["regions"].sum())},
+        looks=result.heldout,
+    )
+    write_bytes(directory / _PLOT_FILE, plots.training(read_metrics(directory / FILE)))
+    return result
 
 
-def _run(plan: Plan, num_steps: int, done: int) -> None:
+def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
     connect()
     # Workers stay in the driver's working folder: a table may name its images by relative paths.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -117,15 +141,11 @@ def _run(plan: Plan, num_steps: int, done: int) -> None:
     # Not in the main thread: there Ray Train would take Ctrl-C for itself and end the job with exit code 0.
     thread = threading.Thread(target=train, name="ray-train", daemon=True)
     thread.start()
-    progress = Progress("train", num_steps, unit="steps")
-    metrics = Path(plan.directory) / FILE
-    shown = done
+    progress = Progress("train", num_steps, counted="step")
     while thread.is_alive():
         thread.join(_LOOK_EVERY_SECONDS)
-        line = last_line(metrics)
-        if line is not None and line["step"] != shown:
-            shown = line["step"]
-            progress.update(shown, loss=round(line["loss"], 4), **{"regions/s": line["regions_per_second"]})
+        if (line := follower.follow()) is not None:
+            progress.update(line["step"], *progress_notes(line))
     progress.close()
     if "error" in outcome:
         raise users_error(outcome["error"]) from outcome["error"]
@@ -172,4 +192,5 @@ def _result(directory: Path, model: Path, num_images: int) -> TrainingResult:
         loss_first=round(first, 4),
         loss_last=round(last, 4),
         regions_per_second=round(regions / seconds, 1),
+        heldout=last_look(lines),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from ureca.training.metrics import FILE
-from ureca.training.trackers import Tracker
+from ureca.training.plan import Plan
+from ureca.training.trackers import Tracker, open_trackers
 from ureca.training.watch import CAPTIONS_FILE, look_directory
 
-__all__ = ["RunFollower", "progress_notes", "scalars_of"]
+__all__ = ["RunFollower", "following", "progress_notes", "scalars_of"]
 
 _GROUPS = {
     "loss": "train",
@@ -107,6 +109,24 @@ class RunFollower:
             print(f"train  {name} is left out from here on: {type(error).__name__}: {error}", file=sys.stderr)
 
 
+@contextmanager
+def following(plan: Plan, done: int) -> Iterator[RunFollower]:
+    """A follower with the plan's trackers, which at the end gets what has come last, and is closed in any case.
+
+    Raises:
+        ConfigError: a tracker can't start.
+    """
+    directory = Path(plan.directory)
+    follower = RunFollower(
+        directory, open_trackers(plan.watch.trackers, directory, plan.identity(), done=done), done=done
+    )
+    try:
+        yield follower
+    finally:
+        follower.follow()
+        follower.close()
+
+
 def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
     """A line of metrics.jsonl as a tracker's figures, grouped: train/, throughput/, heldout/."""
     found: dict[str, float] = {}
@@ -120,10 +140,11 @@ def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
 
 def progress_notes(line: Mapping[str, Any]) -> list[str]:
     """What a line of progress says of a step."""
+    rate = line["regions_per_second"]
     notes = [
         f"loss {line['loss']:.4g}",
         f"grad {line['grad_norm']:.3g}",
-        f"{line['regions_per_second']:,.3g} regions/s",
+        f"{rate:,.0f} regions/s" if rate >= 100 else f"{rate:.3g} regions/s",
     ]
     for name, label in (("mfu", "MFU"), ("padding_share", "padding"), ("data_wait_share", "data wait")):
         if line.get(name) is not None:

@@ -30,6 +30,8 @@ from ureca.training.metrics import MetricsWriter
 from ureca.training.objective import CaptionLoss, Objective
 from ureca.training.plan import Plan
 from ureca.training.preference import PreferenceLoss
+from ureca.training.throughput import WORK, Throughput, peak_flops
+from ureca.training.watch import Watch
 from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward, refuse_non_finite
 
 __all__ = ["train_worker"]
@@ -45,8 +47,9 @@ class _StepResult:
     """What the objective counted: `tokens`, `regions`, ..."""
     figures: dict[str, float]
     """The objective's further metrics."""
-    data_wait: float
-    """Seconds that a worker waited for its batches, mean over the workers."""
+    work: dict[str, float]
+    """What the batches of all workers held: `flops` needed, `sequence_tokens`, `places` for them; and `data_wait`, the
+    seconds that a worker waited for its batches, mean over the workers."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -90,6 +93,9 @@ class _Worker:
             # Only now: DeepSpeed has just put all weights into float32.
             self.captioner.hold_frozen_base(torch.bfloat16)
         self.batches.keep_image_tokens()
+        self.watch = Watch(plan, rank=self.rank, num_workers=self.num_workers)
+        peak = peak_flops(self.device, bf16=plan.workers.bf16, given_tflops=plan.watch.peak_tflops)
+        self.throughput = Throughput(self.captioner, peak=peak, device=self.device)
 
     def train(self) -> None:
         """Step from the latest checkpoint to the end, then write the model directory."""
@@ -102,8 +108,10 @@ class _Worker:
                 started, done = time.monotonic(), step.number + 1
                 rate = learning_rate(step.number, num_steps, plan.optimizer)
                 result = self._step(step, rate)
+                seconds = time.monotonic() - started
+                panel = self.throughput.figures(seconds, regions=result.counts["regions"], **result.work)
+                scores = self._look(done)
                 if metrics:
-                    seconds = time.monotonic() - started
                     metrics.write(
                         step=done,
                         num_steps=num_steps,
@@ -112,15 +120,24 @@ class _Worker:
                         grad_norm=result.grad_norm,
                         **{f"num_{name}": count for name, count in result.counts.items()},
                         **result.figures,
-                        regions_per_second=round(result.counts["regions"] / seconds, 2),
-                        data_wait_share=round(result.data_wait / seconds, 4),
+                        **panel,
                         idle_share=round(1 - step.busy_share, 4),
+                        **({"heldout": scores} if scores else {}),
                     )
                 if done % plan.checkpoints.every_steps == 0 or done == num_steps:
-                    report_checkpoint(self.engine, plan, base_hash, step=done)
+                    report_checkpoint(self.engine, plan, base_hash, step=done, score=scores.get(plan.watch.score))
         if metrics:
             metrics.close()
         self._save_model()
+
+    def _look(self, done: int) -> dict[str, float]:
+        """Scores of held-out images after so many steps, and the seconds that it took; nothing where none is due."""
+        if not self.watch.due(done, self.batches.num_steps):
+            return {}
+        started = time.monotonic()
+        with self._autocast():
+            scores = self.watch.look(self.captioner, done).scores
+        return {**scores, "seconds": round(time.monotonic() - started, 2)}
 
     def _step(self, step: Step, rate: float) -> _StepResult:
         """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""
@@ -131,9 +148,15 @@ class _Worker:
             passes = list(self.batches.passes(step))
         waited = (self.batches.waited_seconds - waited) / len(passes)
         counts = self._sum_by_name(
-            [{**each.weighted(self.objective.counts(each.batch)), "waited": waited} for each in passes]
+            [
+                {
+                    **each.weighted({**self.objective.counts(each.batch), **self.throughput.work_of(each.batch)}),
+                    "data_wait": waited / self.num_workers,
+                }
+                for each in passes
+            ]
         )
-        data_wait = counts.pop("waited") / self.num_workers
+        work = {name: counts.pop(name) for name in (*WORK, "data_wait")}
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         shares = []
@@ -156,7 +179,7 @@ class _Worker:
             grad_norm=grad_norm,
             counts=whole,
             figures=figures,
-            data_wait=data_wait,
+            work=work,
         )
 
     def _autocast(self) -> torch.autocast:

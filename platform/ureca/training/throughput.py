@@ -1,9 +1,10 @@
 """How fast a training runs, and what keeps it from running faster: the throughput panel.
 
     regions_per_second, tokens_per_second   over all workers; tokens of prefixes and branches, without padding
-    mfu                model FLOP/s over the devices' peak, 0..1 (PaLM, arXiv 2204.02311, appendix B): what the batch
-                       needs (`ureca.model.costs`), kept image tokens and padding not counted
-    padding_share      positions that hold no token, over all positions: 0 as `pack` lays them end to end
+    mfu                model FLOP/s over the devices' peak, 0..1 (PaLM, arXiv 2204.02311, appendix B): what the batches
+                       need (`ureca.model.costs`), kept image tokens and padding not counted; nor, in stage 3, the
+                       reference's forward pass
+    padding_share      places in the batches that hold no token, over all of them: 0 as `pack` lays them end to end
     data_wait_share    seconds that workers waited for their batches, over all seconds
 
 The peak is the maker's figure of a known GPU for the type computed in (`ureca.accelerators`), or `watch.peak_tflops` as
@@ -11,75 +12,72 @@ given. Of a CPU, or another GPU, it is measured: all workers multiply matrices a
 that they share count once. A CPU's MFU is thus a share of what its matrix product reaches, not of a data sheet.
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed
-from torch import Tensor
 
 from ureca.accelerators import find_accelerator
 from ureca.model import Captioner, PackedBatch
-from ureca.model.costs import Counts, Learns, total, training_flops
+from ureca.model.costs import Learns, total, training_flops
 
-__all__ = ["Positions", "Throughput", "measured_flops", "peak_flops", "positions_of"]
+__all__ = ["WORK", "Throughput", "learns_of", "measured_flops", "peak_flops"]
+
+WORK = ("flops", "sequence_tokens", "places")
+"""Needed operations; tokens of prefixes and branches; places for them in the batch's tensors."""
 
 _MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 _MEASURE_SECONDS = 0.3
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Places in the language model's sequences."""
-
-    filled: int
-    all: int
-
-
 class Throughput:
-    """The panel of one worker; every worker must call its methods alike."""
+    """The panel of one worker. All workers must make theirs at once."""
 
-    def __init__(self, captioner: Captioner, *, learns: Learns, peak: float, device: torch.device) -> None:
-        """`peak`: FLOP/s of this worker's device."""
+    def __init__(self, captioner: Captioner, *, peak: float, device: torch.device) -> None:
+        """`peak`: FLOP/s of this worker's device; the captioner's parts that train are switched on."""
         self._config, self._mask = captioner.base.config, captioner.config.mask
-        self._learns, self._device = learns, device
-        self._peak = _summed([peak], device)[0]
-        self._work, self._positions = Counts(), Positions(0, 0)
+        self._learns = learns_of(captioner)
+        peaks = torch.tensor(peak, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(peaks)
+        self._peak = float(peaks)
 
-    def saw(self, batch: PackedBatch) -> None:
-        """One of this worker's batches of a step; best while it is on the CPU still."""
-        more = positions_of(batch)
-        self._work += batch.counts
-        self._positions = Positions(self._positions.filled + more.filled, self._positions.all + more.all)
+    def work_of(self, batch: PackedBatch) -> dict[str, float]:
+        """What one batch holds, by the names in `WORK`; batches and workers add up."""
+        parts = training_flops(self._config, self._mask, batch.counts, self._learns)
+        places = batch.prefix_ids.numel() + batch.input_ids.numel()
+        return {"flops": total(parts), "sequence_tokens": batch.counts.tokens, "places": float(places)}
 
-    def figures(self, *, seconds: float, regions: int, data_wait: float) -> dict[str, float]:
-        """The panel of the step that ends here, and a fresh start for the next.
+    def figures(
+        self,
+        seconds: float,
+        *,
+        regions: float,
+        flops: float,
+        sequence_tokens: float,
+        places: float,
+        data_wait: float,
+    ) -> dict[str, float]:
+        """The panel of a step that took so many seconds.
 
-        `seconds`: that the step took; `regions`: over all workers; `data_wait`: this worker's seconds.
+        Args:
+            regions, flops, sequence_tokens, places: of all workers together.
+            data_wait: seconds, the mean over the workers.
         """
-        flops = total(training_flops(self._config, self._mask, self._work, self._learns))
-        filled, everywhere = self._positions.filled, self._positions.all
-        flops, filled, everywhere, waited, spent = _summed(
-            [flops, filled, everywhere, data_wait, seconds], self._device
-        )
-        self._work, self._positions = Counts(), Positions(0, 0)
         return {
-            "step_seconds": round(seconds, 4),
             "regions_per_second": round(regions / seconds, 2),
-            "tokens_per_second": round(filled / seconds, 1),
-            "tflops_per_second": round(flops / seconds / 1e12, 4),
-            "mfu": round(flops / seconds / self._peak, 4),
-            "padding_share": round(1 - filled / everywhere, 4),
-            "data_wait_share": round(waited / spent, 4),
+            "tokens_per_second": round(sequence_tokens / seconds, 1),
+            "tflops_per_second": round(flops / seconds / 1e12, 6),
+            "mfu": round(flops / seconds / self._peak, 5),
+            "padding_share": round(1 - sequence_tokens / places, 4),
+            "data_wait_share": round(min(1.0, data_wait / seconds), 4),
         }
 
 
-def positions_of(batch: PackedBatch) -> Positions:
-    """Places that a batch takes in the language model, and how many of them hold a token."""
-    return Positions(int(batch.counts.tokens), batch.prefix_ids.numel() + batch.input_ids.numel())
+def learns_of(captioner: Captioner) -> Learns:
+    """What of a captioner trains."""
+    in_encoder = any(parameter.requires_grad for parameter in captioner.mask_encoder.parameters())
+    in_lora = any(parameter.requires_grad for parameter in captioner.base.parameters())
+    return Learns(mask_encoder=in_encoder, lora_rank=captioner.lora_rank if in_lora else 0)
 
 
 def peak_flops(device: torch.device, *, bf16: bool, given_tflops: float | None) -> float:
@@ -110,10 +108,3 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
         multiply()
         times += 1
     return 2 * size**3 * times / (time.monotonic() - started)
-
-
-def _summed(values: Sequence[float], device: torch.device) -> list[float]:
-    """Sums over all workers."""
-    sums: Tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums)
-    return [float(value) for value in sums]

@@ -11,6 +11,7 @@ network nor a tracker that fails holds up a worker.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +20,11 @@ import numpy as np
 
 from ureca.errors import ConfigError
 
-__all__ = ["Tracker", "open_trackers", "refuse_missing_trackers"]
+__all__ = ["Tracker", "forget_tensorboard", "open_trackers", "refuse_missing_trackers"]
 
 _PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 _PROJECT = "ureca"
+_EVENTS = "tensorboard"
 
 
 class Tracker(Protocol):
@@ -51,10 +53,25 @@ def open_trackers(
 ) -> dict[str, Tracker]:
     """The trackers by their names, going on after `done` steps. `settings`: the run's, flat, for those that show them.
 
-    Raises whatever a tracker raises that can't start: no address, no key.
+    Raises:
+        ConfigError: one can't start: it has no address, or no key.
     """
     kinds = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WeightsAndBiases}
-    return {name: kinds[name](directory, settings, done) for name in names}
+    trackers: dict[str, Tracker] = {}
+    for name in names:
+        try:
+            trackers[name] = kinds[name](directory, settings, done)
+        except Exception as error:  # of any kind: it comes from someone else's client
+            raise ConfigError(
+                f"watch.trackers={','.join(names)}: {name} can't start ({type(error).__name__}: {error}). "
+                "Check its settings in the environment, or leave it out of --watch.trackers."
+            ) from error
+    return trackers
+
+
+def forget_tensorboard(directory: Path) -> None:
+    """Remove the event files of a start that came to nothing."""
+    shutil.rmtree(directory / _EVENTS, ignore_errors=True)
 
 
 class _TensorBoard:
@@ -62,7 +79,7 @@ class _TensorBoard:
         from tensorboardX import SummaryWriter
 
         # What an interrupted start wrote of the steps that are done again is hidden.
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1 if done else None)
+        self._writer = SummaryWriter(str(directory / _EVENTS), purge_step=done + 1 if done else None)
         if not done:
             rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
             self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
@@ -86,6 +103,7 @@ class _MLflow:
         import mlflow
 
         if not os.environ.get("MLFLOW_TRACKING_URI"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3.17 would rather have a database
             mlflow.set_tracking_uri((directory / "mlruns").resolve().as_uri())
         if not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             mlflow.set_experiment(_PROJECT)
@@ -138,4 +156,4 @@ class _WeightsAndBiases:
         self._run.log({name: wandb.Image(pixels, caption=text)}, step=step)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()

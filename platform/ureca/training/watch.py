@@ -1,6 +1,7 @@
 """Looks at a training while it runs: held-out images captioned, scored, and drawn, every few steps.
 
-    <run>/watch/step_000050/captions.jsonl    image, region, caption, label, whether the caption fits its region alone
+    <run>/watch/images.json                   where in the table the images are
+                step_000050/captions.jsonl    image, region, caption, label, whether the caption fits its region alone
                             image_00.jpg      the same as a picture
 
 A look captions the same regions every time, greedily, the image prefix of an image computed once for all of its
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,24 @@ import torch
 import torch.distributed
 from PIL import Image
 
+from ureca.corpus.row_groups import RowGroups, TableFile, table_files
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.split import split_heldout
-from ureca.corpus.table import iter_images, load_image
+from ureca.corpus.table import load_image
 from ureca.errors import InputError
 from ureca.evaluation.predictions import STYLE, captioned_regions
 from ureca.evaluation.quick import Sums, quick_sums, scores_of
 from ureca.evaluation.uniqueness import Candidates, RegionCaption, picks_own, region_candidates
+from ureca.io import read_json, write_json
 from ureca.model import Captioner
-from ureca.training.index import choose_regions
 from ureca.training.plan import Plan
 from ureca.viewer.captioned import CaptionedRegion, captioned_picture
 
-__all__ = ["CAPTIONS_FILE", "Look", "Watch", "look_directory", "unchanged", "watched_images"]
+__all__ = ["CAPTIONS_FILE", "Look", "Watch", "choose_watched", "look_directory", "unchanged", "watched_images"]
 
 WATCH_DIRECTORY = "watch"
 CAPTIONS_FILE = "captions.jsonl"
+IMAGES_FILE = "images.json"
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,9 @@ class WatchedImage:
     def of(cls, row: ImageRow, *, regions: int) -> WatchedImage:
         """Read the image and measure its regions; at most `regions` of them are captioned. Raises ImageError."""
         there = captioned_regions(row)
-        ids = [row.regions[index].region_id for index in there]
-        chosen = choose_regions(ids, regions, seed=0, epoch=0, image_id=row.image_id)
+        chosen = sorted(random.Random(f"watch/{row.image_id}").sample(there, min(regions, len(there))))
         pixels = load_image(row)
-        return cls(row, pixels, tuple(there[each] for each in chosen), region_candidates(pixels, row))
+        return cls(row, pixels, tuple(chosen), region_candidates(pixels, row))
 
 
 @dataclass(frozen=True)
@@ -79,30 +81,53 @@ def look_directory(run: str | Path, step: int) -> Path:
     return Path(run) / WATCH_DIRECTORY / f"step_{step:06d}"
 
 
-def watched_images(plan: Plan) -> list[ImageRow]:
-    """The held-out images of a plan that are looked at: the same for every run over the same table.
+def choose_watched(plan: Plan) -> int:
+    """Choose the held-out images that a run looks at, and leave their places in its folder; returns their number.
+
+    They are the same for every run over the same table. For the driver, before any worker starts.
 
     Raises:
         InputError: no held-out image has a caption to compare with, or none the truth that the score needs.
     """
-    rows = {row.image_id: row for row in iter_images(plan.table)}
-    heldout = split_heldout(rows, plan.heldout, plan.heldout_seed).heldout
+    files = table_files(plan.table)
+    groups = RowGroups(files)
+    leaves = {"image_id", "status", "regions.caption", "regions.flags"}
+    places: dict[str, tuple[int, int, int]] = {}
+    usable: set[str] = set()
+    for number in range(len(files)):
+        for group, table in enumerate(groups.scan(number, lambda name: name in leaves)):
+            for row, found in enumerate(table.to_pylist()):
+                places[found["image_id"]] = (number, group, row)
+                if found["status"] == "labeled" and any(map(_is_captioned, found["regions"] or ())):
+                    usable.add(found["image_id"])
+    heldout = usable.intersection(split_heldout(places, plan.heldout, plan.heldout_seed).heldout)
     ordered = sorted(heldout, key=lambda image_id: hashlib.sha256(f"watch\n{image_id}".encode()).digest())
-    usable = (rows[image_id] for image_id in ordered)
-    usable = (row for row in usable if row.status == "labeled" and captioned_regions(row))
-    chosen = list(islice(usable, plan.watch.images))
+    chosen = [places[image_id] for image_id in ordered[: plan.watch.images]]
     if not chosen:
         raise InputError(
             f"{plan.table}: no held-out image has captions, so there is nothing to look at while training runs. "
             "Hold out a larger share (--heldout), or set --watch.every_steps=0."
         )
-    known = any(region.attributes for row in chosen for region in row.regions)
-    if plan.watch.score == "attribute_accuracy" and not known:
+    rows = [groups.row(*place) for place in chosen]
+    if plan.watch.score == "attribute_accuracy" and not any(each.attributes for row in rows for each in row.regions):
         raise InputError(
             f"{plan.table}: true attributes are known for drawn scenes only, and it holds none: "
             "watch.score=attribute_accuracy can't be had. Set --watch.score to rouge_l or uniqueness."
         )
-    return chosen
+    write_json(Path(plan.directory) / WATCH_DIRECTORY / IMAGES_FILE, {"files": files, "places": chosen})
+    return len(chosen)
+
+
+def _is_captioned(region: dict[str, Any]) -> bool:
+    """As `captioned_regions` has it."""
+    return bool(region["caption"]) and "judged_false" not in (region["flags"] or ())
+
+
+def watched_images(directory: str | Path) -> list[ImageRow]:
+    """The images that `choose_watched` chose for a run. Raises InputError if the table has changed since."""
+    record = read_json(Path(directory) / WATCH_DIRECTORY / IMAGES_FILE)
+    groups = RowGroups([TableFile(*file) for file in record["files"]])
+    return [groups.row(*place) for place in record["places"]]
 
 
 class Watch:
@@ -111,7 +136,7 @@ class Watch:
     def __init__(self, plan: Plan, *, rank: int, num_workers: int) -> None:
         """Reads this worker's images. Raises InputError as `watched_images`, ImageError where one can't be read."""
         self._plan, self._rank, self._num_workers = plan, rank, num_workers
-        rows = watched_images(plan) if plan.watch.every_steps else []
+        rows = watched_images(plan.directory) if plan.watch.every_steps else []
         self._num_images = len(rows)
         # In lockstep every worker goes through as many images; one that has too few repeats some for nothing.
         last = -(-len(rows) // num_workers) * num_workers if self._lockstep else len(rows)

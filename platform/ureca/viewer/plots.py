@@ -3,6 +3,7 @@
     loss_curves   loss against step, several runs; each a faint raw line under its smoothed one
     score_bars    one metric, one bar a variant, with its interval
     histograms    several panels of counts, each with bars of its own
+    training      one run: its loss, scores of held-out images, speed, and what keeps it from being faster
 
 All return a picture's bytes, equal for equal input (no dates inside).
 """
@@ -20,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "smoothed"]
+__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "smoothed", "training"]
 
 Format = Literal["png", "svg"]
 
@@ -141,6 +142,52 @@ def histograms(
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         return _bytes(figure, format)
+
+
+_SHARES = {"mfu": "MFU", "padding_share": "padding", "data_wait_share": "data wait"}
+_SCORES = {"rouge_l": "ROUGE-L", "attribute_accuracy": "attribute accuracy", "uniqueness": "uniqueness"}
+
+
+def training(lines: Sequence[Mapping[str, Any]], *, format: Format = "png") -> bytes:  # noqa: A002
+    """A run from the lines of its metrics.jsonl: four panels over its steps."""
+    looks = [line for line in lines if line.get("heldout")]
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {
+        "loss": {"": _series(lines, "loss")},
+        "held-out images": {
+            label: _series([{"step": line["step"], **line["heldout"]} for line in looks], name)
+            for name, label in _SCORES.items()
+        },
+        "regions a second": {"": _series(lines, "regions_per_second")},
+        "shares": {label: _series(lines, name) for name, label in _SHARES.items()},
+    }
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (title, series) in zip(figure.subplots(2, 2).ravel(), panels.items(), strict=True):
+            for index, (label, (steps, values)) in enumerate(series.items()):
+                color = LINE_COLORS[index % len(LINE_COLORS)]
+                if not values:
+                    continue
+                if title == "held-out images":  # few, each a look of its own
+                    axes.plot(steps, values, color=color, marker="o", markersize=3, linewidth=1.2, label=label)
+                    continue
+                axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
+                axes.plot(steps, smoothed(values), color=color, linewidth=1.6, label=label)
+            axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+            axes.set_ylim(bottom=0, top=1 if title == "held-out images" else None)
+            axes.set_xlabel("step")
+            axes.grid(axis="y", color=FAINT, linewidth=0.6)
+            if any(label and values for label, (_, values) in series.items()):
+                axes.legend(frameon=False, fontsize=8)
+            if not any(values for _, values in series.values()):
+                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#64748b")
+        return _bytes(figure, format)
+
+
+def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and finite values of one figure."""
+    found = [(line["step"], line[name]) for line in lines if line.get(name) is not None and np.isfinite(line[name])]
+    return [float(step) for step, _ in found], [float(value) for _, value in found]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
