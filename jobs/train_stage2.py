@@ -16,11 +16,11 @@ import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not ins
 
 from ureca.config import load_config
 from ureca.runs import Run, run_job
-from ureca.training import Stage2Config, fit
+from ureca.training import Stage2Config, fit, settled
 
 
 def main() -> None:
-    config = load_config(Stage2Config, description=__doc__ or "")  # YAML, then --section.key=value
+    config = settled(load_config(Stage2Config, description=__doc__ or ""))  # YAML, then --section.key=value
     run = Run.start("train_stage2", config, directory=config.run_directory or None)
     result = fit(config, run.directory)  # Ray Train + DeepSpeed
     run.finish(dataclasses.asdict(result))  # summary.json

@@ -15,6 +15,7 @@ def test_help_names_every_subcommand():
     assert "ureca caption PHOTO" in done.stdout
     assert "ureca view TABLE" in done.stdout
     assert "ureca convert IN OUT" in done.stdout
+    assert "ureca plan" in done.stdout
     assert "ureca serve" in done.stdout
     assert ureca().stdout == done.stdout
 
@@ -22,7 +23,5 @@ def test_help_names_every_subcommand():
 def test_an_unknown_subcommand_ends_with_code_2_and_one_line():
     done = ureca("train")
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == "error: ureca train: no such command. There are: doctor, caption, view, convert, serve. See ureca --help.\n"
-    )
+    commands = "doctor, caption, view, convert, plan, serve"
+    assert done.stderr == f"error: ureca train: no such command. There are: {commands}. See ureca --help.\n"

@@ -26,7 +26,7 @@ LAYERS = (
     "engine",
     "labeling evaluation",
     "training serving",
-    "demo doctor caption",
+    "demo doctor caption sizing",
     "cli",
 )
 LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.split()}
@@ -37,6 +37,7 @@ LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.spli
     [
         ("ureca", "torch ray vllm deepspeed numpy pyarrow"),
         ("ureca.cli", "torch ray vllm deepspeed numpy pyarrow"),
+        ("ureca.sizing", "torch ray vllm deepspeed"),
         ("ureca.accelerators", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.doctor", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.runs", "torch ray"),

@@ -4,6 +4,7 @@
     ureca caption PHOTO    caption regions of a photo, found or given, with the shipped nano or your own model
     ureca view TABLE       a region table as a page to look through: images, regions, captions, what was set aside
     ureca convert IN OUT   a region table into COCO, JSONL or a folder for `datasets`, or back
+    ureca plan             whether a training fits the GPUs at hand, how long it takes, and what to change
     ureca serve            the HTTP API on this machine, with the shipped nano or your own model
 
 Everything larger is a job: `python jobs/<job>.py --help`.
@@ -48,13 +49,18 @@ def run(argv: list[str]) -> None:
         from ureca.corpus.formats.command import convert_table
 
         convert_table(rest)
+    elif command == "plan":
+        from ureca.sizing import plan
+
+        sys.exit(plan(rest))
     elif command == "serve":
         from ureca.serving.local import serve_locally
 
         serve_locally(rest)
     else:
         raise ConfigError(
-            f"ureca {command}: no such command. There are: doctor, caption, view, convert, serve. See ureca --help."
+            f"ureca {command}: no such command. There are: doctor, caption, view, convert, plan, serve. "
+            "See ureca --help."
         )
 
 

@@ -252,6 +252,9 @@ class _StageConfig:
     """Base by name: nano, internvl2.5-1b to -78b, internvl3-1b to -78b (docs/bases.md)."""
     base: str | None = None
     """Folder or hub name of another HF-native InternVL in place of the preset's."""
+    tile_limit: int | None = None
+    """Most tiles an image is cut into, the thumbnail not counted; null takes the preset's (6; nano's 1), after stage 1
+    that of `init`. It is part of the trained model's configuration."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)

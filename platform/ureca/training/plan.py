@@ -36,6 +36,7 @@ from ureca.training.config import (
     WatchConfig,
     WorkersConfig,
 )
+from ureca.training.settle import settled
 
 __all__ = ["Plan", "refuse_other_plan"]
 
@@ -69,6 +70,8 @@ class Plan:
     preset: str
     base: str
     """Folder or hub name of the base."""
+    tile_limit: int
+    """Most image tiles, the thumbnail not counted."""
     mask: MaskConfig | None
     """The mask encoder to make; None takes the one in `init`, or the default where no mask is shown."""
     batch: BatchConfig
@@ -93,6 +96,7 @@ class Plan:
             CheckpointError: the base is no HF-native InternVL or has no place for LoRA; `init` is no model directory
                 of the stage before, or was trained on another base.
         """
+        config = settled(config)
         stage = _STAGES[type(config)]
         second = config if isinstance(config, Stage2Config) else None
         cue = second.cue if second else "mask"
@@ -110,6 +114,7 @@ class Plan:
             init=init,
             preset=config.preset,
             base=base,
+            tile_limit=config.tile_limit,
             mask=config.mask if isinstance(config, Stage1Config) else None,
             batch=config.batch,
             optimizer=config.optimizer,
@@ -135,9 +140,8 @@ class Plan:
             CheckpointError: there is none at base or model directory.
         """
         if self.init:
-            tile_limit = CaptionerConfig.load(Path(self.init)).tile_limit
-            return CaptionerProcessor.from_pretrained(self.init, tile_limit=tile_limit)
-        return CaptionerProcessor.from_pretrained(preset_path(self.base), tile_limit=preset(self.preset).tile_limit)
+            return CaptionerProcessor.from_pretrained(self.init, tile_limit=self.tile_limit)
+        return CaptionerProcessor.from_pretrained(preset_path(self.base), tile_limit=self.tile_limit)
 
     def mask_shape(self) -> tuple[int, bool]:
         """Mask tokens a tile, and whether only those tiles are shown that a region touches."""
@@ -160,7 +164,7 @@ class Plan:
             mask = self.mask or MaskConfig()
             captioner = Captioner.from_base(
                 self.base,
-                tile_limit=chosen.tile_limit,
+                tile_limit=self.tile_limit,
                 tokens_per_tile=mask.tokens_per_tile or chosen.tokens_per_tile,
                 kind=mask.kind,
                 projection=mask.projection,
@@ -197,8 +201,9 @@ def refuse_other_plan(where: str, recorded: dict[str, Any], mine: dict[str, Any]
 
 
 def _base(config: StageConfig) -> str:
-    base = config.base or preset(config.preset).base
-    return str(Path(base).resolve()) if config.base and Path(base).is_dir() else base
+    chosen = preset(config.preset).base
+    base = config.base or chosen
+    return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
 
 
 def _check_init(init: Path, base: str, stage: int) -> None:

@@ -1,0 +1,330 @@
+"""What one stage of training needs and takes on a machine, and what to change where it does not fit.
+
+Memory by `ureca.training.memory`, operations by `ureca.model.costs`; nothing is loaded or measured. Where an assumption
+stands for what only a run can tell, it is one of the constants below.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ureca.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import InternVLConfig
+
+    from ureca.model.costs import Counts
+    from ureca.model.mask_encoder import MaskEncoderConfig
+    from ureca.training.config import StageConfig
+    from ureca.training.memory import Memory, Setting, Sizes
+
+__all__ = ["CAPTION_TOKENS", "CPU_FLOPS", "MFU", "REGIONS_PER_IMAGE", "Data", "Machine", "Planned", "Stage", "estimate"]
+
+HEADROOM = 0.05
+"""Share of a GPU's memory to leave: allocations don't fill it without gaps."""
+MFU = 0.35
+"""Share of the peak FLOP/s that training reaches, unless told otherwise. An assumption; no GPU was measured here."""
+CPU_FLOPS = 2e10
+"""Of one CPU process with one thread: in round figures what nano's training reaches on a core with AMX."""
+QUERY_TOKENS, CAPTION_TOKENS = 24, 32
+"""Of a region, markup included, where no table says how long captions are."""
+REGIONS_PER_IMAGE = 16
+TOUCHED_TILES = 3
+"""Tiles that a region touches, thumbnail included: what the encoder `tokens` keeps."""
+Stage = Literal[1, 2, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What there is to train on."""
+
+    regions: int | None
+    regions_per_image: float
+    caption_tokens: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What there is to train with."""
+
+    name: str
+    num: int
+    memory_bytes: float
+    flops: float
+    """Peak of one in the type to compute in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One stage: what it needs and takes."""
+
+    stage: int
+    fits: bool
+    bytes: float
+    memory: Memory
+    host_bytes: float
+    """Of the machine's memory, all workers of one machine together, at their start."""
+    hours: float | None
+    settings: dict[str, Any]
+    changes: list[dict[str, Any]]
+    """What to change where it does not fit, each alone and together with those before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """A stage with its settings: what may be changed one by one."""
+
+    stage: Stage
+    name: str
+    base: InternVLConfig
+    mask: MaskEncoderConfig
+    sizes: Sizes
+    setting: Setting
+    tokens: int
+    """Of a pass, at most."""
+    tiles: int
+    data: Data
+    branches_per_region: float
+
+    def needs(self) -> Memory:
+        from ureca.training.memory import peak_memory
+
+        return peak_memory(self.sizes, self.counts(), self.setting)
+
+    def bytes(self) -> float:
+        from ureca.training.memory import CONTEXT_BYTES
+
+        context = CONTEXT_BYTES if self.setting.gpu else 0
+        return context + max(self.needs().total, self.start_bytes())
+
+    def start_bytes(self) -> float:
+        """Under ZeRO 3 DeepSpeed moves all weights to the GPU before it shares them out."""
+        if self.setting.zero_stage < 3:
+            return 0.0
+        return float(self.setting.frozen_element * self.sizes.parameters)
+
+    def _parts(self) -> tuple[int, Any]:
+        from ureca.model.costs import branch_of, prefix_tokens
+
+        touched = min(self.tiles, TOUCHED_TILES) if self.mask.kind == "tokens" else self.tiles
+        branch = branch_of(
+            mask_tiles=touched,
+            tokens_per_tile=self.mask.tokens_per_tile,
+            query=QUERY_TOKENS,
+            caption=round(self.data.caption_tokens),
+        )
+        return prefix_tokens(self.base, self.tiles), branch
+
+    def least_tokens(self) -> int:
+        """One image with one region."""
+        prefix, branch = self._parts()
+        return math.ceil(prefix + branch.tokens * self.branches_per_region)
+
+    def counts(self) -> Counts:
+        """A pass as full as the tokens allow: whole images, or a part of one where it does not fit whole."""
+        from ureca.model.costs import Counts, packed_counts
+
+        prefix, branch = self._parts()
+        regions = max(1, round(self.data.regions_per_image * self.branches_per_region))
+        whole = prefix + regions * branch.tokens
+        if self.tokens < whole:
+            regions = max(1, int((self.tokens - prefix) // branch.tokens))
+            return packed_counts(self.tiles, prefix, [branch] * regions)
+        counts = Counts()
+        for _ in range(self.tokens // whole):
+            counts += packed_counts(self.tiles, prefix, [branch] * regions)
+        return counts
+
+    def flops_per_region(self) -> float:
+        """Operations for one region, its share of the image included, recomputation too."""
+        from ureca.model.costs import Learns, packed_counts, total, training_flops
+
+        prefix, branch = self._parts()
+        regions = max(1, round(self.data.regions_per_image))
+        branches = max(1, round(regions * self.branches_per_region))
+        image = packed_counts(self.tiles, prefix, [branch] * branches)
+        learns = Learns(mask_encoder=self.sizes.mask is not None, lora_rank=self.sizes.lora_rank)
+        parts = training_flops(self.base, self.mask, image, learns, recompute=self.setting.checkpointing)
+        operations = total(parts)
+        if self.stage == 3:  # stage 2's model beside it, forward only
+            operations += sum(part.forward for name, part in parts.items() if name != "vision")
+        return operations / regions
+
+
+def _trial(stage: Stage, config: StageConfig, machine: Machine, data: Data) -> _Trial:
+    from ureca.model.architectures import describe, read_config
+    from ureca.model.mask_encoder import MaskEncoderConfig
+    from ureca.model.presets import preset
+    from ureca.training.memory import Setting, Sizes
+
+    chosen = preset(config.preset)
+    base = read_config(config.base) if config.base else describe(config.preset)
+    vision: Any = base.vision_config
+    given: Any = getattr(config, "mask", None)
+    mask = MaskEncoderConfig(
+        kind=given.kind if given else "tokens",
+        projection=given.projection if given else "linear",
+        tokens_per_tile=(given.tokens_per_tile if given else None) or chosen.tokens_per_tile,
+        tile_px=vision.image_size[0],
+        hidden_size=base.text_config.hidden_size,
+    )
+    lora: Any = getattr(config, "lora", None)
+    rank = (lora.rank if lora else None) or chosen.lora_rank
+    workers = config.workers
+    preference: Any = getattr(config, "preference", None)
+    tile_limit = config.tile_limit or chosen.tile_limit
+    if config.batch.regions_per_visit is not None:
+        data = replace(data, regions_per_image=min(data.regions_per_image, config.batch.regions_per_visit))
+    return _Trial(
+        stage=stage,
+        name=config.base or config.preset,
+        base=base,
+        mask=mask,
+        sizes=Sizes.of(
+            base,
+            mask,
+            stage=stage,
+            lora_rank=rank,
+            tune_mask_encoder=bool(getattr(config, "tune_mask_encoder", False)),
+        ),
+        setting=Setting(
+            num_workers=machine.num,
+            zero_stage=workers.zero_stage,
+            gpu=workers.use_gpu,
+            bf16=workers.bf16,
+            bf16_masters=workers.use_gpu,
+            dropout=lora is None or lora.dropout > 0,
+            checkpointing=getattr(workers, "activation_checkpointing", False),
+            offload_optimizer=getattr(workers, "offload_optimizer", False),
+            offload_weights=getattr(workers, "offload_weights", False),
+            keeps_image_tokens=bool(workers.image_tokens_mb) and workers.zero_stage < 3,
+        ),
+        tokens=config.batch.tokens_per_device,
+        tiles=tile_limit + (1 if tile_limit > 1 else 0),
+        data=data,
+        branches_per_region=1 + (preference.rejected_per_region if preference else 0),
+    )
+
+
+def estimate(stage: Stage, config: StageConfig, machine: Machine, data: Data, *, mfu: float) -> Planned:
+    """Raises ConfigError where a pass can't hold one image with one region, or the base is unknown."""
+    trial = _trial(stage, config, machine, data)
+    if trial.tokens < trial.least_tokens():
+        raise ConfigError(
+            f"batch.tokens_per_device={trial.tokens}: one image of {trial.tiles} tiles with one region has "
+            f"{trial.least_tokens()} tokens. Give at least as many, or fewer tiles with --tile_limit."
+        )
+    needed, limit = trial.bytes(), machine.memory_bytes * (1 - HEADROOM)
+    hours = None
+    if data.regions is not None:
+        share = mfu if trial.setting.gpu else 1.0
+        seconds = (
+            trial.flops_per_region() * data.regions * config.optimizer.epochs / (machine.flops * share * machine.num)
+        )
+        hours = seconds / 3600
+    counts = trial.counts()
+    return Planned(
+        stage=stage,
+        fits=needed <= limit,
+        bytes=needed,
+        memory=trial.needs(),
+        host_bytes=machine.num * (trial.needs().host + 4 * trial.sizes.parameters),
+        hours=hours,
+        settings={
+            "base": trial.name,
+            "parameters": trial.sizes.parameters,
+            "trained": trial.sizes.trained,
+            "bf16": trial.setting.bf16,
+            "zero_stage": trial.setting.zero_stage,
+            "activation_checkpointing": trial.setting.checkpointing,
+            "offload_optimizer": trial.setting.offload_optimizer,
+            "offload_weights": trial.setting.offload_weights,
+            "tokens_per_device": trial.tokens,
+            "images_per_pass": counts.images,
+            "regions_per_pass": counts.regions,
+            "tiles": trial.tiles,
+            "tokens_per_tile": trial.mask.tokens_per_tile,
+            "mask_encoder": trial.mask.kind,
+            "lora_rank": trial.sizes.lora_rank,
+            "epochs": config.optimizer.epochs,
+        },
+        changes=[] if needed <= limit else list(_changes(trial, limit)),
+    )
+
+
+def _changes(trial: _Trial, limit: float) -> Iterator[dict[str, Any]]:
+    """What would make it smaller, in the order to try it; stops where it fits."""
+    from ureca.training.config import WorkersConfig
+
+    together = trial
+    for text, change in _ways(trial):
+        if any(not hasattr(WorkersConfig, name) for name in re.findall(r"--workers\.(\w+)", text)):
+            continue
+        alone, joined = change(trial), change(together)
+        if alone is None or joined is None or joined.bytes() >= together.bytes():
+            continue
+        together = joined
+        yield {
+            "change": text,
+            "alone_bytes": alone.bytes(),
+            "together_bytes": joined.bytes(),
+            "fits": joined.bytes() <= limit,
+        }
+        if joined.bytes() <= limit:
+            return
+    smaller = _smaller_base(together, limit)
+    if smaller is not None:
+        yield {"change": f"--base {smaller[0]}", "alone_bytes": None, "together_bytes": smaller[1], "fits": True}
+
+
+def _ways(trial: _Trial) -> Iterator[tuple[str, Callable[[_Trial], _Trial | None]]]:
+    def setting(**values: Any) -> Any:
+        return lambda t: replace(t, setting=replace(t.setting, **values))
+
+    def tokens(number: int) -> Any:
+        return lambda t: replace(t, tokens=number) if t.tokens > number else None
+
+    if not trial.setting.checkpointing:
+        yield "--workers.activation_checkpointing=true", setting(checkpointing=True)
+    number = trial.tokens
+    while number > trial.least_tokens():
+        number = max(number // 2, trial.least_tokens())
+        yield f"--batch.tokens_per_device={number}", tokens(number)
+    for stage in range(trial.setting.zero_stage + 1, 4):
+        yield f"--workers.zero_stage={stage}", setting(zero_stage=stage, keeps_image_tokens=stage < 3)
+    if trial.setting.gpu:
+        yield "--workers.offload_optimizer=true", setting(offload_optimizer=True)
+        yield "--workers.zero_stage=3 --workers.offload_weights=true", setting(zero_stage=3, offload_weights=True)
+    for factor in (2, 4):
+        workers = trial.setting.num_workers * factor
+        yield f"{workers} {'GPUs' if trial.setting.gpu else 'machines'}", setting(num_workers=workers)
+
+
+def _smaller_base(trial: _Trial, limit: float) -> tuple[str, float] | None:
+    """The largest preset of the same series that fits with these settings."""
+    from ureca.model.architectures import describe
+    from ureca.model.presets import PRESETS
+    from ureca.training.memory import Sizes
+
+    series = trial.name.rpartition("-")[0] or "internvl2.5"
+    names = [name for name in PRESETS if name.startswith(f"{series}-") and name != trial.name]
+    for name in sorted(names, key=lambda n: -float(n.rpartition("-")[2].removesuffix("b"))):
+        base = describe(name)
+        mask = replace(trial.mask, hidden_size=base.text_config.hidden_size)
+        sizes = Sizes.of(
+            base,
+            mask,
+            stage=trial.stage,
+            lora_rank=trial.sizes.lora_rank,
+            tune_mask_encoder=trial.sizes.mask is not None,
+        )
+        if sizes.parameters < trial.sizes.parameters:
+            needed = replace(trial, base=base, mask=mask, sizes=sizes).bytes()
+            if needed <= limit:
+                return name, needed
+    return None
