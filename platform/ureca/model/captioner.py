@@ -116,6 +116,7 @@ class Captioner(nn.Module):
         kind: str = "tokens",
         projection: str = "linear",
         input_scale: float = 255.0,
+        location_codes: bool = True,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Captioner:
@@ -135,7 +136,7 @@ class Captioner(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             encoder = MaskEncoder(mask).to(dtype)
-        if (ids := processor.location_ids) is not None:
+        if location_codes and (ids := processor.location_ids) is not None:
             encoder.use_location_embeddings(embeddings.detach()[ids])
         config = CaptionerConfig(base=base, base_hash=weights_hash(model), tile_limit=tile_limit, mask=mask)
         return cls(model, encoder, config, processor).eval()

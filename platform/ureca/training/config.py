@@ -44,6 +44,8 @@ class MaskConfig:
     """Of `channels`, its last part: one layer as in the authors' code, or two as in the paper's text."""
     input_scale: float = 255.0
     """Of `channels`: the value that stands for the region's inside; 255 in the authors' code."""
+    location_codes: bool = True
+    """Of `tokens`: start the cells' codes as the base's own location tokens, where it has such (nano)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,6 +169,7 @@ class Plan:
                 kind=mask.kind,
                 projection=mask.projection,
                 input_scale=mask.input_scale,
+                location_codes=mask.location_codes,
                 seed=self.seed,
             )
         if self.lora is not None:
