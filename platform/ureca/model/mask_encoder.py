@@ -37,8 +37,8 @@ GRID = 32
 """Cells along each side of a tile: one for each patch of 14 px that InternVL cuts a tile of 448 px into."""
 CUTOUT = 32
 """Side of the cut-out that a region's outline is read from."""
-TILES_AT_ONCE = 32
-"""Tiles that go through the encoder together: what they need in between fits a CPU's caches and any GPU."""
+TILES_AT_ONCE = (8, 64)
+"""Tiles that go through the encoder together, on a CPU, whose caches they have to fit, and elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,40 +139,48 @@ class MaskEncoder(nn.Module):
         Returns:
             For each region its rows `(M, D)`: start, N tokens for each tile in the tiles' order, end.
         """
-        if not masks:
-            return []
         device = self.start.device
-        values = torch.cat([mask.values for mask in masks]).to(device)
-        boxes = torch.cat([tile_boxes(*mask.grid)[mask.places.cpu()] for mask in masks]).to(device)
-        empty = None
-        if isinstance(self.body, _Channels) and any(len(mask.values) < mask.num_tiles for mask in masks):
-            # The tokens of an empty tile are the same wherever it lies: one serves them all.
-            empty = len(values)
-            values = torch.cat([values, torch.zeros_like(values[:1])])
-            boxes = torch.cat([boxes, boxes[:1]])
+        values = [mask.values for mask in masks]
+        boxes = [tile_boxes(*mask.grid)[mask.places.cpu()].to(device) for mask in masks]
+        needs_empty = isinstance(self.body, _Channels) and any(len(mask.values) < mask.num_tiles for mask in masks)
+        if needs_empty:  # its tokens are the same wherever it lies: one serves all regions
+            values.append(torch.zeros_like(values[0][:1]))
+            boxes.append(boxes[0][:1])
         # Where DeepSpeed ZeRO 3 spreads the weights (it marks them so), workers gather them together for each call: all
         # must make equally many, however many tiles each has.
-        at_once = len(values) if hasattr(self.start, "ds_id") else TILES_AT_ONCE
-        parts = zip(values.split(at_once), boxes.split(at_once), strict=True)
-        tokens = torch.cat([self.body(*part) for part in parts])
-        start, end = self.start.to(tokens)[None], self.end.to(tokens)[None]
-        rows, first = [], 0
-        for mask in masks:
-            last = first + len(mask.values)
-            middle = tokens[first:last]
-            if empty is not None:
-                index = torch.full((mask.num_tiles,), empty, device=device)
-                index[mask.places.to(device)] = torch.arange(first, last, device=device)
-                middle = tokens[index]
-            rows.append(torch.cat([start, middle.flatten(0, 1), end]))
-            first = last
-        return rows
+        at_once = sum(map(len, values)) if hasattr(self.start, "ds_id") else TILES_AT_ONCE[device.type != "cpu"]
+        tokens: list[Tensor] = []  # (K, N, D) of each region
+        for part in _portions(list(map(len, values)), at_once):
+            encoded: Tensor = self.body(torch.cat([each.to(device) for each in values[part]]), torch.cat(boxes[part]))
+            tokens += encoded.split(list(map(len, values[part])))
+        if needs_empty:
+            empty = tokens.pop()
+            tokens = [_filled(own, mask, empty) for own, mask in zip(tokens, masks, strict=True)]
+        return [torch.cat([self.start.to(own)[None], own.flatten(0, 1), self.end.to(own)[None]]) for own in tokens]
 
     @torch.no_grad()
     def use_location_embeddings(self, embeddings: Tensor) -> None:
         """Start the cells' codes from the base's location tokens, `(GRID * GRID, D)` row by row."""
         if isinstance(self.body, _Tokens):
             self.body.codes.copy_(embeddings / embeddings.square().mean().sqrt())
+
+
+def _portions(lengths: Sequence[int], limit: int) -> list[slice]:
+    """Neighbors whose lengths sum to at most `limit`, or single ones above it."""
+    portions, first, total = [], 0, 0
+    for number, length in enumerate(lengths):
+        if number > first and total + length > limit:
+            portions.append(slice(first, number))
+            first, total = number, 0
+        total += length
+    return [*portions, slice(first, len(lengths))] if lengths else []
+
+
+def _filled(tokens: Tensor, mask: MaskTiles, empty: Tensor) -> Tensor:
+    """`(K, N, D)` -> `(T, N, D)`: an empty tile's tokens `(1, N, D)` where the region touches none."""
+    index = torch.full((mask.num_tiles,), len(tokens), device=tokens.device)
+    index[mask.places.to(tokens.device)] = torch.arange(len(tokens), device=tokens.device)
+    return torch.cat([tokens, empty])[index]
 
 
 class _Channels(nn.Module):
