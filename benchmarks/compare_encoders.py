@@ -17,7 +17,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from pycocoevalcap.rouge.rouge import Rouge
 
 from ureca.config import load_config
-from ureca.corpus import ImageRow, load_image, read_regions
+from ureca.corpus import ImageRow, iter_images, load_image, write_regions
 from ureca.corpus.split import is_heldout
 from ureca.errors import ConfigError
 from ureca.evaluation.metrics import tokenize
@@ -50,6 +50,7 @@ from ureca.training.config import (
 )
 from ureca.training.objective import CaptionLoss
 from ureca.training.plan import Plan
+from ureca.training.table_index import prepare_index
 from ureca.training.zero import learning_rate, refuse_non_finite
 
 ARMS = {
@@ -77,6 +78,8 @@ class CompareConfig:
     """Steps of stage 1: one image with up to 24 regions each."""
     stage2_steps: int = 120
     """Steps of stage 2, likewise."""
+    train_images: int = 150
+    """Images to learn from."""
     images: int = 12
     """Images to caption and to score."""
 
@@ -87,33 +90,35 @@ class CompareConfig:
 
 def train(plan: Plan) -> list[float]:
     """What a single training worker does, step by step, without Ray and DeepSpeed; writes the model, returns losses."""
-    batches, objective = Batches(plan, rank=0, num_workers=1), CaptionLoss()
-    captioner = plan.captioner().train()
+    folder = Path(plan.directory)
+    prepare_index(plan.table, folder, plan.processor(), heldout=0.0, heldout_seed=0, has_begun=False)
+    captioner, objective = plan.captioner().train(), CaptionLoss()
     learning = [parameter for parameter in captioner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, betas=(0.9, 0.999), eps=1e-8, weight_decay=plan.optimizer.weight_decay)
     captioner.hold_frozen_base(torch.bfloat16)
-    batches.keep_image_tokens(captioner)
+    batches = Batches(plan, captioner, rank=0, num_workers=1)
+    batches.keep_image_tokens()
     losses = []
-    for step in range(batches.num_steps):
-        torch.manual_seed(plan.seed * 100_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, batches.num_steps, plan.optimizer)
-        with torch.autocast("cpu", torch.bfloat16):
-            made = batches.of_step(step, captioner)
-            counts = {"tokens": sum(objective.counts(batch)["tokens"] for batch in made)}
-            shares = [objective.loss(captioner, batch, counts)[0] for batch in made]
-        loss = torch.stack(shares).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(learning, plan.optimizer.clip_norm)
-        refuse_non_finite(step + 1, loss=float(loss.detach()), grad_norm=float(norm))
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(round(float(loss.detach()), 4))
-    captioner.save_pretrained(Path(plan.directory) / "model")
+    with batches.begin(0) as steps:
+        for step in steps:
+            torch.manual_seed(plan.seed * 100_003 + step.number)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step.number, batches.num_steps, plan.optimizer)
+            with torch.autocast("cpu", torch.bfloat16):
+                made = [one.batch for one in batches.passes(step)]
+                counts = {"tokens": sum(objective.counts(batch)["tokens"] for batch in made)}
+                loss = torch.stack([objective.loss(captioner, batch, counts)[0] for batch in made]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(learning, plan.optimizer.clip_norm)
+            refuse_non_finite(step.number + 1, loss=float(loss.detach()), grad_norm=float(norm))
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(round(float(loss.detach()), 4))
+    captioner.save_pretrained(folder / "model")
     return losses
 
 
-def run_arm(config: CompareConfig, arm: str, seed: int, num_images: int, rows: Sequence[ImageRow]) -> dict[str, Any]:
+def run_arm(config: CompareConfig, arm: str, seed: int, table: Path, rows: Sequence[ImageRow]) -> dict[str, Any]:
     """Train one encoder with one seed and caption `rows`; what is there already stays."""
     folder = Path(config.output).resolve() / f"seed{seed}" / arm.replace(", ", "_").replace(" ", "_")
     done = folder / "captions.json"
@@ -121,15 +126,15 @@ def run_arm(config: CompareConfig, arm: str, seed: int, num_images: int, rows: S
         return dict(read_json(str(done)))
     started = time.process_time()
     common: dict[str, Any] = {
-        "table": config.table,
-        "heldout": HELDOUT,
+        "table": str(table),
+        "heldout": 0.0,
         "seed": seed,
-        "batch": BatchConfig(images_per_step=1, images_per_device=1, regions_per_image=24),
+        "batch": BatchConfig(images_per_step=1, regions_per_image=24),
         "workers": WorkersConfig(num_workers=1, bf16=True),
     }
     # Rates of the recipes nano_stage1 and nano_stage2, where a step has four images; ours are smaller and fewer.
-    rate1 = OptimizerConfig(learning_rate=1e-3, epochs=config.stage1_steps / num_images)
-    rate2 = OptimizerConfig(learning_rate=2e-3, epochs=config.stage2_steps / num_images)
+    rate1 = OptimizerConfig(learning_rate=1e-3, epochs=config.stage1_steps / config.train_images)
+    rate2 = OptimizerConfig(learning_rate=2e-3, epochs=config.stage2_steps / config.train_images)
     first = Stage1Config(**common, mask=ARMS[arm], optimizer=rate1)
     losses = {"stage1": train(Plan.of(first, folder / "stage1"))}
     second = Stage2Config(
@@ -206,16 +211,18 @@ def main() -> None:
     """Train, caption, score, print, write."""
     torch.set_num_threads(1)
     config = load_config(CompareConfig, description=__doc__ or "")
-    config = replace(config, table=str(Path(config.table).resolve()))
-    every = [row for row in map(ImageRow.from_record, read_regions(config.table).to_pylist()) if row.regions]
-    heldout = [row for row in every if is_heldout(row.image_id, HELDOUT)]
-    rows = [row for row in heldout if row.regions[0].attributes][: config.images]
-    num_images = len(every) - len(heldout)
+    drawn = [row for row in iter_images(config.table) if row.regions and row.regions[0].attributes]
+    rows = [row for row in drawn if is_heldout(row.image_id, HELDOUT)][: config.images]
+    learned = [row for row in drawn if not is_heldout(row.image_id, HELDOUT)][: config.train_images]
+    table = Path(config.output).resolve() / "learned.parquet"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    if not table.exists():
+        write_regions(table, learned)
     scores: dict[str, dict[str, list[float]]] = {arm: {} for arm in config.arms}
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in config.arms}
     for seed in config.seeds:
         for arm in config.arms:
-            run = run_arm(config, arm, seed, num_images, rows)
+            run = run_arm(config, arm, seed, table, rows)
             runs[arm].append(run)
             for metric, value in score(rows, run["captions"]).items():
                 scores[arm].setdefault(metric, []).append(round(value, 4))
