@@ -154,6 +154,13 @@ def test_a_base_is_checked_before_its_weights_are_loaded(tmp_path: Path) -> None
             {"text_config": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2}},
             r"bad: its language model \(gpt2\) lacks q_proj, k_proj, .*give an InternVL whose language model is Qwen2",
         ),
+        (
+            {
+                "text_config": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2},
+                "tie_word_embeddings": True,
+            },
+            r"bad: its language model \(gpt2\) lacks q_proj, k_proj, .*give an InternVL whose language model is Qwen2",
+        ),
     ],
 )
 def test_a_base_that_can_not_be_trained_is_refused(changes: dict, message: str, tmp_path: Path) -> None:

@@ -225,7 +225,10 @@ def lora_parameter_count(model: nn.Module, rank: int) -> int:
 
 def check_lora_targets(config: PretrainedConfig, where: str) -> None:
     """Raise CheckpointError unless each of the language model's layers has all seven linear layers of LoRA."""
-    found = [name.rpartition(".")[2] for name in lora_targets(skeleton(config))]
+    try:
+        found = [name.rpartition(".")[2] for name in lora_targets(skeleton(config))]
+    except AttributeError:  # transformers ties the head to embeddings that this language model has under another name
+        found = []
     text: Any = config.get_text_config()
     missing = [name for name in LORA_LAYERS if found.count(name) != text.num_hidden_layers]
     if missing:
