@@ -19,6 +19,8 @@ TRAINED_CUES: dict[str, Cue] = {
     "tuned_box": "box",
     "mask_stage1": "mask",
     "mask_stage2": "mask",
+    "mask_stage3": "mask",
+    "mask_longer": "mask",
     "shipped": "mask",
 }
 """Variant -> how its training told it which region is meant; `shipped` is the captioner of the package."""
@@ -36,6 +38,8 @@ class EvaluateConfig:
     """Model directory of stage 1: variant mask_stage1."""
     stage2: str = ""
     """Model directory of stage 2: variant mask_stage2."""
+    stage3: str = ""
+    """Model directory of stage 3: variant mask_stage3."""
     tuned_none: str = ""
     """Model directory of stage 2 with `cue: none`: variant tuned_none."""
     tuned_box: str = ""
@@ -70,6 +74,7 @@ def variants_of(config: EvaluateConfig) -> list[Variant]:
         "tuned_box": config.tuned_box,
         "mask_stage1": config.stage1,
         "mask_stage2": config.stage2,
+        "mask_stage3": config.stage3,
     }
     given = {name: folder for name, folder in trained.items() if folder}
     settings = [CaptionerConfig.load(Path(folder)) for folder in given.values()]

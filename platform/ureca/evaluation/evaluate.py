@@ -6,6 +6,8 @@
     tuned_box     stage 2 told the region's box in words: what a box is worth after the same training
     mask_stage1   the mask encoder trained, the rest frozen
     mask_stage2   and LoRA on the language model
+    mask_stage3   and preference tuning
+    mask_longer   the control of that: as many steps more of captions alone
 
 `none` and `mask_stage2` are the ends of the paper's Table 4 (URECA, arXiv 2504.05305); `tuned_none` and `tuned_box`
 are the controls that it lacks. Captions answer the `unique` query and are compared with the labels' unique captions.

@@ -17,7 +17,12 @@ from ureca.evaluation.strata import masks_by_stratum, restricted
 __all__ = ["METRICS", "PAIRS", "RunStatistics", "ScoreTable", "ScoredGroup", "scored_group"]
 
 METRICS = (*CAPTION_METRICS, "attribute_accuracy", "uniqueness")
-PAIRS = tuple(("mask_stage2", worse) for worse in ("none", "box", "tuned_none", "tuned_box", "mask_stage1"))
+PAIRS = (
+    *(("mask_stage2", worse) for worse in ("none", "box", "tuned_none", "tuned_box", "mask_stage1")),
+    ("mask_stage3", "mask_stage2"),
+    ("mask_stage3", "mask_longer"),
+    ("mask_longer", "mask_stage2"),
+)
 """(better, worse) whose difference is worth an interval of its own."""
 STRATUM_METRICS = ("rouge_l", "attribute_accuracy", "uniqueness")
 

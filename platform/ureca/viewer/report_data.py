@@ -34,6 +34,8 @@ VARIANT_LABELS = {
     "tuned_box": "stage 2, box as text",
     "mask_stage1": "stage 1, mask",
     "mask_stage2": "stage 2, mask",
+    "mask_longer": "stage 2, trained on",
+    "mask_stage3": "stage 3, mask",
     "shipped": "nano as shipped",
 }
 NANO_NOTES = (
