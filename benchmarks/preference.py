@@ -6,7 +6,7 @@ For each seed: stage 3 as jobs/configs/nano_stage3.yaml has it (mask_stage3), an
 (mask_longer: beta 0, the same images, regions, captions and steps). The stage 2 model that both start from, and all of
 these, are scored on scenes of the frozen benchmark; differences are paired scene by scene, with intervals bootstrapped
 over scenes. The same command again goes on where it was. Prints the scores and, as the last line, one JSON; writes
-runs/benchmarks/preference.json. With one seed and 128 scenes about NN minutes on a core.
+runs/benchmarks/preference.json.
 """
 
 import argparse
