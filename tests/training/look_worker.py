@@ -47,8 +47,6 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     rank, num_workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
     captioner = plan.captioner()
     config = deepspeed_config(plan.optimizer, plan.workers)
-    # As with a model of full size: all but the smallest weights are shared out, and gathered layer by layer.
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 200
     engine, *_ = deepspeed.initialize(
         model=captioner, model_parameters=[p for p in captioner.parameters() if p.requires_grad], config=config
     )
@@ -63,12 +61,10 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         losses.append(float(loss.detach()))
         engine.backward(loss / 10)
         engine.step()
-    largest = max(captioner.parameters(), key=lambda parameter: getattr(parameter, "ds_numel", parameter.numel()))
     result = {
         "losses": losses,
         "captions": [[record["caption"] for record in look.records] for look in looks],
         "scores": [look.scores for look in looks],
-        "held": largest.numel(),
     }
     engine.destroy()
     return result

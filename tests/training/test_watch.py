@@ -1,4 +1,4 @@
-"""Looks at held-out images: the right ones, the right captions however the weights lie, and the training as without."""
+"""Looks at held-out images: the right ones, the captioner's own captions, and the training as without."""
 
 import json
 import os
@@ -63,6 +63,8 @@ def test_a_table_that_has_changed_is_noticed(region_table: Path, tiny_base: Path
 def test_nothing_to_look_at_is_told_before_training(region_table: Path, tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="looks caption held-out images"):
         config(region_table, tiny_base, heldout=0.0)
+    with pytest.raises(ConfigError, match="no worker holds all weights"):
+        config(region_table, tiny_base, workers=WorkersConfig(num_workers=2, zero_stage=3))
     bare = tmp_path / "bare.parquet"
     rows = [
         row if row.status == "quarantined" else replace(row, status="unlabeled") for row in iter_images(region_table)
@@ -152,8 +154,8 @@ WAYS = {
     "zero1": {"zero_stage": 1, "looks": True},
     "zero1_without": {"zero_stage": 1, "looks": False},
     "zero1_careless": {"zero_stage": 1, "looks": True, "careless": True},
-    "zero3": {"zero_stage": 3, "looks": True},
-    "zero3_without": {"zero_stage": 3, "looks": False},
+    "zero2": {"zero_stage": 2, "looks": True},
+    "zero2_without": {"zero_stage": 2, "looks": False},
 }
 
 
@@ -204,12 +206,12 @@ def looked(stage2_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=900)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), errors[0][-4000:]
+    assert all(process.returncode == 0 for process in processes), "\n".join(each[-3000:] for each in errors)
     return {name: [json.loads((folder / f"{name}.json.{rank}").read_text()) for rank in range(2)] for name in WAYS}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["zero1", "zero3"])
+@pytest.mark.parametrize("way", ["zero1", "zero2"])
 def test_losses_are_those_of_a_training_without_looks_to_the_last_bit(
     way: str, looked: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -223,11 +225,9 @@ def test_a_look_that_disturbs_the_training_is_noticed(looked: dict[str, list[dic
 
 
 @pytest.mark.slow
-def test_captions_are_the_captioner_s_own_however_the_weights_are_shared_out(
+def test_captions_are_the_captioner_s_own_whichever_worker_makes_them(
     looked: dict[str, list[dict[str, Any]]], stage2_plan: Plan
 ) -> None:
-    assert looked["zero3"][0]["held"] == 0, "the workers must not hold the weights for this to prove anything"
-    assert looked["zero1"][0]["held"] > 0
     choose_watched(stage2_plan)
     captioner = stage2_plan.captioner().eval()
     expected = []
@@ -237,7 +237,7 @@ def test_captions_are_the_captioner_s_own_however_the_weights_are_shared_out(
         segmentations = [region.segmentation for region in regions]
         expected += captioner.generate(load_image(row), segmentations, queries, max_new_tokens=10)
     assert len(set(expected)) > 1
-    for way in ("zero1", "zero3"):
+    for way in ("zero1", "zero2"):
         for worker in looked[way]:
             assert worker["captions"][0] == expected
             assert worker["scores"] == looked["zero1"][0]["scores"]

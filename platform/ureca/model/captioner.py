@@ -286,13 +286,10 @@ class Captioner(nn.Module):
         queries: Sequence[str],
         *,
         max_new_tokens: int = 96,
-        lockstep: bool = False,
     ) -> list[str]:
         """Caption regions of one image with transformers' own greedy `generate`, all in one batch.
 
         The image prefix goes through the model once; its keys and values serve every region.
-        `lockstep`: several processes share the weights (ZeRO 3) and call this at once, each with an image of its own;
-        one that is done goes on until all are.
         """
         prefix, branches = self._embedded_prompts(image, segmentations, queries)
         language_model = self.base.model.language_model
@@ -311,7 +308,6 @@ class Captioner(nn.Module):
             do_sample=False,
             eos_token_id=self.processor.end_token_id,
             pad_token_id=self.processor.end_token_id,
-            synced_gpus=lockstep,
         )
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [re.sub(r"\s+", " ", text).strip() for text in texts]

@@ -274,6 +274,11 @@ class _StageConfig:
                 f"watch.every_steps={self.watch.every_steps} with heldout=0: looks caption held-out images. "
                 "Hold some out, or set --watch.every_steps=0."
             )
+        if self.watch.every_steps and self.workers.zero_stage == 3:
+            raise ConfigError(
+                f"watch.every_steps={self.watch.every_steps} with workers.zero_stage=3: no worker holds all weights, "
+                "as captioning while training runs needs. Set --workers.zero_stage to 1 or 2, or --watch.every_steps=0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

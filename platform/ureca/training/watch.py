@@ -5,9 +5,8 @@
                             image_00.jpg      the same as a picture
 
 A look captions the same regions every time, greedily, the image prefix of an image computed once for all of its
-regions. The images are shared out over the workers. With ZeRO 3 no worker has all weights: there the workers go
-through their images in lockstep, a layer's weights being gathered when all of them come to it. It leaves the training
-as it was: no weight, no random state, no module's mode differs after it.
+regions. The images are shared out over the workers, each of which holds all weights: ZeRO 3, where none does, is
+refused. It leaves the training as it was: no weight, no random state, no module's mode differs after it.
 """
 
 from __future__ import annotations
@@ -137,17 +136,10 @@ class Watch:
         """Reads this worker's images. Raises InputError as `watched_images`, ImageError where one can't be read."""
         self._plan, self._rank, self._num_workers = plan, rank, num_workers
         rows = watched_images(plan.directory) if plan.watch.every_steps else []
-        self._num_images = len(rows)
-        # In lockstep every worker goes through as many images; one that has too few repeats some for nothing.
-        last = -(-len(rows) // num_workers) * num_workers if self._lockstep else len(rows)
         self._mine = [
-            (number, WatchedImage.of(rows[number % len(rows)], regions=plan.watch.regions_per_image))
-            for number in range(rank, last, num_workers)
+            (number, WatchedImage.of(rows[number], regions=plan.watch.regions_per_image))
+            for number in range(rank, len(rows), num_workers)
         ]
-
-    @property
-    def _lockstep(self) -> bool:
-        return self._plan.workers.zero_stage == 3 and self._num_workers > 1
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether to look after `step` steps."""
@@ -163,8 +155,6 @@ class Watch:
         with unchanged(captioner):
             for number, image in self._mine:
                 captions = self._caption(captioner, image)
-                if number >= self._num_images:
-                    continue
                 found, items = _records(image, captions)
                 records += [{"image": number, **each} for each in found]
                 sums.append(quick_sums(items))
@@ -187,7 +177,6 @@ class Watch:
             [region.segmentation if cue == "mask" else None for region in regions],
             [processor.query(STYLE, cue=cue, box=region.bbox, size=image.row.size) for region in regions],
             max_new_tokens=self._plan.watch.max_new_tokens,
-            lockstep=self._lockstep,
         )
 
 
