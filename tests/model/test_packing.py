@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from captioners import drawn_example
+from captioners import drawn_example, plain_loss, tiny_captioner
 
 import ureca.model.captioner as captioner_module
 from ureca.model import Captioner, Example, pack
 from ureca.model.attention import BranchRun, Layout, PrefixRun, both_runs
+from ureca.model.head import LossHead
 
 
 def with_shared_bins() -> Example:
@@ -46,6 +47,126 @@ def assert_same(left: tuple, right: tuple) -> None:
     assert left[1].keys() == right[1].keys()
     for name in left[1]:
         torch.testing.assert_close(left[1][name], right[1][name], rtol=1e-5, atol=1e-9, msg=f"gradient of {name}")
+
+
+def by_transformers(captioner: Captioner, examples: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Every region a sequence of its own through transformers' own forward pass: none of our attention or head."""
+    captioner.zero_grad()
+    options = captioner.pack_options()
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for example in examples:
+        for region in example.regions:
+            batch = pack([Example(example.image, (region,))], captioner.processor, **options)
+            loss = plain_loss(captioner, [batch])
+            loss.backward()
+            total, tokens = total + loss.detach(), tokens + batch.counts.caption
+    gradients = {n: p.grad.clone() / tokens for n, p in captioner.named_parameters() if p.grad is not None}
+    return total / tokens, gradients
+
+
+ONE_TILE, SEVEN, THIRTEEN = (200, 200), (300, 500), (300, 400)
+"""Sizes (height, width) that a captioner with that limit cuts into so many tiles, thumbnail included."""
+
+
+@pytest.fixture(scope="module", params=["tokens", "channels"])
+def wide_captioner(request: pytest.FixtureRequest) -> Captioner:
+    """Up to twelve tiles and a thumbnail, either mask encoder."""
+    return tiny_captioner(kind=request.param, tile_limit=12)
+
+
+def test_images_of_one_to_thirteen_tiles_pack_into_one_batch(wide_captioner: Captioner) -> None:
+    sizes = [ONE_TILE, SEVEN, THIRTEEN]
+    examples = [drawn_example(n, seed=n, size=size) for n, size in zip((3, 2, 2), sizes, strict=True)]
+    tiles = [len(wide_captioner.processor.image_inputs(np.asarray(e.image))) for e in examples]
+    assert tiles == [1, 7, 13]
+    found = loss_and_gradients(wide_captioner, examples)
+    assert_same(found, by_transformers(wide_captioner, examples))
+
+
+def test_an_image_split_over_several_passes_has_the_same_loss_and_gradients(tiny_captioner_f64: Captioner) -> None:
+    """Loss and gradients are sums over caption tokens: the passes of a step add up, however its regions are cut."""
+    captioner, whole = tiny_captioner_f64, drawn_example(7, seed=3)
+    parts = [replace(whole, regions=whole.regions[at : at + 3]) for at in (0, 3, 6)]
+    options = captioner.pack_options()
+    captioner.zero_grad()
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for part in parts:
+        loss, count = captioner(pack([part], captioner.processor, **options))
+        loss.backward()
+        total, tokens = total + loss.detach(), tokens + int(count)
+    gradients = {n: p.grad.clone() / tokens for n, p in captioner.named_parameters() if p.grad is not None}
+    expected = loss_and_gradients(captioner, [whole])
+    assert_same((total / tokens, gradients), expected)
+    # A mean of the parts' means is another loss: captions are of unlike lengths, the last part holds one alone.
+    means = [loss_and_gradients(captioner, [part])[0] for part in parts]
+    assert abs(sum(means) / 3 - expected[0]) > 1e-6
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_recomputed_activations_change_neither_loss_nor_gradients(stage: int) -> None:
+    """A layer that ran over prefixes runs once more for its gradient: keys and values must not be kept twice."""
+    captioner = tiny_captioner()
+    examples = [drawn_example(3, seed=1, size=ONE_TILE), drawn_example(2, seed=2)]
+    if stage == 2:
+        captioner.add_lora(rank=4, dropout=0.0)
+        for name, parameter in captioner.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    captioner.trainable(stage, tune_mask_encoder=True)
+    expected = loss_and_gradients(captioner, examples)
+    calls: list[int] = []
+    layer = captioner.base.model.language_model.layers[0].mlp
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    captioner.checkpoint_activations()
+    found = loss_and_gradients(captioner, examples)
+    handle.remove()
+    # Over prefixes and branches, and once more each; in stage 1 prefixes have no gradient.
+    assert len(calls) == (3 if stage == 1 else 4)
+    assert_same(found, expected)
+
+
+def test_a_recomputation_that_replaced_the_prefix_s_states_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were branches to read what a second run over other prefixes left, their gradients would differ."""
+    captioner = tiny_captioner()
+    captioner.trainable(1)
+    examples = [drawn_example(3, seed=1, size=ONE_TILE)]
+    expected = loss_and_gradients(captioner, examples)
+    captioner.checkpoint_activations()
+    wrong = {}
+
+    def lost(layout: Layout, device: torch.device) -> tuple[PrefixRun, BranchRun]:
+        wrong["runs"] = both_runs(layout, device)
+        return wrong["runs"]
+
+    monkeypatch.setattr(captioner_module, "both_runs", lost)
+    captioner.zero_grad()
+    loss, count = captioner(pack(examples, captioner.processor, **captioner.pack_options()))
+    states = wrong["runs"][0].states
+    for layer, (key, value) in states.items():
+        states[layer] = (key * 2, value)
+    loss.backward()
+    gradients = {n: p.grad.clone() / count for n, p in captioner.named_parameters() if p.grad is not None}
+    with pytest.raises(AssertionError):
+        assert_same((loss.detach() / count, gradients), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_frozen_head_s_loss_and_gradient_are_torch_s(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=False, dtype=dtype).requires_grad_(False)
+    LossHead.take_over(head)
+    hidden = torch.randn(600, 16, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.randint(0, 50, (600,), generator=draw)
+    weights = torch.rand(600, generator=draw, dtype=torch.float64)
+    losses = head(hidden, labels)
+    (found,) = torch.autograd.grad((losses * weights).sum(), hidden)
+    exact = hidden.detach().double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact @ head.weight.double().T, labels, reduction="none")
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), exact)
+    rtol, atol = (1e-9, 1e-12) if dtype == torch.float64 else (0.05, 0.02)
+    torch.testing.assert_close(losses.double(), expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(found.double(), gradient, rtol=rtol, atol=atol)
+    assert not torch.allclose(losses.double().roll(1), expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("num_regions", [[1], [3], [2, 5]], ids=str)

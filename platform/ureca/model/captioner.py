@@ -30,6 +30,7 @@ from transformers import DynamicCache, InternVLForConditionalGeneration
 from ureca.errors import CheckpointError
 from ureca.model.architectures import LORA_TARGETS, read_config
 from ureca.model.attention import PACKED_ATTENTION, BranchRun, PrefixRun, both_runs
+from ureca.model.head import LossHead
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
 from ureca.model.packing import IGNORED, PackedBatch
 from ureca.model.presets import preset_path
@@ -102,6 +103,7 @@ class Captioner(nn.Module):
         self.config = config
         self.processor = processor
         base.model.language_model.set_attn_implementation(PACKED_ATTENTION)
+        LossHead.take_over(base.lm_head)
         self._peft: list[PeftModel] = []  # in a list, so that nn.Module does not register the base twice
 
     # ---- making, loading, saving
@@ -217,6 +219,17 @@ class Captioner(nn.Module):
                 # Else it casts to the adapter's float32, whence autocast would cast it back.
                 module.cast_input_dtype_enabled = False  # type: ignore[assignment]
 
+    def checkpoint_activations(self) -> None:
+        """From now on keep of each layer of the language model its input alone, and compute it once more for the
+        gradient: a third more work for a fraction of the memory. Loss and gradients stay what they are.
+
+        Keys and values of prefixes are kept, for the branches read them. Off while a module is in evaluation mode.
+        """
+        language_model: Any = self.base.model.language_model
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in language_model.layers:
+            layer.training = True  # of the layer itself: what transformers looks at; dropout is its parts' matter
+
     # ---- the forward pass
 
     @property
@@ -239,10 +252,7 @@ class Captioner(nn.Module):
         """
         hidden = self.hidden_states(batch, image_features)
         kept = batch.labels != IGNORED
-        logits = self.base.lm_head(hidden[kept])
-        losses = nn.functional.cross_entropy(
-            logits.float() if logits.dtype == torch.bfloat16 else logits, batch.labels[kept], reduction="none"
-        )
+        losses: Tensor = self.base.lm_head(hidden[kept], batch.labels[kept])
         if not by_branch:
             return losses.sum(), kept.sum()
         numbers, none = batch.branch[kept], losses.new_zeros(batch.num_regions)

@@ -138,6 +138,9 @@ class WorkersConfig:
     bf16: bool = False
     """Compute in bfloat16; the weights that train, and the optimizer, stay in 32 bit. On CPUs that have AMX or
     AVX512-BF16 it is faster, on others slower."""
+    activation_checkpointing: bool = False
+    """Keep of each layer of the language model its input alone and compute the rest once more for the gradient: a
+    third more work for a fraction of the memory."""
     image_tokens_mb: int = 1024
     """Memory of each worker for image tokens: the vision tower is frozen, so they are computed once and kept while
     they fit. With `zero_stage` 3 they are not kept: its workers must compute alike."""

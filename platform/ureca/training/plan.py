@@ -50,6 +50,7 @@ _MAY_CHANGE = (
     "workers.max_failures",
     "workers.threads",
     "workers.image_tokens_mb",
+    "workers.activation_checkpointing",
     "batch.tokens_per_device",
     "batch.prefetch",
 )
@@ -183,6 +184,8 @@ class Plan:
         captioner.trainable(self.stage, tune_mask_encoder=self.tune_mask_encoder)
         if self.preference is not None:
             keep_reference(captioner)
+        if self.workers.activation_checkpointing:
+            captioner.checkpoint_activations()
         return captioner
 
 
