@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ureca.viewer.plots import Curve, loss_curves, score_bars, smoothed, training
+from ureca.viewer.plots import Curve, loss_curves, score_bars, smoothed, speedups, training
 
 CURVES = [
     Curve("stage 1", list(range(100)), np.linspace(4, 1, 100).tolist()),
@@ -77,3 +77,10 @@ def test_a_run_s_panels_show_what_was_measured_and_say_what_was_not():
     without = [{key: value for key, value in line.items() if key != "heldout"} for line in lines]
     assert not np.array_equal(pixels(training(without)), pixels(whole))
     assert pixels(training([{"step": 1, "loss": float("nan")}])).shape == pixels(whole).shape
+def test_a_measured_ratio_stands_below_its_dashed_limit():
+    """A speed-up that is its limit covers it; one far below leaves the dashes alone."""
+    points = {1: (1.0, 1.0), 16: (8.0, 8.0), 64: (16.0, 16.0)}
+    reached = pixels(speedups({"6 tiles": points}, xlabel="regions per image", format="png"))
+    missed = pixels(speedups({"6 tiles": {x: (y / 4, y) for x, (y, _) in points.items()}}, xlabel="", format="png"))
+    teal = (15, 118, 110)
+    assert (missed == teal).all(axis=2).sum() > (reached == teal).all(axis=2).sum() > 0

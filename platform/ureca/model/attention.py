@@ -89,17 +89,22 @@ class BranchRun:
 
 def both_runs(layout: Layout, device: torch.device) -> tuple[PrefixRun, BranchRun]:
     """The attention of a packed batch on a device."""
+    before = prefix_run(layout, device)
     if device.type == "cpu":
-        before = PrefixRun(_prefix_blocks(layout))
         return before, BranchRun(_branch_blocks(layout), before.states)
-    num_keys, num_queries = sum(layout.prefixes), sum(map(sum, layout.branches))
-    rules = may_see(layout, device)
-    masks = [
-        create_block_mask(rule, None, None, queries, keys, device=device, _compile=True)
-        for rule, queries, keys in zip(rules, (num_keys, num_queries), (num_keys, num_keys + num_queries), strict=True)
-    ]
-    before = PrefixRun(masks[0])
-    return before, BranchRun(masks[1], before.states)
+    queries = sum(map(sum, layout.branches))
+    keys = sum(layout.prefixes) + queries
+    mask = create_block_mask(may_see(layout, device)[1], None, None, queries, keys, device=device, _compile=True)
+    return before, BranchRun(mask, before.states)
+
+
+def prefix_run(layout: Layout, device: torch.device) -> PrefixRun:
+    """Of the prefixes alone: sequences end to end, each causal."""
+    if device.type == "cpu":
+        return PrefixRun(_prefix_blocks(layout))
+    tokens = sum(layout.prefixes)
+    rule = may_see(layout, device)[0]
+    return PrefixRun(create_block_mask(rule, None, None, tokens, tokens, device=device, _compile=True))
 
 
 # ---- the rule, for FlexAttention

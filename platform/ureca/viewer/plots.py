@@ -4,6 +4,7 @@
     score_bars    one metric, one bar a variant, with its interval
     histograms    several panels of counts, each with bars of its own
     training      one run: its loss, scores of held-out images, speed, and what keeps it from being faster
+    speedups      measured ratios against a number that grows, each beside its dashed limit
 
 All return a picture's bytes, equal for equal input (no dates inside).
 """
@@ -21,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "smoothed", "training"]
+__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "smoothed", "speedups", "training"]
 
 Format = Literal["png", "svg"]
 
@@ -188,6 +189,32 @@ def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float],
     """Steps and finite values of one figure."""
     found = [(line["step"], line[name]) for line in lines if line.get(name) is not None and np.isfinite(line[name])]
     return [float(step) for step, _ in found], [float(value) for _, value in found]
+
+
+def speedups(
+    curves: Mapping[str, Mapping[int, tuple[float, float]]],
+    *,
+    xlabel: str,
+    format: Format = "svg",  # noqa: A002
+) -> bytes:
+    """`curves` maps a label to {number: (speed-up, its limit)}; both axes double."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(5.4, 3.4)
+        numbers = sorted({number for points in curves.values() for number in points})
+        for index, (label, points) in enumerate(curves.items()):
+            at = sorted(points)
+            color = LINE_COLORS[index % len(LINE_COLORS)]
+            axes.plot(at, [points[x][1] for x in at], color=color, linewidth=1.1, linestyle=(0, (3, 2)))
+            axes.plot(at, [points[x][0] for x in at], color=color, linewidth=1.8, marker="o", markersize=4, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("speed-up (dashed: its limit)")
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.legend(frameon=False)
+        return _bytes(figure, format)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
