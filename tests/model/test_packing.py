@@ -116,7 +116,7 @@ def test_recomputed_activations_change_neither_loss_nor_gradients(stage: int) ->
     expected = loss_and_gradients(captioner, examples)
     calls: list[int] = []
     layer = captioner.base.model.language_model.layers[0].mlp
-    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    handle = layer.register_forward_pre_hook(lambda *_: calls.append(1))
     captioner.checkpoint_activations()
     found = loss_and_gradients(captioner, examples)
     handle.remove()
