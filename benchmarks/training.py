@@ -99,7 +99,7 @@ class Bench:
 
 
 def part_of_model(part: int) -> InternVLConfig:
-    """InternVL2.5-1B's widths with an n-th of its layers and of its vocabulary: each part costs an n-th of the whole."""
+    """InternVL2.5-1B with an n-th of its layers and vocabulary: each part costs an n-th of the whole's."""
     config = describe("internvl2.5-1b")
     vision, text = config.vision_config, config.text_config
     vision.num_hidden_layers //= part

@@ -77,6 +77,8 @@ def test_a_run_s_panels_show_what_was_measured_and_say_what_was_not():
     without = [{key: value for key, value in line.items() if key != "heldout"} for line in lines]
     assert not np.array_equal(pixels(training(without)), pixels(whole))
     assert pixels(training([{"step": 1, "loss": float("nan")}])).shape == pixels(whole).shape
+
+
 def test_a_measured_ratio_stands_below_its_dashed_limit():
     """A speed-up that is its limit covers it; one far below leaves the dashes alone."""
     points = {1: (1.0, 1.0), 16: (8.0, 8.0), 64: (16.0, 16.0)}

@@ -10,6 +10,7 @@ The base's own weights are not copied: they are loaded from `base` and refused i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
@@ -226,7 +228,10 @@ class Captioner(nn.Module):
         Keys and values of prefixes are kept, for the branches read them. Off while a module is in evaluation mode.
         """
         language_model: Any = self.base.model.language_model
-        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Not `gradient_checkpointing_enable`: it makes embeddings ask for a gradient, and with them every prefix.
+        language_model._set_gradient_checkpointing(
+            gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
+        )
         for layer in language_model.layers:
             layer.training = True  # of the layer itself: what transformers looks at; dropout is its parts' matter
 
