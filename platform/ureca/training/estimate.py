@@ -199,7 +199,7 @@ def _trial(stage: Stage, config: StageConfig, machine: Machine, data: Data) -> _
             bf16=workers.bf16,
             bf16_masters=workers.use_gpu,
             dropout=lora is None or lora.dropout > 0,
-            checkpointing=getattr(workers, "activation_checkpointing", False),
+            checkpointing=workers.activation_checkpointing,
             offload_optimizer=getattr(workers, "offload_optimizer", False),
             offload_weights=getattr(workers, "offload_weights", False),
             keeps_image_tokens=bool(workers.image_tokens_mb) and workers.zero_stage < 3,
