@@ -163,7 +163,7 @@ def _trial(stage: Stage, config: StageConfig, machine: Machine, data: Data) -> _
     from ureca.training.memory import Setting, Sizes
 
     chosen = preset(config.preset)
-    base = read_config(config.base) if config.base else describe(config.preset)
+    base: Any = read_config(config.base) if config.base else describe(config.preset)
     vision: Any = base.vision_config
     given: Any = getattr(config, "mask", None)
     mask = MaskEncoderConfig(
@@ -314,7 +314,7 @@ def _smaller_base(trial: _Trial, limit: float) -> tuple[str, float] | None:
     series = trial.name.rpartition("-")[0] or "internvl2.5"
     names = [name for name in PRESETS if name.startswith(f"{series}-") and name != trial.name]
     for name in sorted(names, key=lambda n: -float(n.rpartition("-")[2].removesuffix("b"))):
-        base = describe(name)
+        base: Any = describe(name)
         mask = replace(trial.mask, hidden_size=base.text_config.hidden_size)
         sizes = Sizes.of(
             base,

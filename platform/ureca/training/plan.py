@@ -115,7 +115,7 @@ class Plan:
             init=init,
             preset=config.preset,
             base=base,
-            tile_limit=config.tile_limit,
+            tile_limit=config.tile_limit or preset(config.preset).tile_limit,  # settled: it is given
             mask=config.mask if isinstance(config, Stage1Config) else None,
             batch=config.batch,
             optimizer=config.optimizer,
