@@ -6,6 +6,7 @@
     ureca convert IN OUT   a region table into COCO, JSONL or a folder for `datasets`, or back
     ureca plan             whether a training fits the GPUs at hand, how long it takes, and what to change
     ureca serve            the HTTP API on this machine, with the shipped nano or your own model
+    ureca token NAME       an access token for the HTTP API, and what its configuration says of it
 
 Everything larger is a job: `python jobs/<job>.py --help`.
 """
@@ -57,9 +58,13 @@ def run(argv: list[str]) -> None:
         from ureca.serving.local import serve_locally
 
         serve_locally(rest)
+    elif command == "token":
+        from ureca.serving.auth import print_token
+
+        print_token(rest)
     else:
         raise ConfigError(
-            f"ureca {command}: no such command. There are: doctor, caption, view, convert, plan, serve. "
+            f"ureca {command}: no such command. There are: doctor, caption, view, convert, plan, serve, token. "
             "See ureca --help."
         )
 

@@ -1,5 +1,6 @@
 """The API in front of a backend that measures masks instead of captioning, in this process and on a port."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -11,7 +12,8 @@ from fastapi.testclient import TestClient
 
 from ureca.engine.caption import Caption
 from ureca.regions.rle import rle_area, rle_bbox
-from ureca.serving.api import CaptionCall, create_app
+from ureca.serving.api import create_app
+from ureca.serving.calls import CaptionCall
 from ureca.serving.settings import Limits
 
 LIMITS = Limits(max_request_bytes=400_000, max_image_pixels=10_000, max_regions=8, max_tokens=64)
@@ -25,6 +27,8 @@ class MeasuringBackend:
         self.failure: Exception | None = None
         self.fails_after = 0
         self.num_closed = 0
+        self.seconds = 0.0
+        """That each region takes."""
 
     async def caption(self, call: CaptionCall) -> list[Caption]:
         return [event async for _, event in self.stream(call) if isinstance(event, Caption)]
@@ -32,14 +36,17 @@ class MeasuringBackend:
     async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
         self.calls.append(call)
         try:
-            for index, rle in enumerate(call.segmentations):
+            for index, region in enumerate(call.regions):
+                rle = region.segmentation
                 if self.failure and index >= self.fails_after:
                     raise self.failure
                 box = ",".join(f"{value:g}" for value in rle_bbox(rle))
-                pieces = [call.style, " ", f"{rle_area(rle)}", f" at {box}"]
+                pieces = [region.question or region.style, " ", f"{rle_area(rle)}", f" at {box}"]
+                await asyncio.sleep(self.seconds)
                 for piece in pieces:
                     yield index, piece
-                yield index, Caption("".join(pieces), "stop", (1, 2), 300, 256 if index else 0, 2)
+                logprobs = (("a", -0.5), ("b", -0.25)) if call.sampling.logprobs else None
+                yield index, Caption("".join(pieces), "stop", (1, 2), 300, 256 if index else 0, 2, logprobs)
         finally:
             self.num_closed += 1
 
@@ -56,6 +63,13 @@ def backend() -> MeasuringBackend:
 @pytest.fixture
 def api(backend: MeasuringBackend) -> TestClient:
     app = create_app(backend, model_name="measured", limits=LIMITS)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def slow_api(backend: MeasuringBackend) -> TestClient:
+    backend.seconds = 60
+    app = create_app(backend, model_name="measured", limits=LIMITS.model_copy(update={"max_seconds": 0.2}))
     return TestClient(app, raise_server_exceptions=False)
 
 

@@ -34,3 +34,10 @@ def png_of_a_size_it_does_not_hold(width: int, height: int) -> str:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     return base64.b64encode(file).decode()
+
+
+def with_alpha(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """RGBA; the mask is its alpha channel."""
+    out = image.convert("RGBA")
+    out.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+    return out

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from request_images import HEIGHT, WIDTH, data_url, encoded, photo, png_of_a_size_it_does_not_hold
+from request_images import HEIGHT, WIDTH, data_url, encoded, photo, png_of_a_size_it_does_not_hold, with_alpha
 
 from ureca.errors import InputError
 from ureca.regions.rle import encode_mask
-from ureca.serving.api import OverloadedError, UnavailableError
+from ureca.serving.calls import OverloadedError, Sampling, UnavailableError
 
 BOX = {"id": "7", "box": [10, 5, 20, 10]}
 
@@ -45,6 +45,7 @@ def events(text: str) -> list:
         {"mask_png": encoded(Image.fromarray(mask()))},
         {"mask_png": encoded(Image.fromarray(mask().astype(np.uint8)))},
         {"mask_png": "data:image/png;base64," + encoded(Image.fromarray(mask().astype(np.uint8) * 255))},
+        {"mask_png": encoded(with_alpha(photo(), mask()))},
     ],
 )
 def test_a_mask_is_the_same_in_every_form(api, form):
@@ -62,11 +63,93 @@ def test_the_backend_gets_pixels_style_and_limits(api, backend):
     ask(api, image=data_url(image, "jpeg", quality=95), style="brief", temperature=0.5, max_tokens=12)
     ask(api, image=data_url(image))
     jpeg, png = backend.calls
-    assert (jpeg.style, jpeg.temperature, jpeg.max_tokens) == ("brief", 0.5, 12)
-    assert (png.style, png.temperature, png.max_tokens) == ("unique", 0.0, 64)
+    assert jpeg.sampling == Sampling(max_tokens=12, temperature=0.5)
+    assert png.sampling == Sampling(max_tokens=64)
+    assert [call.regions[0].style for call in (jpeg, png)] == ["brief", "unique"]
     assert np.array_equal(png.image, np.asarray(image))
     assert jpeg.image.shape == (HEIGHT, WIDTH, 3)
     assert jpeg.digest != png.digest
+
+
+def test_a_region_may_have_a_style_or_a_question_of_its_own(api, backend):
+    regions = [BOX, {"id": "8", "box": [0, 0, 5, 5], "style": "brief"}, {"box": [0, 0, 5, 5], "question": " What? "}]
+    captions = ask(api, regions=regions, style="detailed").json()["captions"]
+    assert [each["caption"].split(" ")[0] for each in captions] == ["detailed", "brief", "What?"]
+    assert [region.style for region in backend.calls[0].regions] == ["detailed", "brief", "detailed"]
+
+
+def test_the_whole_image_may_be_captioned_in_the_same_call(api):
+    answer = ask(api, image_caption=True).json()
+    assert answer["image"] == {"id": "image", "caption": "unique 2400 at 0,0,60,40", "finish_reason": "stop"}
+    assert [each["id"] for each in answer["captions"]] == ["7"]
+    refused = ask(api, image_caption=True, regions=[{**BOX, "id": "image"}])
+    assert refused.status_code == 400
+    assert "is the whole image's" in refused.json()["error"]["message"]
+
+
+def test_log_probabilities_are_told_where_asked_for(api):
+    assert "logprobs" not in ask(api).json()["captions"][0]
+    [caption] = ask(api, logprobs=True).json()["captions"]
+    assert caption["logprobs"] == [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -0.25}]
+
+
+def two_squares() -> Image.Image:
+    """A blue picture with a red square that holds a white one."""
+    pixels = np.zeros((80, 80, 3), np.uint8) + np.array([20, 40, 200], np.uint8)
+    pixels[20:60, 20:60] = (220, 30, 30)
+    pixels[32:48, 32:48] = (250, 250, 250)
+    return Image.fromarray(pixels)
+
+
+def test_points_name_the_smallest_region_that_holds_them_all(api):
+    def box(*points: list[float]) -> list[float]:
+        answer = ask(api, image=data_url(two_squares()), regions=[{"points": list(points)}]).json()["captions"][0]
+        return [float(each) for each in answer["caption"].split(" at ")[1].split(",")]
+
+    assert box([40.5, 40]) == pytest.approx([32, 32, 16, 16], abs=2)
+    assert box([40, 40], [24, 24]) == pytest.approx([20, 20, 40, 40], abs=2)
+
+
+def test_a_tree_says_which_region_is_part_of_which_and_what_was_dropped(api):
+    regions = [
+        {"id": "inner", "box": [32, 32, 16, 16]},
+        {"id": "outer", "box": [20, 20, 40, 40]},
+        {"id": "twin", "box": [20, 20, 40, 39]},
+        {"id": "speck", "box": [0, 0, 2, 2]},
+        {"id": "bad", "box": [0, 0, 0, 0]},
+    ]
+    response = api.post("/v1/trees", json={"image": data_url(two_squares()), "regions": regions})
+    assert response.status_code == 200
+    outer, inner = response.json()["regions"]
+    assert (outer["id"], outer["merged_ids"], outer["depth"], outer.get("parent")) == ("outer", ["twin"], 0, None)
+    assert (inner["id"], inner["parent"], inner["depth"]) == ("inner", "outer", 1)
+    assert inner["caption"] == "unique 256 at 32,32,16,16"
+    assert (inner["area"], inner["bbox"]) == (256, [32, 32, 16, 16])
+    assert {each["id"]: each["error"]["type"] for each in response.json()["dropped"]} == {
+        "bad": "invalid_region",
+        "speck": "dropped",
+    }
+
+
+def test_a_tree_without_regions_takes_those_found_in_the_image(api, backend):
+    body = {"image": data_url(two_squares()), "captions": False}
+    answer = api.post("/v1/trees", json=body).json()
+    assert len(answer["regions"]) >= 2
+    assert backend.calls == []
+    assert not any("caption" in each for each in answer["regions"])
+    # What it tells can be sent back as it is.
+    again = [{"id": each["id"], "rle": each["rle"]} for each in answer["regions"]]
+    captioned = ask(api, image=data_url(two_squares()), regions=again).json()["captions"]
+    assert [each["caption"].split(" ")[1] for each in captioned] == [str(each["area"]) for each in answer["regions"]]
+
+
+def test_a_request_past_its_time_is_given_up(slow_api):
+    response = ask(slow_api)
+    assert response.status_code == 503
+    assert response.json()["error"]["type"] == "timeout"
+    *_, error, done = events(ask(slow_api, stream=True).text)
+    assert error["error"]["type"] == "timeout"
+    assert done == "[DONE]"
 
 
 def test_ids_default_to_numbers_and_may_be_integers(api):
@@ -84,12 +167,22 @@ def test_exif_rotation_is_not_applied_since_masks_count_stored_pixels(api, backe
 @pytest.mark.parametrize(
     ("region", "said"),
     [
-        ({}, "region has no mask: give exactly one of rle, polygon, box, mask_png."),
+        ({}, "region has no mask: give exactly one of rle, polygon, box, mask_png, points."),
         (
             {"box": [0, 0, 5, 5], "polygon": [0, 0, 5, 0, 5, 5]},
             "region has polygon and box: give exactly one",
         ),
         ({"bbox": [0, 0, 5, 5]}, "unknown key 'bbox' in the region."),
+        ({"box": [0, 0, 5, 5], "style": "poetic"}, "style: 'poetic' is none of brief, detailed, unique."),
+        ({"box": [0, 0, 5, 5], "question": 5}, "question: give a text"),
+        ({"box": [0, 0, 5, 5], "question": " "}, "question: give a text"),
+        ({"box": [0, 0, 5, 5], "question": "?" * 1001}, "question: has 1001 characters"),
+        ({"points": []}, "points: give 1 to 64 points"),
+        ({"points": [[1, 2, 3]]}, "points: each is two numbers"),
+        ({"points": [["a", 2]]}, "points: each is two numbers"),
+        ({"points": [[60, 5]]}, "points: [60, 5] lies outside the image"),
+        ({"points": [[0, 0], [59, 39], [0, 39], [59, 0]]}, "proposed for this image holds all 4"),
+        ({"mask_png": encoded(with_alpha(photo(), np.zeros((40, 60), bool)))}, "mask_png: every pixel is 0"),
         ({"box": [0, 0, -5, 5]}, "box: width -5, height 5; both must be above 0"),
         ({"box": [0, 0, 5]}, "box: give four numbers"),
         ({"box": "0,0,5,5"}, "box: give four numbers"),
@@ -147,15 +240,15 @@ def test_only_faulty_regions_need_no_backend(api, backend):
             {"image": "http://169.254.169.254/latest"},
             400,
             "image",
-            "http: URLs are not fetched by this service",
+            "URLs of http are not fetched by this service",
         ),
         (
             {"image": "https://example.org/a.jpg"},
             400,
             "image",
-            "Send the file itself: data:image/jpeg;base64,",
+            "example.org: URLs of this host are not fetched by this service. Send the file itself",
         ),
-        ({"image": "file:///etc/passwd"}, 400, "image", "file: URLs are not fetched"),
+        ({"image": "file:///etc/passwd"}, 400, "image", "image: is no data URL"),
         ({"image": "cat.jpg"}, 400, "image", "image: is no data URL"),
         ({"image": 5}, 400, "image", "image: Input should be a valid string"),
         (
@@ -190,7 +283,10 @@ def test_only_faulty_regions_need_no_backend(api, backend):
         ({"max_tokens": 65}, 400, "max_tokens", "this service gives at most 64"),
         ({"max_tokens": 0}, 400, "max_tokens", "greater than 0"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
+        ({"top_p": 0}, 400, "top_p", "greater than 0"),
+        ({"model": "gpt"}, 404, "model", "There is: measured"),
         ({"prompt": "hi"}, 400, "prompt", "Extra inputs are not permitted"),
+        ({"prompt_embeds": "AAAA"}, 400, "prompt_embeds", "Extra inputs are not permitted"),
     ],
 )
 def test_a_request_that_can_t_be_answered_is_refused_in_one_form(api, backend, changes, status, param, said):

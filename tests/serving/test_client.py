@@ -1,5 +1,6 @@
 """The client against the API over real HTTP."""
 
+import threading
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ from request_images import photo
 
 from ureca.errors import ImageError, UrecaError
 from ureca.regions.rle import box_to_rle
+from ureca.serving.calls import OverloadedError
 from ureca.serving.client import Client, RegionCaption, ServiceError
 
 RLE = box_to_rle((10, 5, 30, 15), (40, 60))
@@ -67,8 +69,37 @@ def test_what_the_service_refuses_is_raised_in_its_words(client, backend):
 def test_a_missing_file_or_service_is_said(client):
     with pytest.raises(ImageError, match=r"nothing\.jpg: No such file or directory"):
         client.caption("nothing.jpg", [RLE])
-    with Client("http://127.0.0.1:9", timeout_seconds=2) as nobody:
+    with Client("http://127.0.0.1:9", timeout_seconds=2, retries=0) as nobody:
         assert not nobody.is_ready()
         with pytest.raises(ServiceError, match=r"http://127\.0\.0\.1:9: ConnectError.*`make serve` starts one"):
             nobody.caption(photo(), [RLE])
     assert client.is_ready()
+
+
+def test_what_is_overloaded_or_lost_is_asked_again(client, backend):
+    started = time.monotonic()
+    with Client(str(client._http.base_url), retries=2) as patient:
+        backend.failure = OverloadedError()
+        threading.Timer(1.0, lambda: setattr(backend, "failure", None)).start()
+        [answer] = patient.caption(photo(), [RLE])
+    assert answer.caption == "unique 200 at 10,5,20,10"
+    assert time.monotonic() - started > 1
+    assert len(backend.calls) == 2
+
+
+def test_what_stays_overloaded_is_given_up_in_the_service_s_words(client, backend):
+    backend.failure = OverloadedError()
+    with (
+        Client(str(client._http.base_url), retries=0) as impatient,
+        pytest.raises(ServiceError, match="too many requests are waiting"),
+    ):
+        list(impatient.stream(photo(), [RLE]))
+    assert len(backend.calls) == 1
+
+
+def test_a_tree_comes_as_the_service_tells_it(client):
+    tree = client.tree(photo(), [{"id": "a", "box": [10, 5, 20, 10]}, {"id": "b", "box": [12, 7, 6, 6]}])
+    assert [(each["id"], each.get("parent"), each["caption"]) for each in tree["regions"]] == [
+        ("a", None, "unique 200 at 10,5,20,10"),
+        ("b", "a", "unique 36 at 12,7,6,6"),
+    ]

@@ -17,3 +17,5 @@ class Caption:
     cached_tokens: int
     """Of `prompt_tokens`, those found in the KV cache: whole blocks, 128 tokens on a CPU, 16 on a GPU."""
     completion_tokens: int
+    logprobs: tuple[tuple[str, float], ...] | None = None
+    """Each token's text and log-probability, where they were asked for."""

@@ -104,13 +104,11 @@ class CaptionEngine:
         image: np.ndarray | Image.Image,
         segmentations: Sequence[Rle | None],
         queries: Sequence[str],
-        *,
-        max_tokens: int = 96,
-        temperature: float = 0.0,
+        **options: Any,
     ) -> list[Caption]:
         """Caption regions of one image; arguments and errors as in `stream`."""
         captions: dict[int, Caption] = {}
-        stream = self.stream(image, segmentations, queries, max_tokens=max_tokens, temperature=temperature)
+        stream = self.stream(image, segmentations, queries, **options)
         async with contextlib.aclosing(stream):
             async for index, event in stream:
                 if isinstance(event, Caption):
@@ -125,6 +123,9 @@ class CaptionEngine:
         *,
         max_tokens: int = 96,
         temperature: float = 0.0,
+        top_p: float = 1.0,
+        logprobs: bool = False,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[tuple[int, str | Caption]]:
         """Caption regions of one image and tell of each piece of text as it comes.
 
@@ -134,16 +135,30 @@ class CaptionEngine:
             queries: one for each region, as `CaptionerProcessor.query` makes them.
             max_tokens: most tokens of one caption.
             temperature: 0 takes the likeliest token each time.
+            top_p: share of the probability, the likeliest tokens first, that is drawn from.
+            logprobs: tell each token's log-probability in the `Caption`.
+            cache_salt: calls find only those cached prefixes that calls with the same salt left.
 
         Yields:
             (number of the region, next piece of its caption), and once for each region, last,
             (number of the region, its whole `Caption`).
 
         Raises:
-            InputError: a prompt does not fit `max_model_len`.
+            InputError: a prompt does not fit `max_model_len`, or a query holds a control token.
             CheckpointError: the mask encoder gave rows that the language model can't take.
         """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         image_prompt, regions = await asyncio.to_thread(self._prepare, image, segmentations, queries, max_tokens)
+        params = SamplingParams(
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            stop_token_ids=[self.prompts.processor.end_token_id],
+            logprobs=0 if logprobs else None,  # 0 beside the token that was taken
+            output_kind=RequestOutputKind.DELTA,
+        )
         events: asyncio.Queue[tuple[int, str | Caption | None]] = asyncio.Queue()
         prefix_ready = asyncio.Event()
 
@@ -151,7 +166,7 @@ class CaptionEngine:
             try:
                 if index:
                     await prefix_ready.wait()
-                async for event in self._generate(image_prompt, region, max_tokens, temperature):
+                async for event in self._generate(image_prompt, region, params, cache_salt):
                     prefix_ready.set()
                     events.put_nowait((index, event))
             finally:
@@ -174,24 +189,18 @@ class CaptionEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _generate(
-        self, image: ImagePrompt, region: RegionPrompt, max_tokens: int, temperature: float
+        self, image: ImagePrompt, region: RegionPrompt, params: Any, cache_salt: str | None
     ) -> AsyncGenerator[str | Caption]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(
-            temperature=temperature,
-            max_tokens=max_tokens,
-            stop_token_ids=[self.prompts.processor.end_token_id],
-            output_kind=RequestOutputKind.DELTA,
-        )
-        prompt = await self._vllm_prompt(image, region)
+        prompt = await self._vllm_prompt(image, region, cache_salt)
         pieces: list[str] = []
         token_ids: list[int] = []
+        logprobs: list[tuple[str, float]] = []
         async with contextlib.aclosing(self._llm.generate(prompt, params, uuid.uuid4().hex)) as outputs:
             async for output in outputs:
                 [piece] = output.outputs
                 token_ids += piece.token_ids
+                for token_id, of_token in zip(piece.token_ids, piece.logprobs or (), strict=False):
+                    logprobs.append((of_token[token_id].decoded_token or "", of_token[token_id].logprob))
                 if piece.text:
                     pieces.append(piece.text)
                     yield piece.text
@@ -203,15 +212,18 @@ class CaptionEngine:
                         prompt_tokens=len(output.prompt_token_ids),
                         cached_tokens=output.num_cached_tokens or 0,
                         completion_tokens=len(token_ids),
+                        logprobs=None if params.logprobs is None else tuple(logprobs),
                     )
 
-    async def _vllm_prompt(self, image: ImagePrompt, region: RegionPrompt) -> Any:
+    async def _vllm_prompt(self, image: ImagePrompt, region: RegionPrompt, cache_salt: str | None) -> Any:
         """vLLM's own input for one region. Raises RuntimeError where its ids are not those of training."""
         prompt: dict[str, Any] = {
             "prompt_token_ids": self.prompts.sent_ids(image, region),
             "multi_modal_data": {"image": image.image},
             "multi_modal_uuids": {"image": [image.digest]},
         }
+        if cache_salt is not None:
+            prompt["cache_salt"] = cache_salt
         if region.rows is not None:
             # The one name here that vLLM does not document: what its chat route hands to the same function.
             prompt["_prompt_embeds"] = ([region.rows], self.prompts.placeholder_id)

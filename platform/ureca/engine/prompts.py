@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ureca.errors import CheckpointError
+from ureca.errors import CheckpointError, InputError
 from ureca.model.captioner import MASK_ENCODER_FILE, CaptionerConfig
 from ureca.model.mask_encoder import MaskEncoder
 from ureca.model.processor import CaptionerProcessor
@@ -98,6 +98,11 @@ class PromptBuilder:
             )
         return int(pad)
 
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        decoder: Any = self.processor.tokenizer.added_tokens_decoder
+        return tuple(token.content for token in decoder.values() if token.special)
+
     def image(self, image: np.ndarray | Image.Image) -> ImagePrompt:
         """`image`: (H, W, 3) uint8 RGB, or a PIL image, turned to RGB."""
         picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
@@ -107,7 +112,15 @@ class PromptBuilder:
         return ImagePrompt(picture, digest, self.processor.prefix_ids(num_tiles))
 
     def regions(self, segmentations: Sequence[Rle | None], queries: Sequence[str]) -> list[RegionPrompt]:
-        """One prompt for each region of one image. All segmentations must have that image's size."""
+        """One prompt for each region of one image. All segmentations must have that image's size.
+
+        Raises:
+            InputError: a query holds a control token of the model, which would change the prompt's structure.
+        """
+        for query in queries:
+            held = next((token for token in self._control_tokens if token in query), None)
+            if held is not None:
+                raise InputError(f"a question holds {held!r}, which steers the model. Ask without it.")
         rows = iter(self._mask_rows([rle for rle in segmentations if rle is not None]))
         return [
             RegionPrompt(None if rle is None else next(rows), self.processor.branch_ids(query))

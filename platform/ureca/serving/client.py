@@ -9,11 +9,13 @@ import base64
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -23,11 +25,24 @@ from ureca.errors import ImageError, UrecaError
 
 __all__ = ["Client", "RegionCaption", "ServiceError", "data_url"]
 
+T = TypeVar("T")
+
 ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
+
+
+_LONGEST_WAIT_SECONDS = 30.0
 
 
 class ServiceError(UrecaError):
     """The service refused the request, or can't be reached. Holds the service's own words."""
+
+
+class _RetryError(Exception):
+    """The service did not do it, and says, or its end says, that it may the next time."""
+
+    def __init__(self, error: ServiceError, after_seconds: float | None) -> None:
+        super().__init__(str(error))
+        self.error, self.after_seconds = error, after_seconds
 
 
 @dataclass(frozen=True)
@@ -44,9 +59,21 @@ class RegionCaption:
 class Client:
     """Talks to one service. Use it as a context manager, or `close()` it."""
 
-    def __init__(self, url: str = "http://localhost:8000", *, timeout_seconds: float = 300) -> None:
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        *,
+        token: str | None = None,
+        timeout_seconds: float = 300,
+        retries: int = 4,
+    ) -> None:
+        """`token`: where the service asks for one. `retries`: how often a request is sent again that the service had no
+        place or no engine for, or whose connection broke; captioning changes nothing, so sending it twice does no harm.
+        """
         self._url = url
-        self._http = httpx.Client(base_url=url, timeout=timeout_seconds)
+        self._retries = retries
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url, timeout=timeout_seconds, headers=headers)
 
     def caption(
         self,
@@ -56,29 +83,42 @@ class Client:
         style: str = "unique",
         max_tokens: int | None = None,
         temperature: float = 0.0,
+        **options: Any,
     ) -> list[RegionCaption]:
         """Caption regions of an image.
 
         Args:
             image: a file's path, a file's bytes, uint8 (H, W, 3) RGB, or a PIL image.
-            regions: each {"id", and one of "rle", "polygon", "box" [x, y, width, height], "mask_png"}, or a
-                COCO RLE alone. Without an id a region's number is its id.
+            regions: each {"id", and one of "rle", "polygon", "box" [x, y, width, height], "mask_png", "points"}, and
+                its own "style" or "question" if it has one; or a COCO RLE alone. Without an id a region's number is
+                its id.
             style: "brief", "detailed" or "unique".
             max_tokens: most tokens of one caption; None leaves it to the service.
             temperature: 0 takes the likeliest token each time.
+            options: other fields of the request, as /docs describes them (`top_p`, `model`, …).
 
         Raises:
             ServiceError: with the service's message.
             ImageError: the file is not there.
         """
-        body = _body(image, regions, style, max_tokens, temperature, stream=False)
-        try:
-            response = self._http.post("/v1/captions", json=body)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
-        if response.is_error:
-            raise ServiceError(_message(response))
-        return [_answer(each) for each in response.json()["captions"]]
+        body = _body(image, regions, style, max_tokens, temperature, stream=False) | options
+        answer = self._again(lambda: self._post("/v1/captions", body))
+        return [_answer(each) for each in answer["captions"]]
+
+    def tree(
+        self,
+        image: ImageLike,
+        regions: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        style: str = "unique",
+        captions: bool = True,
+    ) -> dict[str, Any]:
+        """The regions as a tree, parents before children, as `POST /v1/trees` answers; without regions, of those that
+        the service finds in the image. Raises as `caption`."""
+        body = {"image": data_url(image), "style": style, "captions": captions}
+        if regions is not None:
+            body["regions"] = _regions(regions)
+        return self._again(lambda: self._post("/v1/trees", body))
 
     def stream(
         self,
@@ -91,22 +131,22 @@ class Client:
     ) -> Iterator[tuple[str, str | RegionCaption]]:
         """The same, piece by piece: (id, next piece of text), and once a region, last, (id, `RegionCaption`).
 
-        Pieces of several regions come in turn. Closing the iterator ends the captioning.
+        Pieces of several regions come in turn. Closing the iterator ends the captioning. A stream that breaks after its
+        first piece is not begun again: what was told can't be taken back.
         """
         body = _body(image, regions, style, max_tokens, temperature, stream=True)
+        response = self._again(lambda: self._open_stream(body))
         try:
-            with self._http.stream("POST", "/v1/captions", json=body) as response:
-                if response.is_error:
-                    response.read()
-                    raise ServiceError(_message(response))
-                for line in response.iter_lines():
-                    data = line.removeprefix("data: ")
-                    if data == "[DONE]":
-                        return
-                    if data:
-                        yield from _read_event(json.loads(data))
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
+                    return
+                if data:
+                    yield from _read_event(json.loads(data))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+        finally:
+            response.close()
 
     def is_ready(self) -> bool:
         """Whether the service answers and its engine is up."""
@@ -126,10 +166,64 @@ class Client:
     ) -> None:
         self.close()
 
+    def _again(self, send: Callable[[], T]) -> T:
+        """What `send` returns, sent again after a pause where it asks for that."""
+        for attempt in range(self._retries + 1):
+            try:
+                return send()
+            except _RetryError as retry:
+                if attempt == self._retries:
+                    raise retry.error from retry
+                # Longer each time, and not all clients at once.
+                pause = 0.5 * 2**attempt if retry.after_seconds is None else retry.after_seconds
+                time.sleep(min(_LONGEST_WAIT_SECONDS, pause) * random.uniform(0.75, 1.25))
+        raise AssertionError("unreachable")
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            response = self._http.post(path, json=body)
+        except httpx.TransportError as error:
+            raise self._broken(error) from error
+        _raise_for_status(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _open_stream(self, body: Mapping[str, Any]) -> httpx.Response:
+        request = self._http.build_request("POST", "/v1/captions", json=body)
+        try:
+            response = self._http.send(request, stream=True)
+        except httpx.TransportError as error:
+            raise self._broken(error) from error
+        if response.is_error:
+            response.read()
+            response.close()
+        _raise_for_status(response)
+        return response
+
+    def _broken(self, error: httpx.TransportError) -> Exception:
+        # A time-out has cost the caller its time already, and a wrong URL won't become a right one.
+        if isinstance(error, httpx.TimeoutException | httpx.UnsupportedProtocol):
+            return self._unreachable(error)
+        return _RetryError(self._unreachable(error), None)
+
     def _unreachable(self, error: httpx.HTTPError) -> ServiceError:
         return ServiceError(
             f"{self._url}: {type(error).__name__}: {error}. Is the service running? `make serve` starts one."
         )
+
+
+def _raise_for_status(response: httpx.Response) -> None:
+    if not response.is_error:
+        return
+    error = ServiceError(_message(response))
+    if response.status_code in (429, 502, 503, 504):
+        after = response.headers.get("retry-after", "")
+        raise _RetryError(error, float(after) if after.isdigit() else None)
+    raise error
+
+
+def _regions(regions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"rle": dict(each)} if "counts" in each else dict(each) for each in regions]
 
 
 def _body(
@@ -143,7 +237,7 @@ def _body(
 ) -> dict[str, Any]:
     body = {
         "image": data_url(image),
-        "regions": [{"rle": dict(each)} if "counts" in each else dict(each) for each in regions],
+        "regions": _regions(regions),
         "style": style,
         "temperature": temperature,
         "stream": stream,

@@ -6,6 +6,7 @@ Captioner   one CaptionEngine; autoscaled, chosen by the image's digest, so that
 """
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -17,7 +18,9 @@ from ray.serve.handle import DeploymentHandle
 
 from ureca.engine.caption import Caption
 from ureca.errors import InputError
-from ureca.serving.api import CaptionCall, OverloadedError, UnavailableError, create_app
+from ureca.regions.rle import Rle
+from ureca.serving.api import create_app
+from ureca.serving.calls import CaptionCall, OverloadedError, UnavailableError
 from ureca.serving.settings import Settings
 
 __all__ = ["build"]
@@ -49,22 +52,10 @@ class CaptionerReplica:
         await self._engine.check_health()
 
     async def caption(self, call: CaptionCall) -> list[Caption]:
-        return await self._engine.caption(
-            call.image,
-            call.segmentations,
-            self._queries(call),
-            max_tokens=call.max_tokens,
-            temperature=call.temperature,
-        )
+        return await self._engine.caption(*self._asked(call), **_options(call))
 
     async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
-        stream = self._engine.stream(
-            call.image,
-            call.segmentations,
-            self._queries(call),
-            max_tokens=call.max_tokens,
-            temperature=call.temperature,
-        )
+        stream = self._engine.stream(*self._asked(call), **_options(call))
         try:
             async for event in stream:
                 yield event
@@ -75,9 +66,18 @@ class CaptionerReplica:
         if hasattr(self, "_engine"):
             self._engine.close()
 
-    def _queries(self, call: CaptionCall) -> list[str]:
-        query = self._engine.prompts.processor.query(call.style)
-        return [query] * len(call.segmentations)
+    def _asked(self, call: CaptionCall) -> tuple[Any, list[Rle], list[str]]:
+        query = self._engine.prompts.processor.query
+        return (
+            call.image,
+            [region.segmentation for region in call.regions],
+            [region.question or query(region.style) for region in call.regions],
+        )
+
+
+def _options(call: CaptionCall) -> dict[str, Any]:
+    # Guessing a digest from how fast an answer comes would tell one tenant what another has sent.
+    return {**dataclasses.asdict(call.sampling), "cache_salt": call.tenant or None}
 
 
 class ServeBackend:
@@ -133,7 +133,14 @@ class Ingress:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(self._backend, model_name=self._settings.model_name, limits=self._settings.limits)
+        settings = self._settings
+        return create_app(
+            self._backend,
+            model_name=settings.model_name,
+            limits=settings.limits,
+            access_tokens=settings.access_tokens,
+            image_urls=settings.image_urls,
+        )
 
 
 def build(settings: Settings) -> serve.Application:

@@ -1,10 +1,21 @@
-"""What a caller did wrong, in one JSON form: {"error": {"type", "message", "param"}}."""
+"""What went wrong, in one JSON form: {"error": {"type", "message", "param"}}, and with which status."""
 
+import logging
 from typing import Any
 
-from ureca.errors import UrecaError
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
-__all__ = ["RequestError", "error_body"]
+from ureca.errors import InputError, UrecaError
+from ureca.serving.calls import OverloadedError, UnavailableError
+
+__all__ = ["RETRY_AFTER_SECONDS", "RequestError", "add_error_handlers", "describe", "error_body"]
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 5
 
 
 class RequestError(UrecaError):
@@ -20,3 +31,52 @@ class RequestError(UrecaError):
 def error_body(kind: str, message: str, param: str | None = None) -> dict[str, Any]:
     """The one JSON form of every error."""
     return {"error": {"type": kind, "message": message, "param": param}}
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error."""
+    if isinstance(error, RequestError):
+        return error.status, error_body(error.kind, str(error), error.param)
+    if isinstance(error, InputError):
+        return 400, error_body("invalid_request", str(error))
+    if isinstance(error, OverloadedError):
+        return 503, error_body("overloaded", "too many requests are waiting; try again in a few seconds")
+    if isinstance(error, UnavailableError):
+        return 503, error_body("unavailable", f"the captioner does not answer yet: {error}")
+    return 500, error_body("internal_error", "captioning failed; the service's log says why")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error of the application in the form of `error_body`."""
+    for kind in (RequestError, InputError, OverloadedError, UnavailableError):
+        app.add_exception_handler(kind, _on_known)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+async def _on_known(_: Request, error: Exception) -> Response:
+    status, body = describe(error)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+    return JSONResponse(body, status, headers=headers)
+
+
+async def _on_fault(_: Request, error: Exception) -> Response:
+    logger.error("captioning failed", exc_info=error)
+    return JSONResponse(describe(error)[1], 500)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"] if part != "body")
+    where = f"{path}: " if path and first["type"] != "json_invalid" else ""
+    message = f"{where}{first['msg']}. GET /docs describes the request."
+    return JSONResponse(error_body("invalid_request", message, path or None), 400)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}. GET / says what is where."
+    body = error_body("not_found" if error.status_code == 404 else "invalid_request", message)
+    return JSONResponse(body, error.status_code, headers=error.headers)

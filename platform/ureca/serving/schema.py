@@ -1,14 +1,31 @@
-"""The JSON that goes in and out of `POST /v1/captions`; FastAPI documents it at /docs."""
+"""The JSON that goes in and out of the API's own calls; FastAPI documents it at /docs. OpenAI's stand in `chat.py`."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["CaptionRequest", "CaptionResponse", "RegionAnswer", "RegionRequest", "Usage"]
+__all__ = [
+    "CaptionRequest",
+    "CaptionResponse",
+    "RegionAnswer",
+    "RegionRequest",
+    "SamplingOptions",
+    "SlotError",
+    "Style",
+    "TokenLogprob",
+    "TreeNode",
+    "TreeRequest",
+    "TreeResponse",
+    "Usage",
+]
+
+Style = Literal["brief", "detailed", "unique"]
+
+IMAGE = "A data URL, data:image/jpeg;base64,… (or png, webp); or a URL of a host that the service's owner allowed."
 
 
 class RegionRequest(BaseModel):
-    """One region: an id, and its mask in exactly one of four forms.
+    """One region: an id, its mask in exactly one of five forms, and what to ask about it.
 
     What is wrong with a region is told in its own slot of the answer, so its form is not checked here.
     """
@@ -20,10 +37,27 @@ class RegionRequest(BaseModel):
     rle: Any = Field(None, description='COCO RLE: {"size": [height, width], "counts": …}, compressed or not.')
     polygon: Any = Field(None, description="[x1, y1, x2, y2, …] in pixels, or a list of such lists.")
     box: Any = Field(None, description="[x, y, width, height] in pixels.")
-    mask_png: Any = Field(None, description="Base64 of a one-channel PNG of the image's size; not 0 inside.")
+    mask_png: Any = Field(
+        None,
+        description="Base64 of a PNG of the image's size: one channel, or an alpha channel, not 0 inside.",
+    )
+    points: Any = Field(
+        None, description="[[x, y], …] in pixels: the smallest of the regions found in the image that holds them all."
+    )
+    style: Any = Field(None, description="In place of the request's: brief, detailed or unique.")
+    question: Any = Field(None, description="A question of your own about this region, in place of the style's.")
 
 
-class CaptionRequest(BaseModel):
+class SamplingOptions(BaseModel):
+    """How captions are drawn from the model."""
+
+    max_tokens: int | None = Field(None, gt=0, description="Most tokens of one caption.")
+    temperature: float = Field(0.0, ge=0.0, le=2.0, description="0: the likeliest token each time.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Share of the probability that tokens are drawn from.")
+    logprobs: bool = Field(False, description="Tell each token's log-probability.")
+
+
+class CaptionRequest(SamplingOptions):
     """One image and the regions to caption."""
 
     model_config = ConfigDict(
@@ -39,19 +73,38 @@ class CaptionRequest(BaseModel):
         },
     )
 
-    image: str = Field(description="A data URL: data:image/jpeg;base64,… (or png, webp).")
+    model: str | None = Field(None, description="Which of the service's models; default: its first.")
+    image: str = Field(description=IMAGE)
     regions: list[RegionRequest] = Field(min_length=1)
-    style: Literal["brief", "detailed", "unique"] = Field(
-        "unique", description="A few words, all there is to say, or what fits no other region of the image."
-    )
+    style: Style = Field("unique", description="A few words, all there is to say, or what fits no other region.")
+    image_caption: bool = Field(False, description="Caption the whole image too: `image` in the answer.")
     stream: bool = Field(False, description="Answer with server-sent events, each naming its region.")
-    max_tokens: int | None = Field(None, gt=0, description="Most tokens of one caption.")
-    temperature: float = Field(0.0, ge=0.0, le=2.0, description="0: the likeliest token each time.")
+
+
+class TreeRequest(SamplingOptions):
+    """One image, whose regions are put in a tree (which is part of which) and captioned."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"image": "data:image/jpeg;base64,…", "captions": False}]}
+    )
+
+    model: str | None = Field(None, description="Which of the service's models; default: its first.")
+    image: str = Field(description=IMAGE)
+    regions: list[RegionRequest] | None = Field(
+        None, min_length=1, description="Default: the regions that are found in the image by their looks."
+    )
+    style: Style = "unique"
+    captions: bool = Field(True, description="False: the tree alone, at once.")
 
 
 class SlotError(BaseModel):
     type: str
     message: str
+
+
+class TokenLogprob(BaseModel):
+    token: str
+    logprob: float
 
 
 class RegionAnswer(BaseModel):
@@ -60,6 +113,7 @@ class RegionAnswer(BaseModel):
     id: str
     caption: str | None = None
     finish_reason: Literal["stop", "length"] | None = None
+    logprobs: list[TokenLogprob] | None = None
     error: SlotError | None = None
 
 
@@ -75,4 +129,30 @@ class Usage(BaseModel):
 class CaptionResponse(BaseModel):
     model: str
     captions: list[RegionAnswer]
+    image: RegionAnswer | None = None
+    usage: Usage
+
+
+class TreeNode(RegionAnswer):
+    """A region in its place in the tree."""
+
+    merged_ids: list[str]
+    """Ids of near-duplicates that this region stands for."""
+    parent: str | None
+    """Id of the region that it is part of."""
+    depth: int
+    area: int
+    """Pixels."""
+    bbox: list[float]
+    """x, y, width, height in pixels."""
+    rle: dict[str, Any]
+    """COCO's compressed RLE."""
+
+
+class TreeResponse(BaseModel):
+    model: str
+    regions: list[TreeNode]
+    """Parents before children."""
+    dropped: list[RegionAnswer]
+    """Regions that are not in the tree, each with its error."""
     usage: Usage

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import ureca
 
-__all__ = ["Autoscaling", "Engine", "Limits", "Settings"]
+__all__ = ["AccessToken", "Autoscaling", "Engine", "ImageUrls", "Limits", "Settings"]
 
 
 class _Strict(BaseModel):
@@ -27,6 +27,33 @@ class Limits(_Strict):
     max_regions: Annotated[int, Field(gt=0)] = 256
     max_tokens: Annotated[int, Field(gt=0)] = 256
     """Of one caption."""
+    max_question_chars: Annotated[int, Field(gt=0)] = 1000
+    """Of a region's own question."""
+    max_seconds: Annotated[float, Field(gt=0)] = 300
+    """For one request; after that its captions are given up and the answer is 503."""
+
+
+class ImageUrls(_Strict):
+    """Images that are fetched for a request. As it is, none: requests hold their images."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts whose images may be fetched, by name: "images.example.org", or with its subdomains ".example.org".
+    Private and link-local addresses are refused even if a host of this list has one."""
+    allow_http: bool = False
+    """Without TLS too."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 10
+    """For one image, redirects included."""
+    max_bytes: Annotated[int, Field(gt=0)] = 32 * 2**20
+    max_redirects: Annotated[int, Field(ge=0)] = 3
+
+
+class AccessToken(_Strict):
+    """Who may ask. `ureca token NAME` makes one."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """The tenant, in logs; what the engine keeps of one tenant's images serves no other."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the token: the token itself stands nowhere."""
 
 
 class Engine(_Strict):
@@ -62,6 +89,10 @@ class Settings(_Strict):
     num_gpus: Annotated[float, Field(ge=0)] = 0
     """The same; `tensor_parallel_size` GPUs for a model that is split."""
     limits: Limits = Limits()
+    access_tokens: tuple[AccessToken, ...] = ()
+    """Requests must bring one of these (`Authorization: Bearer …`). Without any, everybody may ask: then listen on
+    loopback only."""
+    image_urls: ImageUrls = ImageUrls()
     engine: Engine = Engine()
     autoscaling: Autoscaling = Autoscaling()
 

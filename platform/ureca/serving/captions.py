@@ -1,0 +1,178 @@
+"""POST /v1/captions and POST /v1/trees."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from ureca.errors import MaskError
+from ureca.proposals import propose_segments
+from ureca.regions.tree import DropReason, Mask, MaskTree, build_mask_tree
+from ureca.serving.auth import tenant_of
+from ureca.serving.calls import CaptionBackend, CaptionCall, RegionCall
+from ureca.serving.errors import RequestError, describe
+from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
+from ureca.serving.schema import (
+    CaptionRequest,
+    CaptionResponse,
+    RegionAnswer,
+    SlotError,
+    TreeNode,
+    TreeRequest,
+    TreeResponse,
+)
+from ureca.serving.settings import ImageUrls, Limits
+
+__all__ = ["caption_routes", "check_model", "server_sent"]
+
+logger = logging.getLogger(__name__)
+
+_DROPPED: dict[DropReason, str] = {
+    "too_small": "covers too few pixels to be told from a speck.",
+    "too_large": "covers too much of the image.",
+    "too_few_levels": "has too few levels of parts.",
+    "parent_dropped": "is part of a region that was dropped.",
+}
+
+
+def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, image_urls: ImageUrls) -> APIRouter:
+    """The two calls in front of a backend."""
+    router = APIRouter()
+
+    @router.post("/v1/captions", response_model=CaptionResponse, response_model_exclude_none=True)
+    async def captions(request: CaptionRequest, http: Request) -> Any:
+        """Captions for regions of one image; a faulty region gets its error in its own slot."""
+        check_model(request.model, model_name)
+        sampling = read_sampling(request, limits)
+        image = await read_image(request.image, limits, image_urls)
+        answers = await asyncio.to_thread(read_regions, request.regions, image, request.style, limits)
+        if request.image_caption:
+            answers.add_whole_image(image.size, request.style)
+        call = answers.call(image, sampling, tenant_of(http.scope))
+        if request.stream:
+            events = _events(backend, call, answers, model_name, limits)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        await fill(backend, call, answers, limits)
+        whole = answers.answers.pop() if request.image_caption else None
+        return CaptionResponse(model=model_name, captions=answers.answers, image=whole, usage=answers.usage)
+
+    @router.post("/v1/trees", response_model=TreeResponse, response_model_exclude_none=True)
+    async def trees(request: TreeRequest, http: Request) -> Any:
+        """Put regions in a tree, which is part of which, and caption all of it."""
+        check_model(request.model, model_name)
+        sampling = read_sampling(request, limits)
+        image = await read_image(request.image, limits, image_urls)
+        tree, dropped = await asyncio.to_thread(_tree, request, image, limits)
+        nodes = Answers(
+            [RegionAnswer(id=region.region_id) for region in tree.regions],
+            list(range(len(tree.regions))),
+            [RegionCall(region.segmentation, request.style) for region in tree.regions],
+        )
+        if request.captions:
+            await fill(backend, nodes.call(image, sampling, tenant_of(http.scope)), nodes, limits)
+        return TreeResponse(model=model_name, regions=_nodes(tree, nodes), dropped=dropped, usage=nodes.usage)
+
+    return router
+
+
+def check_model(asked: str | None, served: str) -> None:
+    """Raises RequestError (404) for another model than the one that is served."""
+    if asked not in (None, served):
+        raise RequestError(
+            f"model: {asked!r} is not served here. There is: {served}.",
+            status=404,
+            kind="model_not_found",
+            param="model",
+        )
+
+
+async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, limits: Limits) -> None:
+    """Caption the call's regions and fill their answers. Raises RequestError past the time limit."""
+    if not call.regions:
+        return
+    try:
+        async with asyncio.timeout(limits.max_seconds):
+            captions = await backend.caption(call)
+    except TimeoutError as error:
+        raise too_slow(limits) from error
+    for index, caption in enumerate(captions):
+        answers.add(index, caption)
+
+
+def too_slow(limits: Limits) -> RequestError:
+    return RequestError(
+        f"not done within {limits.max_seconds:g} s, this service's limit. Send fewer regions at a time.",
+        status=503,
+        kind="timeout",
+    )
+
+
+async def _events(
+    backend: CaptionBackend, call: CaptionCall, answers: Answers, model_name: str, limits: Limits
+) -> AsyncIterator[str]:
+    """Server-sent events, each one JSON: {"id", "delta"}, {"id", "finish_reason", "caption"} once a region,
+    {"id", "error"}, last {"model", "usage"}, then the line [DONE]."""
+    for answer in answers.answers:
+        if answer.error is not None:
+            yield server_sent({"id": answer.id, "error": answer.error.model_dump()})
+    try:
+        if call.regions:
+            async with asyncio.timeout(limits.max_seconds), aclosing(backend.stream(call)) as stream:
+                async for index, event in stream:
+                    if isinstance(event, str):
+                        yield server_sent({"id": answers.answers[answers.slots[index]].id, "delta": event})
+                    else:
+                        yield server_sent(answers.add(index, event).model_dump(exclude_none=True))
+    except Exception as error:  # the status line is out: what went wrong can only be told as an event
+        status, body = describe(too_slow(limits) if isinstance(error, TimeoutError) else error)
+        if status == 500:
+            logger.exception("captioning failed")
+        yield server_sent(body)
+    else:
+        yield server_sent({"model": model_name, "usage": answers.usage.model_dump()})
+    yield "data: [DONE]\n\n"
+
+
+def server_sent(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _tree(request: TreeRequest, image: ReadImage, limits: Limits) -> tuple[MaskTree, list[RegionAnswer]]:
+    """The tree of the request's regions, or of those found in the image; and the regions that are not in it."""
+    faulty: list[RegionAnswer] = []
+    if request.regions is None:
+        masks = propose_segments(image.pixels)[: limits.max_regions]
+    else:
+        read = read_regions(request.regions, image, request.style, limits)
+        masks = [Mask(read.answers[slot].id, region.segmentation)
+                 for slot, region in zip(read.slots, read.regions, strict=True)]  # fmt: skip
+        faulty = [answer for answer in read.answers if answer.error]
+    try:
+        tree = build_mask_tree(masks, image.size)
+    except MaskError as error:
+        raise RequestError(f"regions: {error}", param="regions") from error
+    dropped = [
+        RegionAnswer(id=each.region_id, error=SlotError(type="dropped", message=f"the region {_DROPPED[each.reason]}"))
+        for each in tree.dropped
+    ]
+    return tree, [*faulty, *dropped]
+
+
+def _nodes(tree: MaskTree, answers: Answers) -> list[TreeNode]:
+    return [
+        TreeNode(
+            **answer.model_dump(),
+            merged_ids=list(region.merged_ids),
+            parent=tree.regions[region.parent].region_id if region.parent >= 0 else None,
+            depth=region.depth,
+            area=region.area,
+            bbox=list(region.bbox),
+            rle=dict(region.segmentation),
+        )
+        for region, answer in zip(tree.regions, answers.answers, strict=True)
+    ]
