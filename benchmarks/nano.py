@@ -93,6 +93,8 @@ def measure(case: Case, table: Path, directory: Path, init: str) -> tuple[dict[s
         config = load_config(Stage2Config, [*arguments, f"--init={init}"])
     optimizer = dataclasses.replace(config.optimizer, epochs=case.epochs)
     batch = case.batch or config.batch
+    if batch.images_per_step is not None and batch.images_per_step < case.workers.num_workers:
+        batch = dataclasses.replace(batch, images_per_step=case.workers.num_workers)  # one for each at least
     config = dataclasses.replace(config, optimizer=optimizer, workers=case.workers, batch=batch)
     started = time.monotonic()
     result = fit(config, directory)
