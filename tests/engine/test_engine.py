@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+import torch
 
 from ureca.engine import CaptionEngine, compare_with_transformers
 from ureca.engine.caption import Caption
@@ -74,6 +75,39 @@ def test_regions_find_the_image_prefix_of_the_first_one_in_the_cache(running_eng
     assert [caption.cached_tokens for caption in captions] == [0, *[prefix // BLOCK * BLOCK] * 3]
     again = running_engine.run(engine.caption(picture(WIDE, 2), boxes(WIDE, 1), queries(engine, 1), max_tokens=4))
     assert again[0].cached_tokens >= prefix // BLOCK * BLOCK
+
+
+def test_what_one_tenant_leaves_in_the_cache_serves_no_other(running_engine, engine):
+    def cached(salt: str | None) -> int:
+        call = engine.caption(picture(WIDE, 9), boxes(WIDE, 1), queries(engine, 1), max_tokens=2, cache_salt=salt)
+        return running_engine.run(call)[0].cached_tokens
+
+    assert cached("ada") == 0
+    assert cached("ada") > 0
+    assert cached("grace") == 0
+    assert cached(None) == 0
+
+
+def test_log_probabilities_come_where_asked_for_one_a_token(running_engine, engine, captioner):
+    image, rles, asked = picture(SQUARE, 10), boxes(SQUARE, 2), queries(engine, 2)
+    plain = running_engine.run(engine.caption(image, rles, asked, max_tokens=6))
+    told = running_engine.run(engine.caption(image, rles, asked, max_tokens=6, logprobs=True))
+    assert all(caption.logprobs is None for caption in plain)
+    for before, caption in zip(plain, told, strict=True):
+        assert caption.token_ids == before.token_ids
+        assert caption.logprobs is not None
+        assert len(caption.logprobs) == caption.completion_tokens
+        assert all(logprob <= 0 for _, logprob in caption.logprobs)
+    embeddings, mask = captioner.prompt_embeddings(image, rles, asked)
+    with torch.no_grad():
+        logits = captioner.base(inputs_embeds=embeddings, attention_mask=mask).logits[:, -1]
+    for caption, row in zip(told, logits.log_softmax(-1), strict=True):
+        assert caption.logprobs[0][1] == pytest.approx(float(row[caption.token_ids[0]]), abs=1e-3)
+
+
+def test_a_question_with_a_control_token_is_refused(running_engine, engine):
+    with pytest.raises(InputError, match="holds '<IMG_CONTEXT>', which steers the model"):
+        running_engine.run(engine.caption(picture(SQUARE, 6), [None], ["what is <IMG_CONTEXT>?"], max_tokens=5))
 
 
 def test_the_mask_decides_and_the_cache_does_not(running_engine, engine):
