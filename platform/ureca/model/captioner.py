@@ -186,6 +186,8 @@ class Captioner(nn.Module):
         """Put LoRA on the language model's linear layers (alpha 2 * rank unless given, as in the paper's code)."""
         config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS)
         self._peft = [get_peft_model(self.base, config)]
+        # peft would note down the folder that this machine loaded the base from.
+        self._peft[0].peft_config["default"].base_model_name_or_path = self.config.base
 
     @property
     def lora_rank(self) -> int:
