@@ -269,7 +269,8 @@ def read_config(base: str) -> InternVLConfig:
         config = InternVLConfig.from_dict(record)
         # Written before transformers 5, it says so of the language model only; 5 would take head and embeddings as one.
         if "tie_word_embeddings" not in record:
-            config.tie_word_embeddings = config.text_config.tie_word_embeddings
+            text: Any = config.text_config
+            config.tie_word_embeddings = text.tie_word_embeddings
         return config
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{base}: its config.json is none that transformers takes ({error!r})") from error

@@ -164,7 +164,8 @@ def _branch_blocks(layout: Layout) -> tuple[Block, ...]:
     for image, lengths in enumerate(layout.branches):
         first = at + np.cumsum([0, *lengths])
         for members in _first_fit(lengths, width):
-            places, numbers = [], []
+            places: list[Any] = []
+            numbers: list[Any] = []
             for member in members:
                 places += range(int(first[member]), int(first[member]) + lengths[member])
                 numbers += [member] * lengths[member]
@@ -277,7 +278,7 @@ class BlockAttention(torch.autograd.Function):
                     before[number].index_add_(1, block.before.flatten(), earlier)
                 own = of_keys[..., num_before - skipped :, :]
                 grads[1 + number].index_add_(1, block.queries.flatten(), own.flatten(1, 2))
-        of_before = [each.to(key.dtype) for each in before] or [None, None]
+        of_before: list[Tensor | None] = [each.to(key.dtype) for each in before] or [None, None]
         return grads[0].transpose(0, 1), grads[1], grads[2], *of_before, None, None
 
 

@@ -192,7 +192,10 @@ class Captioner(nn.Module):
     @property
     def lora_rank(self) -> int:
         """0 without an adapter."""
-        return int(self._peft[0].peft_config["default"].r) if self._peft else 0  # type: ignore[union-attr]
+        if not self._peft:
+            return 0
+        config: Any = self._peft[0].peft_config["default"]
+        return int(config.r)
 
     def merge_lora(self) -> InternVLForConditionalGeneration:
         """Fold the adapter, if any, into the base and return it: a plain HF-native InternVL."""

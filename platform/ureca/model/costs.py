@@ -197,8 +197,10 @@ def vision_tile(config: InternVLConfig) -> float:
 
 def projector_tile(config: InternVLConfig) -> float:
     """Forward operations of the projector for one tile."""
-    hidden = config.text_config.hidden_size
-    shuffled = config.vision_config.hidden_size * int(1 / config.downsample_ratio) ** 2
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    hidden = text.hidden_size
+    shuffled = vision.hidden_size * int(1 / config.downsample_ratio) ** 2
     return 2 * config.image_seq_length * (shuffled * hidden + hidden**2)
 
 
@@ -269,7 +271,8 @@ def language_model(config: InternVLConfig, counts: Counts, learns: Learns, *, re
 
 def head(config: InternVLConfig, caption: float, learns: Learns) -> Flops:
     """Operations of the vocabulary's head over the caption's positions; its weights are frozen in every stage."""
-    forward = 2 * caption * config.text_config.hidden_size * config.text_config.vocab_size
+    text: Any = config.text_config
+    forward = 2 * caption * text.hidden_size * text.vocab_size
     return Flops(forward, forward if learns.mask_encoder or learns.lora_rank else 0.0)
 
 

@@ -58,7 +58,8 @@ def export(
     """
     out = Path(out_dir)
     captioner = merged(model_dir, dtype)
-    base: Any = captioner.base.to(dtype)
+    base: Any = captioner.base
+    base = base.to(dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

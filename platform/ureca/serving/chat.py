@@ -148,7 +148,9 @@ def _read_message(messages: Sequence[ChatMessage], limits: Limits) -> tuple[str,
         raise _bad(f"messages: {roles}. A captioner takes one message, from the user.")
     [message] = messages
     parts = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
-    urls, regions, texts = [], [], []
+    urls: list[str] = []
+    regions: list[RegionRequest] = []
+    texts: list[str] = []
     for part in parts:
         kind = part.get("type")
         if kind == "text":

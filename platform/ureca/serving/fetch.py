@@ -69,7 +69,7 @@ async def _follow(url: str, settings: ImageUrls, allows: Callable[[IPAddress], b
         # Made anew each time: nothing is kept open for a host that one request named.
         async with httpcore.AsyncConnectionPool(network_backend=_CheckedNetwork(allows)) as pool:
             target = parts._replace(fragment="").geturl()
-            headers = {"User-Agent": "ureca", "Accept": "image/*", "Host": parts.netloc}
+            headers = [("User-Agent", "ureca"), ("Accept", "image/*"), ("Host", parts.netloc)]
             async with pool.stream("GET", target, headers=headers) as response:
                 if response.status in _REDIRECTS:
                     url = urljoin(url, _header(response.headers, b"location"))

@@ -159,13 +159,13 @@ class _Worker:
         work = {name: counts.pop(name) for name in (*WORK, "data_wait")}
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        shares = []
+        shares: list[dict[str, float]] = []
         for left, one in zip(reversed(range(len(passes))), passes, strict=True):
             # DeepSpeed must know before the forward pass whether the weights change after this pass.
             self.engine.set_gradient_accumulation_boundary(left == 0)
             with self._autocast():
-                share, figures = self.objective.loss(self.engine, one.batch.to(self.device), counts)
-            values = {"loss": float(share.detach()), **{name: float(value) for name, value in figures.items()}}
+                share, told = self.objective.loss(self.engine, one.batch.to(self.device), counts)
+            values = {"loss": float(share.detach()), **{name: float(value) for name, value in told.items()}}
             shares.append(one.weighted(values))
             self.engine.backward(loss_for_backward(share * one.weight, self.num_workers), scale_wrt_gas=False)
             self.engine.step()

@@ -98,6 +98,7 @@ class Plan:
                 of the stage before, or was trained on another base.
         """
         config = settled(config)
+        assert config.tile_limit is not None
         stage = _STAGES[type(config)]
         second = config if isinstance(config, Stage2Config) else None
         cue = second.cue if second else "mask"

@@ -71,7 +71,7 @@ def describers_of(files: list[TableFile]) -> dict[str, int]:
 
 def last_look(lines: list[dict[str, Any]]) -> dict[str, float]:
     """The newest scores on held-out images among a run's metrics."""
-    scores = next((line["heldout"] for line in reversed(lines) if line.get("heldout")), {})
+    scores: dict[str, float] = next((line["heldout"] for line in reversed(lines) if line.get("heldout")), {})
     return {name: value for name, value in scores.items() if name != "seconds"}
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +56,11 @@ def open_trackers(
     Raises:
         ConfigError: one can't start: it has no address, or no key.
     """
-    kinds = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WeightsAndBiases}
+    kinds: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+        "tensorboard": _TensorBoard,
+        "mlflow": _MLflow,
+        "wandb": _WeightsAndBiases,
+    }
     trackers: dict[str, Tracker] = {}
     for name in names:
         try:
