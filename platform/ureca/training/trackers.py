@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +47,9 @@ def refuse_missing_trackers(names: tuple[str, ...]) -> None:
                 f"watch.trackers={','.join(names)}: {name} is not installed. "
                 f"pip install {_PACKAGES[name]}, or leave it out of --watch.trackers."
             )
+
+
+_LONGEST_CLOSE_SECONDS = 10.0
 
 
 def open_trackers(
@@ -97,7 +101,11 @@ class _TensorBoard:
         self._writer.add_text(name, text, step)
 
     def close(self) -> None:
-        self._writer.close()
+        # Its close waits without end for a thread of its own, and Ctrl-C in the middle of a write was seen to take that
+        # thread's order to stop away. What was written is in the file by then.
+        closing = threading.Thread(target=self._writer.close, name="tensorboard-close", daemon=True)
+        closing.start()
+        closing.join(_LONGEST_CLOSE_SECONDS)
 
 
 class _MLflow:
