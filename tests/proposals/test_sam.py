@@ -44,6 +44,10 @@ def config(model: str, *, min_iou: float = 0.0, points_per_batch: int = 64, **se
     )
 
 
+ROUNDED_PIXELS = 5
+"""Of a mask's 15,000."""
+
+
 def asked_directly(model: str, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     """Each point's masks, bool (H, W), and the quality expected of them, from the model itself."""
     import torch
@@ -71,7 +75,25 @@ def test_masks_are_those_of_the_model_asked_at_each_point(model, photo):
     distinct = {mask.tobytes() for mask in masks if mask.any()}
     proposed = make_proposer(config(model, max_regions=10_000))(photo)
     assert len(proposed) > 30
-    assert {decode_rle(mask.segmentation).tobytes() for mask in proposed} == distinct
+    found = {decode_rle(mask.segmentation).tobytes() for mask in proposed}
+    # All points at once, as here, are summed in another order than batches of them: on some CPUs a pixel of a random
+    # model's logits, which are near 0 everywhere, falls on the other side.
+    for some, others in ((found, distinct), (distinct, found)):
+        assert max(fewest_pixels_apart(mask, others) for mask in some) <= ROUNDED_PIXELS
+
+
+def fewest_pixels_apart(mask: bytes, others: set[bytes]) -> int:
+    """In how many pixels a mask differs from the one that is nearest to it."""
+    pixels = np.frombuffer(mask, bool)
+    return min(int((pixels != np.frombuffer(other, bool)).sum()) for other in others)
+
+
+def test_masks_of_another_model_are_noticed(model, photo):
+    masks, _ = asked_directly(model, np.ascontiguousarray(photo[:, ::-1]))
+    mirrored = {mask.tobytes() for mask in masks if mask.any()}
+    proposed = make_proposer(config(model, max_regions=10_000))(photo)
+    found = {decode_rle(mask.segmentation).tobytes() for mask in proposed}
+    assert max(fewest_pixels_apart(mask, mirrored) for mask in found) > ROUNDED_PIXELS
 
 
 def test_the_points_of_a_batch_do_not_matter(model, photo):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import threading
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,9 +50,6 @@ def refuse_missing_trackers(names: tuple[str, ...]) -> None:
             )
 
 
-_LONGEST_CLOSE_SECONDS = 10.0
-
-
 def open_trackers(
     names: tuple[str, ...], directory: Path, settings: Mapping[str, Any], *, done: int
 ) -> dict[str, Tracker]:
@@ -83,29 +81,48 @@ def forget_tensorboard(directory: Path) -> None:
 
 
 class _TensorBoard:
-    def __init__(self, directory: Path, settings: Mapping[str, Any], done: int) -> None:
-        from tensorboardX import SummaryWriter
+    """Event files, written at once: tensorboardX's SummaryWriter hands them to a thread of its own, which Ctrl-C in the
+    middle of a write can leave waiting for ever."""
 
-        # What an interrupted start wrote of the steps that are done again is hidden.
-        self._writer = SummaryWriter(str(directory / _EVENTS), purge_step=done + 1 if done else None)
-        if not done:
+    def __init__(self, directory: Path, settings: Mapping[str, Any], done: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder = directory / _EVENTS
+        folder.mkdir(parents=True, exist_ok=True)
+        # Named by the second alone, a start soon after another would write over its file.
+        self._events = EventsWriter(str(folder / "events"), f".{uuid.uuid4().hex[:8]}")
+        if done:  # what an interrupted start wrote of the steps that are done again is hidden
+            self._write(done + 1, session_log=SessionLog(status=SessionLog.START))
+        else:
             rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
-            self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
+            self._text(0, "settings", f"| setting | value |\n|---|---|\n{rows}")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(step, summary=scalar(name, value))
+        self._events.flush()
 
     def picture(self, step: int, name: str, pixels: np.ndarray, text: str) -> None:
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
-        self._writer.add_text(name, text, step)
+        from tensorboardX.summary import image
+
+        self._write(step, summary=image(name, pixels, dataformats="HWC"))
+        self._text(step, name, text)
 
     def close(self) -> None:
-        # Its close waits without end for a thread of its own, and Ctrl-C in the middle of a write was seen to take that
-        # thread's order to stop away. What was written is in the file by then.
-        closing = threading.Thread(target=self._writer.close, name="tensorboard-close", daemon=True)
-        closing.start()
-        closing.join(_LONGEST_CLOSE_SECONDS)
+        self._events.close()
+
+    def _text(self, step: int, name: str, text: str) -> None:
+        from tensorboardX import summary
+
+        self._write(step, summary=summary.text(name, text))
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class _MLflow:
