@@ -133,12 +133,23 @@ class MaskEncoder(nn.Module):
         self.start = nn.Parameter(torch.randn(config.hidden_size) * config.embedding_norm)
         self.end = nn.Parameter(torch.randn(config.hidden_size) * config.embedding_norm)
 
-    def forward(self, masks: Sequence[MaskTiles]) -> list[Tensor]:
+    def __call__(self, masks: Sequence[MaskTiles]) -> list[Tensor]:
         """Encode regions, of one image or of several.
 
         Returns:
             For each region its rows `(M, D)`: start, N tokens for each tile in the tiles' order, end.
         """
+        if not masks:
+            return []
+        # Cut into regions only here: DeepSpeed ZeRO 3 counts the tensors that a module returns, and a worker with more
+        # regions than another would seem to have called more modules.
+        rows: Tensor = super().__call__(masks)
+        drop_empty = isinstance(self.body, _Tokens)
+        n = self.config.tokens_per_tile
+        return list(rows.split([rows_of_mask(mask, n, drop_empty=drop_empty) for mask in masks]))
+
+    def forward(self, masks: Sequence[MaskTiles]) -> Tensor:
+        """The rows of all regions, one after the other, `(sum of M, D)`."""
         device = self.start.device
         values = [mask.values for mask in masks]
         boxes = [tile_boxes(*mask.grid)[mask.places.cpu()].to(device) for mask in masks]
@@ -156,7 +167,8 @@ class MaskEncoder(nn.Module):
         if needs_empty:
             empty = tokens.pop()
             tokens = [_filled(own, mask, empty) for own, mask in zip(tokens, masks, strict=True)]
-        return [torch.cat([self.start.to(own)[None], own.flatten(0, 1), self.end.to(own)[None]]) for own in tokens]
+        ends = self.start.to(tokens[0])[None], self.end.to(tokens[0])[None]
+        return torch.cat([piece for own in tokens for piece in (ends[0], own.flatten(0, 1), ends[1])])
 
     @torch.no_grad()
     def use_location_embeddings(self, embeddings: Tensor) -> None:
