@@ -1,5 +1,6 @@
 """Files, local and in S3."""
 
+import errno
 import json
 import re
 import subprocess
@@ -13,17 +14,23 @@ import boto3
 import numpy as np
 import pytest
 from pyarrow import fs
+from safetensors import SafetensorError
 
 from ureca.errors import ConfigError, InputError, StorageError
 from ureca.io import (
+    copy_folder,
     exists,
+    file_bytes,
     file_name,
     filesystem,
+    is_full_disk,
     list_files,
+    list_folders,
     open_output,
     part_of,
     read_bytes,
     read_json,
+    remove_folder,
     to_json,
     walk_files,
     write_bytes,
@@ -341,3 +348,27 @@ def test_bucket_that_is_not_there_is_named():
         write_bytes("s3://ureca-none/a", b"")
     with pytest.raises(InputError, match="s3://ureca-none/a: no such file"):
         read_bytes("s3://ureca-none/a")
+
+
+def test_folders_are_listed_copied_and_removed(tmp_path, s3_bucket):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a.json").write_text("{}")
+    (tmp_path / "from" / "deep" / "b.bin").write_bytes(b"b" * 100_000)
+    for target in (str(tmp_path / "to"), f"{s3_bucket}/folders/to"):
+        assert list_folders(target) == []
+        remove_folder(target)  # there is none yet
+        copy_folder(tmp_path / "from", f"{target}/first", last="a.json")
+        copy_folder(f"{target}/first", f"{target}/second")
+        assert list_folders(target) == ["first", "second"]
+        assert read_bytes(f"{target}/second/deep/b.bin") == b"b" * 100_000
+        assert file_bytes(f"{target}/second/deep/b.bin") == 100_000
+        assert file_bytes(f"{target}/second/deep") is None
+        remove_folder(f"{target}/first")
+        assert list_folders(target) == ["second"]
+        assert sorted(file.below for file in walk_files(f"{target}/second")) == ["a.json", "deep/b.bin"]
+
+
+def test_a_full_disk_is_known_by_its_number_or_by_safetensors_words():
+    assert is_full_disk(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_full_disk(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_full_disk(OSError(errno.EACCES, "Permission denied"))

@@ -29,17 +29,22 @@ from ureca.errors import ConfigError, InputError, StorageError
 __all__ = [
     "File",
     "absolute",
+    "copy_folder",
     "exists",
+    "file_bytes",
     "file_name",
     "filesystem",
     "is_folder",
+    "is_full_disk",
     "list_files",
+    "list_folders",
     "open_input",
     "open_output",
     "part_of",
     "read_bytes",
     "read_json",
     "reading",
+    "remove_folder",
     "to_json",
     "walk_files",
     "write_bytes",
@@ -48,6 +53,7 @@ __all__ = [
 
 AnyPath = str | os.PathLike[str]
 
+_COPY_BYTES = 16 * 2**20
 _PART = re.compile(r"(?P<path>.+)#(?P<name>[^#]+):(?P<offset>\d+)\+(?P<length>\d+)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
@@ -140,6 +146,11 @@ def _writing(path: AnyPath) -> Iterator[None]:
                 "Free some space or write elsewhere; what was there before is unchanged."
             ) from error
         raise StorageError(f"{path}: can't be written ({error}). Check the folder and its permissions.") from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that a disk is full or a quota used up; safetensors' own errors say so in words alone."""
+    return (isinstance(error, OSError) and error.errno in _FULL) or "(os error 28)" in str(error)
 
 
 def _is_s3(path: AnyPath) -> bool:
@@ -300,6 +311,44 @@ def exists(path: AnyPath) -> bool:
 def is_folder(path: AnyPath) -> bool:
     """Whether there is a folder at `path`. Raises StorageError as `read_bytes`."""
     return bool(_info(path).type == fs.FileType.Directory)
+
+
+def file_bytes(path: AnyPath) -> int | None:
+    """The size of a file in bytes; None where there is none. Raises StorageError as `read_bytes`."""
+    info = _info(path)
+    return int(info.size) if info.type == fs.FileType.File else None
+
+
+def list_folders(path: AnyPath) -> list[str]:
+    """The names of the folders directly in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        StorageError: S3 refuses or does not answer.
+    """
+    where, inner = filesystem(path)
+    with reading(path):
+        found = where.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+    return sorted(entry.base_name for entry in found if entry.type == fs.FileType.Directory)
+
+
+def remove_folder(path: AnyPath) -> None:
+    """Remove a folder and all in it, if it is there. Raises StorageError where that can't be done."""
+    where, inner = filesystem(path)
+    with _writing(path), contextlib.suppress(FileNotFoundError):
+        where.delete_dir(inner)
+
+
+def copy_folder(source: AnyPath, target: AnyPath, *, last: str = "") -> None:
+    """Copy all files below a folder to another place, each in one piece, the one named `last` after all others.
+
+    Raises:
+        InputError: there is no such folder, or a file in it can't be read.
+        StorageError: as `write_bytes`.
+    """
+    for file in sorted(walk_files(source), key=lambda file: (file.below == last, file.below)):
+        with open_input(file.path) as stream, open_output(f"{os.fspath(target)}/{file.below}") as out:
+            while piece := stream.read(_COPY_BYTES):
+                out.write(piece)
 
 
 def _info(path: AnyPath) -> fs.FileInfo:

@@ -44,7 +44,18 @@ def test_paper_s_values_are_the_defaults() -> None:
         (Stage1Config, ["--optimizer.epochs=0"], "optimizer.epochs=0.0: must be above 0"),
         (Stage1Config, ["--optimizer.learning_rate=nan"], "must be a number above 0"),
         (Stage1Config, ["--checkpoints.every_steps=0"], "every_steps=0"),
+        (Stage1Config, ["--checkpoints.keep_best=-1"], "checkpoints.keep_best=-1: must be 0"),
         (Stage1Config, ["--workers.zero_stage=4"], "zero_stage"),
+        (
+            Stage1Config,
+            ["--workers.use_gpu=true", "--workers.zero_stage=2", "--workers.offload_weights=true"],
+            "workers.offload_weights=true with workers.zero_stage=2: below stage 3 every worker holds all weights",
+        ),
+        (
+            Stage1Config,
+            ["--workers.bf16=true", "--workers.offload_optimizer=true"],
+            "workers.offload_optimizer=true with workers.use_gpu=false: no GPU is asked for",
+        ),
         (Stage1Config, ["--workers.threads=0"], "workers.threads=0: must be at least 1"),
         (Stage1Config, ["--workers.image_tokens_mb=-1"], "image_tokens_mb=-1: must be 0 (keep none) or more"),
         (Stage2Config, [], "stage 2 starts from stage 1's model directory"),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def test_model_of_another_base_is_refused_by_name(stage1_model: Path, tiny_base:
         Plan.of(Stage2Config(table="t", init=str(stage1_model)), tmp_path)
 
 
+def test_other_mask_tokens_than_the_model_s_are_refused(stage1_model: Path, tiny_base: Path, tmp_path: Path) -> None:
+    config = Stage2Config(table="t", base=str(tiny_base), init=str(stage1_model), tokens_per_tile=4)
+    with pytest.raises(CheckpointError, match=r"was trained with 8 mask tokens a tile, this run asks for 4\. Set"):
+        Plan.of(config, tmp_path)
+    Plan.of(replace(config, tokens_per_tile=8), tmp_path)
+
+
 def test_base_that_changed_under_its_name_is_refused(stage1_model: Path, tiny_base: Path, tmp_path: Path) -> None:
     other = tmp_path / "model"
     other.mkdir()
@@ -100,11 +108,11 @@ def test_unknown_preset_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_plan_is_refused_and_both_sides_named(tmp_path: Path) -> None:
     here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
-    there = Plan.of(Stage1Config(table="t", seed=1, workers=WorkersConfig(num_workers=1)), tmp_path).identity()
+    there = Plan.of(Stage1Config(table="t", seed=1, workers=WorkersConfig(bf16=True)), tmp_path).identity()
     with pytest.raises(CheckpointError) as refused:
         refuse_other_plan("runs/x", there, here)
     assert str(refused.value) == (
-        "runs/x: its checkpoint belongs to another training: workers.num_workers=1 there, 2 here; "
+        "runs/x: its checkpoint belongs to another training: workers.bf16=True there, False here; "
         "seed=1 there, 0 here. Go on with the settings it was made with, or give another --run_directory."
     )
 
@@ -112,8 +120,17 @@ def test_a_checkpoint_of_another_plan_is_refused_and_both_sides_named(tmp_path: 
 def test_settings_that_do_not_bear_on_the_weights_may_change(tmp_path: Path) -> None:
     other = Stage1Config(
         table="t",
-        checkpoints=CheckpointConfig(every_steps=7),
-        workers=WorkersConfig(max_failures=9),
+        checkpoints=CheckpointConfig(every_steps=7, keep_best=3, storage=str(tmp_path)),
+        workers=WorkersConfig(
+            num_workers=4,
+            use_gpu=True,
+            zero_stage=3,
+            offload_optimizer=True,
+            offload_weights=True,
+            threads=2,
+            image_tokens_mb=0,
+            max_failures=9,
+        ),
         batch=BatchConfig(tokens_per_device=512, prefetch_steps=0),
     )
     here = Plan.of(Stage1Config(table="t"), tmp_path).identity()

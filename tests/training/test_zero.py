@@ -75,6 +75,15 @@ def test_no_compiled_operator_and_no_streams_on_cpus() -> None:
     assert config["gradient_accumulation_steps"] == 1
 
 
+def test_what_is_offloaded_lies_in_the_machine_s_memory() -> None:
+    workers = WorkersConfig(use_gpu=True, bf16=True, zero_stage=3, offload_optimizer=True, offload_weights=True)
+    config = deepspeed_config(OptimizerConfig(learning_rate=1e-3), workers)
+    sharing = config["zero_optimization"]
+    assert sharing["offload_optimizer"]["device"] == sharing["offload_param"]["device"] == "cpu"
+    assert config["bf16"] == {"enabled": True}
+    assert config["optimizer"]["params"]["torch_adam"] is True  # no operator is compiled at run time
+
+
 def test_a_loss_that_is_no_number_stops_training_and_names_the_step() -> None:
     refuse_non_finite(7, loss=3.0, grad_norm=0.0)
     with pytest.raises(TrainingError, match=r"step 7: the loss is nan.*lower --optimizer\.learning_rate"):

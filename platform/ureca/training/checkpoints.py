@@ -1,92 +1,251 @@
 """Checkpoints of a training: for going on, not for using (that is the model directory).
 
-    <run>/checkpoints/checkpoint_…/record.json   step, seed, the base's hash, the plan
-                                   state/        DeepSpeed's: what trains, and the optimizer's shards
+    <storage>/checkpoints/checkpoint_<step>_<id>/weights.safetensors      what trains: 32 bit, by parameter name
+                                                 exp_avg.safetensors      AdamW's first moments, by the same names
+                                                 exp_avg_sq.safetensors   its second moments
+                                                 record.json              written last: step, seed, the base's hash,
+                                                                          plan, workers, each file's size and SHA-256
 
-The frozen base is not in it but loaded from its own source; hence its hash is, and another base is refused.
-Each worker writes its shards, Ray Train merges them into one folder and keeps the newest.
+Nothing in them tells how many workers there were or what they shared out: `states.py` gathers and hands out
+again. The frozen base is not in them but loaded from its own source; hence its hash is, and another base is refused.
+A checkpoint says itself whether it is whole. Ray Train's own list of them decides which are thrown away, and nothing
+else: it can be lost without losing a checkpoint.
 """
 
-import tempfile
-from pathlib import Path
-from typing import Any
+import contextlib
+import hashlib
+import re
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from ureca.cluster import before_importing_ray
-from ureca.errors import CheckpointError
-from ureca.io import read_json, write_json
+from ureca.errors import CheckpointError, InputError
+from ureca.io import (
+    file_bytes,
+    filesystem,
+    list_folders,
+    read_bytes,
+    read_json,
+    remove_folder,
+    write_bytes,
+    write_json,
+)
 from ureca.training.plan import Plan, refuse_other_plan
 
-__all__ = ["CHECKPOINTS_DIRECTORY", "MODEL_DIRECTORY", "load_checkpoint", "report_checkpoint", "steps_done"]
+__all__ = [
+    "CHECKPOINTS_DIRECTORY",
+    "MODEL_DIRECTORY",
+    "PARTS",
+    "Checkpoint",
+    "CheckpointWriter",
+    "checkpoints_folder",
+    "forget_all",
+    "forget_unlisted",
+    "mend_list",
+    "newest_checkpoint",
+    "steps_done",
+]
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 MODEL_DIRECTORY = "model"
 """Where in a run's folder the trained model directory appears when training is done."""
 
+Part = Literal["weights", "exp_avg", "exp_avg_sq"]
+PARTS: tuple[Part, ...] = ("weights", "exp_avg", "exp_avg_sq")
+
 _RECORD = "record.json"
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
-_TAG = "state"
+_RAY_LIST = "checkpoint_manager_snapshot.json"
+_NAME = re.compile(r"checkpoint_\d{8}_\w+")
 
 
-def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, score: float | None = None) -> None:
-    """Save what trains after `step` steps and report it to Ray Train. All workers must call this."""
-    import ray.train
-    import torch.distributed
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is whole, as far as it was looked at."""
 
-    with tempfile.TemporaryDirectory() as directory:
-        engine.save_checkpoint(directory, tag=_TAG, exclude_frozen_parameters=True)
-        record = {"step": step, "seed": plan.seed, "base_hash": base_hash, "plan": plan.identity()}
-        write_json(str(Path(directory) / _RECORD), record)
-        torch.distributed.barrier()
-        ray.train.report({"step": step, "score": score}, checkpoint=ray.train.Checkpoint.from_directory(directory))
+    path: str
+    record: dict[str, Any]
+    parts: dict[Part, dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
+    """On the CPU; empty where the content was not asked for."""
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return int(self.record["step"])
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
 
 
-def load_checkpoint(engine: Any, plan: Plan, base_hash: str) -> int:
-    """Load Ray Train's latest checkpoint of this run into the engine; returns the steps done (0 without one).
+class _DamagedError(Exception):
+    """Its text says what is wrong with a checkpoint."""
+
+
+class _UnfinishedError(_DamagedError):
+    """A save that was cut off before its record."""
+
+
+def checkpoints_folder(plan: Plan) -> str:
+    """Where a plan's checkpoints are, as `ureca.io` takes it."""
+    return f"{plan.checkpoints.storage or plan.directory}/{CHECKPOINTS_DIRECTORY}"
+
+
+class CheckpointWriter:
+    """Writes one checkpoint part by part; only `finish` makes it one. For one process."""
+
+    def __init__(self, folder: str, step: int) -> None:
+        self.name = f"checkpoint_{step:08d}_{uuid.uuid4().hex[:8]}"
+        self._path = f"{folder}/{self.name}"
+        self._files: dict[str, dict[str, Any]] = {}
+
+    def add(self, part: Part, tensors: dict[str, torch.Tensor]) -> None:
+        """Write a part.
+
+        Raises:
+            StorageError: the disk is full, or S3 refuses or does not answer; nothing of the checkpoint is left.
+        """
+        name = f"{part}.safetensors"
+        data = save(tensors, metadata={"format": "pt"})
+        with self._giving_up():
+            write_bytes(f"{self._path}/{name}", data)
+        self._files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write the record. Raises as `add`."""
+        with self._giving_up():
+            write_json(f"{self._path}/{_RECORD}", {**record, "files": self._files})
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Any:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # what made the write fail is what must be told
+                remove_folder(self._path)
+            raise
+
+
+def newest_checkpoint(plan: Plan, *, with_content: bool) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run that is whole (None: there never was one), and what is wrong with newer ones.
+
+    Args:
+        with_content: read it and compare with the SHA-256 of its record; else sizes alone are compared.
 
     Raises:
-        CheckpointError: it was made from another base or under another plan.
+        CheckpointError: it was made under another plan; or there are checkpoints and none is whole.
+        StorageError: S3 refuses or does not answer.
     """
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as directory:
-        record = read_json(str(Path(directory) / _RECORD))
-        refuse_other_plan(plan.directory, record["plan"], plan.identity())
-        if record["base_hash"] != base_hash:
-            raise CheckpointError(
-                f"{plan.directory}: its checkpoint was made from a base with weights "
-                f"{record['base_hash'][:12]}, the base {plan.base} now has {base_hash[:12]}. "
-                "Put the former base back, or give another --run_directory."
-            )
-        # Strict would miss the frozen weights, which are left out on purpose.
-        engine.load_checkpoint(directory, tag=_TAG, load_module_strict=False)
-    return int(record["step"])
+    folder = checkpoints_folder(plan)
+    damaged: list[str] = []
+    finished = False
+    for name in reversed(_names(folder)):
+        try:
+            checkpoint = _open(f"{folder}/{name}", with_content)
+        except _DamagedError as error:
+            finished |= not isinstance(error, _UnfinishedError)
+            damaged.append(f"{name}: {error}")
+            continue
+        refuse_other_plan(plan.directory, checkpoint.record["plan"], plan.identity())
+        return checkpoint, damaged
+    if finished:
+        raise CheckpointError(
+            f"{folder}: none of its checkpoints is whole: {'; '.join(damaged)}. Copy one back from elsewhere, or "
+            "remove them to start from the beginning."
+        )
+    return None, damaged
 
 
 def steps_done(plan: Plan) -> int:
-    """Steps that the latest checkpoint in a run's folder has behind it; 0 without one. Starts no process.
+    """Steps that the newest whole checkpoint of a run has behind it; 0 without one. Starts no process.
 
     Raises:
-        CheckpointError: it was made under another plan, or can't be read.
+        CheckpointError, StorageError: as `newest_checkpoint`.
     """
-    folder = Path(plan.directory) / CHECKPOINTS_DIRECTORY
-    # Ray Train enters a checkpoint here once all workers have reported it; one without an entry may be half.
-    if not (folder / _SNAPSHOT).is_file():
-        return 0
+    checkpoint, _ = newest_checkpoint(plan, with_content=False)
+    return checkpoint.step if checkpoint else 0
+
+
+def mend_list(plan: Plan) -> bool:
+    """Remove Ray Train's list of checkpoints if it can't be read or names ones that are gone; says whether.
+
+    Ray Train writes it in place, so that a full disk leaves an empty file, with which it then refuses to start.
+    """
+    folder = checkpoints_folder(plan)
+    if file_bytes(f"{folder}/{_RAY_LIST}") is None:
+        return False
+    try:
+        _listed(folder)
+    except Exception:  # Ray Train raises many kinds
+        where, inner = filesystem(f"{folder}/{_RAY_LIST}")
+        where.delete_file(inner)
+        return True
+    return False
+
+
+def forget_all(plan: Plan) -> None:
+    """Remove what an earlier start left that came to no checkpoint."""
+    folder = checkpoints_folder(plan)
+    for name in _names(folder):
+        remove_folder(f"{folder}/{name}")
+    if file_bytes(f"{folder}/{_RAY_LIST}") is not None:
+        where, inner = filesystem(f"{folder}/{_RAY_LIST}")
+        where.delete_file(inner)
+
+
+def forget_unlisted(plan: Plan) -> None:
+    """Remove what Ray Train does not know and is older than what it does: cut-off saves, those of a lost list."""
+    folder = checkpoints_folder(plan)
+    if file_bytes(f"{folder}/{_RAY_LIST}") is None:
+        return
+    listed = _listed(folder)
+    for name in _names(folder):
+        if name not in listed and name < max(listed, default=""):
+            remove_folder(f"{folder}/{name}")
+
+
+def _listed(folder: str) -> set[str]:
     before_importing_ray()
     from ray.train import Result
 
+    where, inner = filesystem(folder)
+    kept = Result.from_path(inner, storage_filesystem=where).best_checkpoints or []
+    return {checkpoint.path.rsplit("/", 1)[-1] for checkpoint, _ in kept}
+
+
+def _names(folder: str) -> list[str]:
+    """Oldest first: names begin with the step."""
+    return [name for name in list_folders(folder) if _NAME.fullmatch(name)]
+
+
+def _open(path: str, with_content: bool) -> Checkpoint:
+    if file_bytes(f"{path}/{_RECORD}") is None:
+        raise _UnfinishedError(f"no {_RECORD}")
     try:
-        checkpoint = Result.from_path(str(folder)).checkpoint
-        record = read_json(str(Path(checkpoint.path) / _RECORD)) if checkpoint else None
-    except Exception as error:  # Ray Train raises many kinds for a snapshot that it can't read
-        raise CheckpointError(
-            f"{folder}: its checkpoints can't be read ({error}). Remove the folder to start from the "
-            "beginning, or run with the Ray version that wrote them."
-        ) from error
-    if record is None:
-        return 0
-    refuse_other_plan(plan.directory, record["plan"], plan.identity())
-    return int(record["step"])
+        record = read_json(f"{path}/{_RECORD}")
+        files: dict[Part, dict[str, Any]] = {part: record["files"][f"{part}.safetensors"] for part in PARTS}
+        if not (int(record["step"]) and dict(record["plan"]) and record["base_hash"] and dict(record["workers"])):
+            raise ValueError(record)
+    except (InputError, KeyError, TypeError, ValueError):
+        raise _DamagedError(f"{_RECORD} can't be read") from None
+    parts: dict[Part, dict[str, torch.Tensor]] = {}
+    for part, file in files.items():
+        name = f"{part}.safetensors"
+        size = file_bytes(f"{path}/{name}")
+        if size is None:
+            raise _DamagedError(f"no {name}")
+        if size != file["bytes"]:
+            raise _DamagedError(f"{name} has {size:,} of {file['bytes']:,} bytes")
+        if with_content:
+            data = read_bytes(f"{path}/{name}")
+            if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                raise _DamagedError(f"{name} is not what was written (SHA-256)")
+            try:
+                parts[part] = load(data)
+            except SafetensorError as error:
+                raise _DamagedError(f"{name} is no safetensors file ({error})") from None
+    return Checkpoint(path, record, parts)

@@ -132,6 +132,11 @@ class WorkersConfig:
     use_gpu: bool = False
     zero_stage: Literal[1, 2, 3] = 1
     """DeepSpeed ZeRO: what the workers share out. 1 optimizer states, 2 gradients too, 3 weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer and the 32-bit weights that train in the machine's memory instead of the GPUs'."""
+    offload_weights: bool = False
+    """Keep the shared-out weights there too, the frozen base's included, and fetch them layer by layer; `zero_stage` 3
+    only. For bases that do not fit the GPUs, and slow."""
     threads: int = 1
     """CPU threads of each worker. On few cores more workers are faster than more threads, and both at once take
     turns so badly that they lose most of the speed."""
@@ -154,6 +159,18 @@ class WorkersConfig:
             raise ConfigError(f"workers.threads={self.threads}: must be at least 1.")
         if self.image_tokens_mb < 0:
             raise ConfigError(f"workers.image_tokens_mb={self.image_tokens_mb}: must be 0 (keep none) or more.")
+        if self.offload_weights and self.zero_stage < 3:
+            raise ConfigError(
+                f"workers.offload_weights=true with workers.zero_stage={self.zero_stage}: below stage 3 every worker "
+                "holds all weights, so there are no shared-out ones to move. Set --workers.zero_stage=3, or "
+                "--workers.offload_weights=false."
+            )
+        for name in ("offload_optimizer", "offload_weights"):
+            if getattr(self, name) and not self.use_gpu:
+                raise ConfigError(
+                    f"workers.{name}=true with workers.use_gpu=false: no GPU is asked for, so there is no GPU memory "
+                    f"to move anything out of. Set --workers.use_gpu=true, or --workers.{name}=false."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +178,21 @@ class CheckpointConfig:
     every_steps: int = 100
     """Steps between checkpoints: what an interruption can cost at most."""
     num_to_keep: int = 2
+    """The newest ones that stay. More than one, so that a damaged one has another before it."""
+    keep_best: int = 0
+    """Instead, the ones of the highest score that stay, beside the last one. The score is that of evaluation in the
+    loop, so checkpoint steps should be among its steps; without scores the newest stay. 0: `num_to_keep` decides."""
+    storage: str = ""
+    """Folder for the run's checkpoints, local or s3://bucket/folder; empty: the run's folder. With S3 the machines need
+    no file system that all of them see: metrics and the trained model go there too, and are fetched at the end."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.num_to_keep < 1:
             raise ConfigError(
                 f"checkpoints.every_steps={self.every_steps}, num_to_keep={self.num_to_keep}: both must be at least 1."
             )
+        if self.keep_best < 0:
+            raise ConfigError(f"checkpoints.keep_best={self.keep_best}: must be 0 (keep the newest) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +293,8 @@ class _StageConfig:
     """Of the mask encoder's and LoRA's first weights, the order of images, and every draw."""
     run_directory: str = ""
     """Where the run keeps its files; the same folder again goes on where it was. Empty: runs/<job>.
-    Workers write there too: with several machines it must be on a file system that all of them see."""
+    Workers write there too: with several machines it must be on a file system that all of them see, unless
+    `checkpoints.storage` is in S3."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout < 1:
@@ -299,6 +326,8 @@ class Stage2Config(_StageConfig):
 
     init: str = ""
     """Model directory of stage 1. Only with `cue: mask` it is needed."""
+    tokens_per_tile: int | None = None
+    """Mask tokens for each mask tile that `init` must have been trained with; null takes what it has."""
     cue: Cue = "mask"
     """The controls: `box`, the same training told the region's box in words; `none`, without any sign of which region
     is meant."""
@@ -322,6 +351,8 @@ class Stage3Config(_StageConfig):
 
     init: str = ""
     """Model directory of stage 2: where training starts, and what it is measured against."""
+    tokens_per_tile: int | None = None
+    """Mask tokens for each mask tile that `init` must have been trained with; null takes what it has."""
     tune_mask_encoder: bool = False
     """Let the mask encoder learn on too."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)

@@ -1,33 +1,42 @@
 """The driver's side of training: start the workers, show where they are, hand back what they made."""
 
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ureca.cluster import connect
 from ureca.config import config_to_dict
-from ureca.errors import UrecaError
-from ureca.io import write_bytes
+from ureca.io import filesystem, write_bytes
 from ureca.runs import Progress
 from ureca.training.batches import step_index
-from ureca.training.checkpoints import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, steps_done
-from ureca.training.config import StageConfig, WorkersConfig
+from ureca.training.checkpoints import (
+    CHECKPOINTS_DIRECTORY,
+    MODEL_DIRECTORY,
+    forget_all,
+    forget_unlisted,
+    mend_list,
+    steps_done,
+)
+from ureca.training.config import CheckpointConfig, StageConfig, WorkersConfig
 from ureca.training.follow import RunFollower, following, progress_notes
 from ureca.training.metrics import FILE, loss_first_last, read_metrics
+from ureca.training.notes import Notes
+from ureca.training.placement import require_room
 from ureca.training.plan import Plan
 from ureca.training.record import last_look, record_training
+from ureca.training.s3_runs import put_index, take_results
 from ureca.training.table_index import prepare_index
 from ureca.training.trackers import forget_tensorboard, refuse_missing_trackers
 from ureca.training.watch import choose_watched
 from ureca.viewer import plots
 
-__all__ = ["TrainingResult", "computes_in_bfloat16", "fit", "users_error", "worker_environment"]
+__all__ = ["TrainingResult", "computes_in_bfloat16", "fit", "ray_checkpoint_config", "worker_environment"]
 
 _LOOK_EVERY_SECONDS = 1.0
 _PLOT_FILE = "training.png"
@@ -79,13 +88,16 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         print(f"train  {model} is there already: all {num_steps} steps were done", file=sys.stderr)
     else:
         if not done:  # an earlier start that came to no checkpoint
-            shutil.rmtree(directory / CHECKPOINTS_DIRECTORY, ignore_errors=True)
+            forget_all(plan)
             (directory / FILE).unlink(missing_ok=True)
             forget_tensorboard(directory)
         if plan.watch.every_steps:
             choose_watched(plan)
+        put_index(plan)
         with following(plan, done) as follower:
             _run(plan, num_steps, done, follower)
+        forget_unlisted(plan)
+        take_results(plan, num_steps)
     result = _result(directory, model, len(table))
     record_training(
         config,
@@ -101,15 +113,23 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
 
 def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
     connect()
+    require_room(plan.workers)
+    if mend_list(plan):
+        print(
+            "train  Ray Train's list of checkpoints could not be read and is made anew; the checkpoints are as they "
+            "were",
+            file=sys.stderr,
+        )
     # Workers stay in the driver's working folder: a table may name its images by relative paths.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if not plan.workers.use_gpu:  # or DeepSpeed, imported here too, warns that it finds no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Only now: what Ray reads from the environment has to be settled before it is first imported.
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    from ureca.training.failures import EndAtUsersErrors, users_error
     from ureca.training.loop import train_worker
 
     workers = plan.workers
@@ -117,19 +137,23 @@ def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
         print("train  this CPU has no bfloat16 instructions: --workers.bf16=false is faster on it", file=sys.stderr)
     start = f"at step {done + 1} of {num_steps}" if done else f"{num_steps} steps"
     print(f"train  starting {workers.num_workers} workers, {start}", file=sys.stderr, flush=True)
+    where, storage = filesystem(plan.checkpoints.storage or plan.directory)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config_to_dict(plan),
         scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu),
         run_config=RunConfig(  # type: ignore[call-arg]  # Ray's types are those of Train V1
             name=CHECKPOINTS_DIRECTORY,
-            storage_path=plan.directory,
-            checkpoint_config=CheckpointConfig(num_to_keep=plan.checkpoints.num_to_keep),
+            storage_path=storage,
+            storage_filesystem=where,
+            checkpoint_config=ray_checkpoint_config(plan.checkpoints),
             failure_config=FailureConfig(max_failures=workers.max_failures),
+            callbacks=[EndAtUsersErrors()],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": worker_environment(workers)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+    notes = Notes(plan.directory)
     outcome: dict[str, BaseException] = {}
 
     def train() -> None:
@@ -144,6 +168,8 @@ def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
     progress = Progress("train", num_steps, counted="step")
     while thread.is_alive():
         thread.join(_LOOK_EVERY_SECONDS)
+        for text in notes.new():
+            print(f"train  {text}", file=sys.stderr, flush=True)
         if (line := follower.follow()) is not None:
             progress.update(line["step"], *progress_notes(line))
     progress.close()
@@ -154,6 +180,16 @@ def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
 def computes_in_bfloat16(capabilities: Mapping[str, object]) -> bool:
     """Whether a CPU, by `torch.cpu.get_capabilities()`, multiplies in bfloat16 itself (AMX, AVX512-BF16, ...)."""
     return any("bf16" in name and bool(has) for name, has in capabilities.items())
+
+
+def ray_checkpoint_config(checkpoints: CheckpointConfig) -> Any:
+    """Ray Train's own, which throws checkpoints away. By a score it keeps the best, and the last beside them."""
+    from ray.train import CheckpointConfig as RayCheckpointConfig
+
+    return RayCheckpointConfig(
+        num_to_keep=checkpoints.keep_best or checkpoints.num_to_keep,
+        checkpoint_score_attribute="score" if checkpoints.keep_best else None,
+    )
 
 
 def worker_environment(workers: WorkersConfig) -> dict[str, str]:
@@ -167,16 +203,6 @@ def worker_environment(workers: WorkersConfig) -> dict[str, str]:
     if not workers.use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
-
-
-def users_error(error: BaseException) -> BaseException:
-    """The error that a worker raised for the user, out of what Ray Train wraps it in; else as it came."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        for candidate in (failure, getattr(failure, "_base_exc", None), getattr(failure, "cause", None)):
-            if isinstance(candidate, UrecaError):
-                return candidate
-    return error
 
 
 def _result(directory: Path, model: Path, num_images: int) -> TrainingResult:

@@ -18,21 +18,32 @@ from typing import Any
 import deepspeed
 import numpy as np
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ureca.config import config_from_dict
+from ureca.io import is_full_disk
 from ureca.model import Captioner
 from ureca.training.batches import Batches, Step
-from ureca.training.checkpoints import MODEL_DIRECTORY, load_checkpoint, report_checkpoint
+from ureca.training.checkpoints import MODEL_DIRECTORY
 from ureca.training.metrics import MetricsWriter
 from ureca.training.objective import CaptionLoss, Objective
 from ureca.training.plan import Plan
 from ureca.training.preference import PreferenceLoss
+from ureca.training.s3_runs import put_model, take_index
+from ureca.training.states import report_checkpoint, restore, take_up
 from ureca.training.throughput import WORK, Throughput, peak_flops
 from ureca.training.watch import Watch
-from ureca.training.zero import deepspeed_config, learning_rate, loss_for_backward, refuse_non_finite
+from ureca.training.zero import (
+    TrainingError,
+    deepspeed_config,
+    learning_rate,
+    loss_for_backward,
+    refuse_non_finite,
+)
 
 __all__ = ["train_worker"]
 
@@ -57,7 +68,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     Raises:
         CheckpointError: the latest checkpoint was made from another base or another plan.
-        TrainingError: loss or gradient became non-finite; names the step.
+        TrainingError: loss or gradient became non-finite, or a disk is full; names the step.
         InputError: an image or a caption can't be read.
     """
     plan = config_from_dict(Plan, settings, where="training plan")
@@ -68,6 +79,13 @@ def train_worker(settings: dict[str, Any]) -> None:
     worker = _Worker(plan)
     try:
         worker.train()
+    except (OSError, SafetensorError) as error:
+        if not is_full_disk(error):
+            raise
+        raise TrainingError(
+            f"{plan.directory}: can't be written, the disk is full ({error}). Free some space; the same command then "
+            "goes on from the newest checkpoint."
+        ) from error
     finally:
         worker.engine.destroy()
 
@@ -79,14 +97,20 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.plan = plan
+        take_index(plan)
         self.captioner: Captioner = plan.captioner()
         self.batches = Batches(plan, self.captioner, rank=self.rank, num_workers=self.num_workers)
         self.objective: Objective = PreferenceLoss(plan.preference) if plan.preference else CaptionLoss()
+        self.base_hash = self.captioner.config.base_hash
+        resumed = take_up(plan, self.captioner, self.base_hash, ray.train.torch.get_device())
         self.engine, *_ = deepspeed.initialize(
             model=self.captioner,
             model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
             config=deepspeed_config(plan.optimizer, plan.workers),
         )
+        if resumed:
+            restore(self.engine, resumed)
+        self.first_step = resumed.step if resumed else 0
         self.device = self.engine.device
         self.autocast = plan.workers.bf16 and not plan.workers.use_gpu  # on a GPU DeepSpeed sees to it
         if self.autocast and plan.workers.zero_stage < 3:
@@ -100,10 +124,8 @@ class _Worker:
     def train(self) -> None:
         """Step from the latest checkpoint to the end, then write the model directory."""
         plan, num_steps = self.plan, self.batches.num_steps
-        base_hash = self.captioner.config.base_hash
-        first = load_checkpoint(self.engine, plan, base_hash)
-        metrics = MetricsWriter(plan.directory, first_step=first) if self.rank == 0 else None
-        with self.batches.begin(first) as steps:
+        metrics = MetricsWriter(plan.directory, first_step=self.first_step) if self.rank == 0 else None
+        with self.batches.begin(self.first_step) as steps:
             for step in steps:
                 started, done = time.monotonic(), step.number + 1
                 rate = learning_rate(step.number, num_steps, plan.optimizer)
@@ -125,7 +147,7 @@ class _Worker:
                         **({"heldout": scores} if scores else {}),
                     )
                 if done % plan.checkpoints.every_steps == 0 or done == num_steps:
-                    report_checkpoint(self.engine, plan, base_hash, step=done, score=scores.get(plan.watch.score))
+                    report_checkpoint(self.engine, plan, self.base_hash, step=done, score=scores.get(plan.watch.score))
         if metrics:
             metrics.close()
         self._save_model()
@@ -205,6 +227,7 @@ class _Worker:
                     os.replace(partial, target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
+                put_model(self.plan)
         torch.distributed.barrier()
 
     def _parameters_to_save(self) -> list[Tensor]:

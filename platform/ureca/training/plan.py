@@ -4,7 +4,7 @@ The driver makes a plan from a stage's configuration, the workers get it as plai
 holds it, so that another plan is refused where it would silently change the run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 
 from ureca.config import config_to_dict
 from ureca.errors import CheckpointError
+from ureca.io import absolute
 from ureca.model import (
     Captioner,
     CaptionerConfig,
@@ -42,15 +43,21 @@ __all__ = ["Plan", "refuse_other_plan"]
 
 _STAGES: dict[type, Literal[1, 2, 3]] = {Stage1Config: 1, Stage2Config: 2, Stage3Config: 3}
 
-# What may change between an interruption and its continuation: none of it bears on the weights.
+# What may change between an interruption and its continuation: none of it bears on the weights but for the order in
+# which numbers are added up.
 _MAY_CHANGE = (
     "directory",
     "checkpoints",
     "watch",
-    "workers.max_failures",
+    "workers.num_workers",
+    "workers.use_gpu",
+    "workers.zero_stage",
+    "workers.offload_optimizer",
+    "workers.offload_weights",
     "workers.threads",
     "workers.image_tokens_mb",
     "workers.activation_checkpointing",
+    "workers.max_failures",
     "batch.tokens_per_device",
     "batch.prefetch",
 )
@@ -95,7 +102,7 @@ class Plan:
         Raises:
             ConfigError: unknown preset.
             CheckpointError: the base is no HF-native InternVL or has no place for LoRA; `init` is no model directory
-                of the stage before, or was trained on another base.
+                of the stage before, or was trained on another base or with other mask tokens.
         """
         config = settled(config)
         assert config.tile_limit is not None
@@ -106,7 +113,8 @@ class Plan:
         base = _base(config)
         check_base(base)
         if init:
-            _check_init(Path(init), base, stage)
+            tokens = None if isinstance(config, Stage1Config) else config.tokens_per_tile
+            _check_init(Path(init), base, stage, tokens)
         return cls(
             stage=stage,
             directory=str(directory.resolve()),
@@ -121,7 +129,7 @@ class Plan:
             batch=config.batch,
             optimizer=config.optimizer,
             workers=config.workers,
-            checkpoints=config.checkpoints,
+            checkpoints=_absolute_storage(config.checkpoints),
             watch=config.watch,
             seed=config.seed,
             cue=cue,
@@ -211,12 +219,22 @@ def _base(config: StageConfig) -> str:
     return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
 
 
-def _check_init(init: Path, base: str, stage: int) -> None:
+def _absolute_storage(checkpoints: CheckpointConfig) -> CheckpointConfig:
+    return replace(checkpoints, storage=absolute(checkpoints.storage)) if checkpoints.storage else checkpoints
+
+
+def _check_init(init: Path, base: str, stage: int, tokens_per_tile: int | None) -> None:
     config = CaptionerConfig.load(init)
     if config.base != base:
         raise CheckpointError(
             f"{init}: was trained on the base {config.base}, this run asks for {base}. "
             "Set --preset or --base to the one it was trained on, or run stage 1 on the other."
+        )
+    if tokens_per_tile not in (None, config.mask.tokens_per_tile):
+        raise CheckpointError(
+            f"{init}: was trained with {config.mask.tokens_per_tile} mask tokens a tile, this run asks for "
+            f"{tokens_per_tile}. Set --tokens_per_tile={config.mask.tokens_per_tile} or leave it out, or train stage 1 "
+            f"again with --mask.tokens_per_tile={tokens_per_tile}."
         )
     has_adapter, exported = (init / "adapter").is_dir(), (init / "config.json").is_file()
     if stage == 2 and (has_adapter or exported):

@@ -32,10 +32,10 @@ from ureca.errors import InputError
 from ureca.model import CaptionerProcessor
 from ureca.training.table_scan import scan_table
 
-__all__ = ["INDEX_DIRECTORY", "TableIndex", "open_index", "prepare_index"]
+__all__ = ["INDEX_DIRECTORY", "INDEX_RECORD", "TableIndex", "open_index", "prepare_index"]
 
 INDEX_DIRECTORY = "table_index"
-_RECORD = "index.json"
+INDEX_RECORD = "index.json"
 _ARRAYS = ("images", "captions", "tiles", "branches")
 
 
@@ -122,8 +122,8 @@ def prepare_index(
         },
     }
     folder = directory / INDEX_DIRECTORY
-    if (folder / _RECORD).is_file():
-        found = io.read_json(folder / _RECORD)
+    if (folder / INDEX_RECORD).is_file():
+        found = io.read_json(folder / INDEX_RECORD)
         if found == record:
             return open_index(directory)
         if has_begun:
@@ -141,7 +141,7 @@ def prepare_index(
     try:
         for name, values in arrays.items():
             np.save(partial / f"{name}.npy", values)
-        io.write_json(partial / _RECORD, record)
+        io.write_json(partial / INDEX_RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     finally:
@@ -153,7 +153,7 @@ def open_index(directory: Path) -> TableIndex:
     """The index that `prepare_index` left in a run's directory."""
     folder = directory / INDEX_DIRECTORY
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    files = io.read_json(folder / _RECORD)["files"]
+    files = io.read_json(folder / INDEX_RECORD)["files"]
     return TableIndex(files=tuple(TableFile(*file) for file in files), **arrays)
 
 

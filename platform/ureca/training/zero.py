@@ -22,20 +22,32 @@ train: at its own 500 million that is 2 GB of a GPU's memory in bfloat16 where L
 
 
 class TrainingError(UrecaError):
-    """Training can't go on: the loss or the gradient is no longer a number."""
+    """Training can't go on: the loss or the gradient is no longer a number, or a disk is full."""
 
 
 def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict[str, Any]:
     """DeepSpeed's JSON for a plan."""
+    # A CPU has no streams to overlap communication with.
+    sharing: dict[str, Any] = {
+        "stage": workers.zero_stage,
+        "overlap_comm": workers.use_gpu,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+    }
+    if workers.offload_optimizer:
+        sharing["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if workers.offload_weights:
+        sharing["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
         # Steps have as many passes as their tokens need: the loop says which is the last, and counts for itself.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "optimizer": {
             "type": "AdamW",
-            # torch_adam: DeepSpeed's own would be compiled at run time
+            # torch_adam: DeepSpeed's own would be compiled at run time. torch's fused form comes compiled, for GPUs and
+            # for the CPUs that an offloaded optimizer steps on.
             "params": {
                 "torch_adam": True,
+                "fused": workers.use_gpu,
                 "lr": optimizer.learning_rate,
                 "betas": [0.9, 0.999],
                 "eps": 1e-8,
@@ -46,12 +58,9 @@ def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict
         # On a CPU the loop computes under torch's autocast: DeepSpeed's way would put the weights that train into
         # bfloat16 too, and reduce gradients in it.
         "bf16": {"enabled": workers.bf16 and workers.use_gpu},
-        "zero_optimization": {
-            "stage": workers.zero_stage,
-            "overlap_comm": workers.use_gpu,  # a CPU has no streams to overlap communication with
-            "reduce_bucket_size": BUCKET_ELEMENTS,
-        },
+        "zero_optimization": sharing,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
     }
 
