@@ -30,7 +30,7 @@ from ureca.training.notes import Notes
 from ureca.training.placement import require_room
 from ureca.training.plan import Plan
 from ureca.training.record import last_look, record_training
-from ureca.training.s3_runs import put_index, take_results
+from ureca.training.s3_runs import put_index, put_model, take_results
 from ureca.training.table_index import prepare_index
 from ureca.training.trackers import forget_tensorboard, refuse_missing_trackers
 from ureca.training.watch import choose_watched
@@ -107,6 +107,7 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         data={"images": len(table), "regions": int(table.images["regions"].sum())},
         looks=result.heldout,
     )
+    put_model(plan)  # now with its record
     write_bytes(directory / _PLOT_FILE, plots.training(read_metrics(directory / FILE)))
     return result
 
