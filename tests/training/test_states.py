@@ -133,6 +133,6 @@ def test_other_workers_go_on_as_if_they_had_begun(trained: Path, way: str) -> No
 
 
 def test_weights_that_train_in_bfloat16_are_kept_in_32_bit(trained: Path) -> None:
-    for name, weight in load_file(trained / "2_zero3_bf16_stop").items():
+    for name, weight in load_file(trained / "2_zero3_offload_bf16_stop").items():
         if name.startswith("weights/"):
             assert not torch.equal(weight, weight.bfloat16().float()), name
