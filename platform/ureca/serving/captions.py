@@ -28,7 +28,7 @@ from ureca.serving.schema import (
 )
 from ureca.serving.settings import ImageUrls, Limits
 
-__all__ = ["caption_routes", "check_model", "server_sent"]
+__all__ = ["caption_routes", "check_model", "failure_event", "fill", "server_sent"]
 
 logger = logging.getLogger(__name__)
 
@@ -129,13 +129,18 @@ async def _events(
                     else:
                         yield server_sent(answers.add(index, event).model_dump(exclude_none=True))
     except Exception as error:  # the status line is out: what went wrong can only be told as an event
-        status, body = describe(too_slow(limits) if isinstance(error, TimeoutError) else error)
-        if status == 500:
-            logger.exception("captioning failed")
-        yield server_sent(body)
+        yield failure_event(error, limits)
     else:
         yield server_sent({"model": model_name, "usage": answers.usage.model_dump()})
     yield "data: [DONE]\n\n"
+
+
+def failure_event(error: Exception, limits: Limits) -> str:
+    """What a stream ends with that can't go on; called where the error was caught."""
+    status, body = describe(too_slow(limits) if isinstance(error, TimeoutError) else error)
+    if status == 500:
+        logger.exception("captioning failed")
+    return server_sent(body)
 
 
 def server_sent(content: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ What this answers with is OpenAI's: errors of the caller are 4xx, deltas are str
 """
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -27,16 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from ureca.errors import MaskError
 from ureca.serving.auth import tenant_of
 from ureca.serving.calls import CaptionBackend, CaptionCall, RegionCall
-from ureca.serving.captions import check_model, fill, server_sent, too_slow
-from ureca.serving.errors import RequestError, describe
+from ureca.serving.captions import check_model, failure_event, fill, server_sent
+from ureca.serving.errors import RequestError
 from ureca.serving.inputs import alpha_mask
 from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
 from ureca.serving.schema import RegionAnswer, RegionRequest, SamplingOptions, Style, TokenLogprob, Usage
 from ureca.serving.settings import ImageUrls, Limits
 
 __all__ = ["DAM_MODEL", "ChatRequest", "chat_routes"]
-
-logger = logging.getLogger(__name__)
 
 DAM_MODEL = "describe_anything_model"
 """The name under which clients of NVIDIA's Describe Anything server ask for their model."""
@@ -231,10 +228,7 @@ async def _events(
                     logprobs = _logprobs(answer.logprobs)
                     yield chunk(index, {}, finish_reason=answer.finish_reason, logprobs=logprobs)
     except Exception as error:  # the status line is out: what went wrong can only be told as an event
-        status, body = describe(too_slow(limits) if isinstance(error, TimeoutError) else error)
-        if status == 500:
-            logger.exception("captioning failed")
-        yield server_sent(body)
+        yield failure_event(error, limits)
     else:
         if with_usage:
             yield server_sent({**head.of("chat.completion.chunk"), "choices": [], "usage": _usage(answers.usage)})
