@@ -240,6 +240,23 @@ def test_a_mask_of_another_size_than_its_image(
         prepared(path, tmp_path, processor)
 
 
+@pytest.mark.parametrize("index", [4, -1])
+def test_a_distractor_that_is_none_of_the_image_s_regions_where_pairs_are_learned_from(
+    index: int, rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path
+) -> None:
+    told = [{"index": 0, "similarity": 1.0}, {"index": index, "similarity": 1.0}]
+    path = write_records(tmp_path / "t.parquet", [*rows[:3], changed(rows[3], 2, distractors=told), *rows[4:]])
+    prepared(path, tmp_path / "stage2", processor)  # which does not look at them
+    with pytest.raises(InputError) as refused:
+        prepare_index(
+            str(path), tmp_path / "run", processor, heldout=0, heldout_seed=0, has_begun=False, rejected_per_region=2
+        )
+    assert str(refused.value) == (
+        f"{path}: image 'image03', region '2' has the distractor {index}, but the 4 regions of its image are counted "
+        "from 0 to 3. Label the image again with jobs/label_corpus.py, or let stage 2 be the last."
+    )
+
+
 def test_nothing_labeled_and_no_row_at_all(processor: CaptionerProcessor, tmp_path: Path) -> None:
     write_regions(tmp_path / "t.parquet", [ImageRow.quarantined("a", None, "read", ValueError("cut"))])
     said = refusal(tmp_path / "t.parquet", processor, tmp_path)

@@ -90,6 +90,8 @@ def scan_table(
                     continue
                 found.check_images(len(batch) - (groups.num_absent(number, group, "image.bytes") or 0))
                 found.check_masks()
+                if rejected_per_region is not None:
+                    found.check_distractors()
                 learned = found.learned(processor, rejected_per_region)
             except pa.ArrowException as error:
                 raise InputError(
@@ -220,6 +222,22 @@ class _Learnable:
             f"{self._named(wrong)} has an RLE of size {size}, its image is {image[wrong].tolist()} (height, width). "
             "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common cause."
         )
+
+    def check_distractors(self) -> None:
+        """Raises InputError if a region's distractor is none of its image's regions."""
+        distractors = self._field("distractors")
+        counts = pc.fill_null(pc.list_value_length(distractors), 0).to_numpy()
+        indices = pc.fill_null(pc.struct_field(distractors.flatten(), "index"), -1).to_numpy()
+        owner = np.repeat(np.arange(len(counts)), counts)
+        num_regions = np.repeat(self.lengths, self.lengths)[owner]
+        outside = np.flatnonzero((indices < 0) | (indices >= num_regions))
+        if len(outside):
+            first = outside[0]
+            raise InputError(
+                f"{self._named(int(owner[first]))} has the distractor {indices[first]}, but the {num_regions[first]} "
+                f"regions of its image are counted from 0 to {num_regions[first] - 1}. Label the image again with "
+                "jobs/label_corpus.py, or let stage 2 be the last."
+            )
 
     def learned(self, processor: CaptionerProcessor, rejected_per_region: int | None) -> _Learned:
         """Raises InputError where a caption is empty."""
