@@ -16,7 +16,7 @@ from schemathesis.checks import positive_data_acceptance
 from ureca.serving.calls import OverloadedError, UnavailableError
 
 fuzzed = settings(
-    max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 BOX = [10, 10, 20, 20]

@@ -65,10 +65,11 @@ class Client:
         *,
         token: str | None = None,
         timeout_seconds: float = 300,
-        retries: int = 4,
+        retries: int = 8,
     ) -> None:
         """`token`: where the service asks for one. `retries`: how often a request is sent again that the service had no
         place or no engine for, or whose connection broke; captioning changes nothing, so sending it twice does no harm.
+        Eight take about a minute and a half, in which a lost engine is replaced.
         """
         self._url = url
         self._retries = retries
@@ -143,6 +144,7 @@ class Client:
                     return
                 if data:
                     yield from _read_event(json.loads(data))
+            raise ServiceError(f"{self._url}: the stream broke off before its end.")
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         finally:
@@ -216,7 +218,9 @@ def _raise_for_status(response: httpx.Response) -> None:
     if not response.is_error:
         return
     error = ServiceError(_message(response))
-    if response.status_code in (429, 502, 503, 504):
+    # The service's own 500 would come again; without its form it is a proxy's, whose service was lost on the way.
+    lost = response.status_code == 500 and not response.headers.get("content-type", "").startswith("application/json")
+    if lost or response.status_code in (429, 502, 503, 504):
         after = response.headers.get("retry-after", "")
         raise _RetryError(error, float(after) if after.isdigit() else None)
     raise error
