@@ -1,14 +1,15 @@
 """The API in front of a backend that measures masks instead of captioning, in this process and on a port."""
 
 import asyncio
-import socket
-import threading
-import time
-from collections.abc import AsyncGenerator, Iterator
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
 
+import page_driver
 import pytest
-import uvicorn
+from chromium import chromium
 from fastapi.testclient import TestClient
+from on_a_port import on_a_port
 
 from ureca.engine.caption import Caption
 from ureca.regions.rle import rle_area, rle_bbox
@@ -29,6 +30,8 @@ class MeasuringBackend:
         self.num_closed = 0
         self.seconds = 0.0
         """That each region takes."""
+        self.piece_seconds = 0.0
+        """That each of its pieces takes."""
 
     async def caption(self, call: CaptionCall) -> list[Caption]:
         return [event async for _, event in self.stream(call) if isinstance(event, Caption)]
@@ -44,6 +47,7 @@ class MeasuringBackend:
                 pieces = [region.question or region.style, " ", f"{rle_area(rle)}", f" at {box}"]
                 await asyncio.sleep(self.seconds)
                 for piece in pieces:
+                    await asyncio.sleep(self.piece_seconds)
                     yield index, piece
                 logprobs = (("a", -0.5), ("b", -0.25)) if call.sampling.logprobs else None
                 yield index, Caption("".join(pieces), "stop", (1, 2), 300, 256 if index else 0, 2, logprobs)
@@ -76,15 +80,46 @@ def slow_api(backend: MeasuringBackend) -> TestClient:
 @pytest.fixture
 def api_url(backend: MeasuringBackend) -> Iterator[str]:
     """The same over real HTTP."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = create_app(backend, model_name="measured", limits=LIMITS)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with on_a_port(create_app(backend, model_name="measured", limits=LIMITS)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page_url(backend: MeasuringBackend) -> Iterator[str]:
+    with on_a_port(create_app(backend, model_name="measured", limits=page_driver.LIMITS)) as url:
+        yield url
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the page of a service. In the end it has asked nobody else, and has met no error but `page.expected`."""
+    pages = []
+
+    def open_it(url: str, **options: object) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context.set_default_timeout(15_000)
+        page = context.new_page()
+        page.errors, page.requests, page.expected = [], [], "^$"
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(url)
+        pages.append((page, url))
+        return page
+
+    yield open_it
+    for page, url in pages:
+        assert [error for error in page.errors if not re.search(page.expected, error)] == []
+        assert {each for each in page.requests if not each.startswith((url, f"blob:{url}", "data:"))} == set()
+        page.context.close()
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Any], page_url: str) -> Any:
+    return open_page(page_url)

@@ -2,15 +2,19 @@
 
 import base64
 import json
+import time
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from request_images import HEIGHT, WIDTH, data_url, encoded, photo, png_of_a_size_it_does_not_hold, with_alpha
 
 from ureca.errors import InputError
 from ureca.regions.rle import encode_mask
+from ureca.serving.api import create_app
 from ureca.serving.calls import OverloadedError, Sampling, UnavailableError
+from ureca.serving.settings import Limits
 
 BOX = {"id": "7", "box": [10, 5, 20, 10]}
 
@@ -141,6 +145,52 @@ def test_a_tree_without_regions_takes_those_found_in_the_image(api, backend):
     again = [{"id": each["id"], "rle": each["rle"]} for each in answer["regions"]]
     captioned = ask(api, image=data_url(two_squares()), regions=again).json()["captions"]
     assert [each["caption"].split(" ")[1] for each in captioned] == [str(each["area"]) for each in answer["regions"]]
+
+
+def test_regions_are_found_and_put_in_a_tree_without_asking_the_model(api, backend):
+    response = api.post("/v1/regions", json={"image": data_url(two_squares())})
+    assert response.status_code == 200
+    regions = response.json()["regions"]
+    tree = api.post("/v1/trees", json={"image": data_url(two_squares()), "captions": False}).json()["regions"]
+    assert regions == [{"parent": None, **without_merged} for without_merged in map(without_merged_ids, tree)]
+    assert set(regions[0]) == {"id", "parent", "depth", "area", "bbox", "rle"}
+    assert any(each["parent"] for each in regions)
+    assert backend.calls == []
+
+
+def without_merged_ids(node: dict) -> dict:
+    return {name: value for name, value in node.items() if name != "merged_ids"}
+
+
+def test_an_image_of_one_color_has_no_regions(api):
+    flat = data_url(Image.new("RGB", (80, 80), "teal"))
+    assert api.post("/v1/regions", json={"image": flat}).json() == {"regions": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "said"),
+    [
+        ({}, 400, "invalid_request", "image: Field required"),
+        ({"image": "data:image/png;base64,AAAA"}, 400, "invalid_image", "not a JPEG, PNG, WEBP file"),
+        ({"image": "https://example.org/a.png"}, 400, "invalid_image", "example.org"),
+        ({"image": data_url(photo(200, 100))}, 413, "too_large", "200 x 100 pixels, this service takes 10000"),
+        ({"image": data_url(photo()), "regions": []}, 400, "invalid_request", "regions: Extra inputs"),
+    ],
+)
+def test_regions_are_refused_in_the_same_form(api, body, status, kind, said):
+    response = api.post("/v1/regions", json=body)
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == kind
+    assert said.lower() in response.json()["error"]["message"].lower()
+
+
+@pytest.mark.parametrize("path", ["/v1/regions", "/v1/trees"])
+def test_looking_for_regions_past_its_time_is_given_up(backend, path, monkeypatch):
+    monkeypatch.setattr("ureca.serving.captions.propose_segments", lambda _: time.sleep(0.5) or [])
+    api = TestClient(create_app(backend, model_name="measured", limits=Limits(max_seconds=0.1)))
+    response = api.post(path, json={"image": data_url(photo())})
+    assert response.status_code == 503
+    assert response.json()["error"]["type"] == "timeout"
 
 
 def test_a_request_past_its_time_is_given_up(slow_api):
@@ -341,9 +391,11 @@ def test_wrong_paths_and_methods_answer_in_the_same_form(api):
 def test_health_readiness_and_index(api, backend):
     assert api.get("/healthz").json() == {"status": "ok"}
     assert api.get("/readyz").json() == {"status": "ready"}
-    assert api.get("/").json()["links"]["captions"] == "/v1/captions"
+    links = api.get("/").json()["links"]
+    assert links["captions"] == "/v1/captions"
+    assert {api.get(links[name]).status_code for name in ("page", "docs", "models", "health", "ready")} == {200}
     assert api.get("/docs").status_code == 200
-    assert "/v1/captions" in api.get("/openapi.json").json()["paths"]
+    assert {"/v1/captions", "/v1/regions"} <= set(api.get("/openapi.json").json()["paths"])
     backend.failure = UnavailableError("its engine is starting")
     assert api.get("/healthz").status_code == 200
     not_ready = api.get("/readyz")

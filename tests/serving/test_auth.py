@@ -26,7 +26,7 @@ def guarded(backend):
     [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKENS['ada'][0]}", TOKENS["ada"][0], "Bearer \u00e9"],
 )
 @pytest.mark.parametrize(
-    "path", ["/v1/captions", "/v1/trees", "/v1/chat/completions", "/chat/completions", "/v1/nothing"]
+    "path", ["/v1/captions", "/v1/trees", "/v1/regions", "/v1/chat/completions", "/chat/completions", "/v1/nothing"]
 )
 def test_without_a_known_token_nothing_is_read(guarded, backend, header, path):
     headers = {} if header is None else {"authorization": header.encode()}
@@ -49,8 +49,8 @@ def test_a_known_token_is_let_in_under_its_name(guarded, backend, name):
     assert backend.calls[0].tenant == name
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/docs", "/openapi.json"])
-def test_probes_and_documentation_need_no_token(guarded, path):
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/docs", "/openapi.json", "/page/page.js"])
+def test_probes_documentation_and_the_page_need_no_token(guarded, path):
     assert guarded.get(path).status_code == 200
 
 

@@ -1,26 +1,28 @@
-"""POST /v1/captions and POST /v1/trees."""
+"""POST /v1/captions, /v1/trees and /v1/regions."""
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from ureca.errors import MaskError
 from ureca.proposals import propose_segments
-from ureca.regions.tree import DropReason, Mask, MaskTree, build_mask_tree
+from ureca.regions.tree import DropReason, Mask, MaskTree, Region, build_mask_tree
 from ureca.serving.auth import tenant_of
 from ureca.serving.calls import CaptionBackend, CaptionCall, RegionCall
 from ureca.serving.errors import RequestError, describe
 from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
 from ureca.serving.schema import (
-    STREAM_RESPONSES,
     CaptionRequest,
     CaptionResponse,
+    FindRequest,
+    FoundRegion,
+    FoundRegions,
     RegionAnswer,
     SlotError,
     TreeNode,
@@ -30,6 +32,8 @@ from ureca.serving.schema import (
 from ureca.serving.settings import ImageUrls, Limits
 
 __all__ = ["caption_routes", "check_model", "failure_event", "fill", "server_sent"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +46,10 @@ _DROPPED: dict[DropReason, str] = {
 
 
 def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, image_urls: ImageUrls) -> APIRouter:
-    """The two calls in front of a backend."""
+    """The calls about regions in front of a backend."""
     router = APIRouter()
 
-    @router.post(
-        "/v1/captions",
-        response_model=CaptionResponse,
-        response_model_exclude_none=True,
-        responses=STREAM_RESPONSES,
-    )
+    @router.post("/v1/captions", response_model=CaptionResponse, response_model_exclude_none=True)
     async def captions(request: CaptionRequest, http: Request) -> Any:
         """Captions for regions of one image; a faulty region gets its error in its own slot."""
         check_model(request.model, model_name)
@@ -73,7 +72,7 @@ def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, 
         check_model(request.model, model_name)
         sampling = read_sampling(request, limits)
         image = await read_image(request.image, limits, image_urls)
-        tree, dropped = await asyncio.to_thread(_tree, request, image, limits)
+        tree, dropped = await _in_time(limits, asyncio.to_thread(_tree, request, image, limits))
         nodes = Answers(
             [RegionAnswer(id=region.region_id) for region in tree.regions],
             list(range(len(tree.regions))),
@@ -82,6 +81,15 @@ def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, 
         if request.captions:
             await fill(backend, nodes.call(image, sampling, tenant_of(http.scope)), nodes, limits)
         return TreeResponse(model=model_name, regions=_nodes(tree, nodes), dropped=dropped, usage=nodes.usage)
+
+    @router.post("/v1/regions", response_model=FoundRegions)
+    async def regions(request: FindRequest) -> Any:
+        """Find regions in an image by their looks, and put them in a tree; no model is asked."""
+        image = await read_image(request.image, limits, image_urls)
+        tree = await _in_time(limits, asyncio.to_thread(_found_tree, image, limits))
+        return FoundRegions(
+            regions=[FoundRegion(id=region.region_id, **_place(region, tree)) for region in tree.regions]
+        )
 
     return router
 
@@ -101,13 +109,18 @@ async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, lim
     """Caption the call's regions and fill their answers. Raises RequestError past the time limit."""
     if not call.regions:
         return
-    try:
-        async with asyncio.timeout(limits.max_seconds):
-            captions = await backend.caption(call)
-    except TimeoutError as error:
-        raise too_slow(limits) from error
+    captions = await _in_time(limits, backend.caption(call))
     for index, caption in enumerate(captions):
         answers.add(index, caption)
+
+
+async def _in_time(limits: Limits, work: Awaitable[T]) -> T:
+    """What `work` returns. Raises RequestError past the time limit; a thread then ends its work for nobody."""
+    try:
+        async with asyncio.timeout(limits.max_seconds):
+            return await work
+    except TimeoutError as error:
+        raise too_slow(limits) from error
 
 
 def too_slow(limits: Limits) -> RequestError:
@@ -155,35 +168,44 @@ def server_sent(content: dict[str, Any]) -> str:
 
 def _tree(request: TreeRequest, image: ReadImage, limits: Limits) -> tuple[MaskTree, list[RegionAnswer]]:
     """The tree of the request's regions, or of those found in the image; and the regions that are not in it."""
-    faulty: list[RegionAnswer] = []
     if request.regions is None:
-        masks = propose_segments(image.pixels)[: limits.max_regions]
-    else:
-        read = read_regions(request.regions, image, request.style, limits)
-        masks = [Mask(read.answers[slot].id, region.segmentation)
-                 for slot, region in zip(read.slots, read.regions, strict=True)]  # fmt: skip
-        faulty = [answer for answer in read.answers if answer.error]
+        tree = _found_tree(image, limits)
+        return tree, _dropped(tree)
+    read = read_regions(request.regions, image, request.style, limits)
+    masks = [Mask(read.answers[slot].id, region.segmentation)
+             for slot, region in zip(read.slots, read.regions, strict=True)]  # fmt: skip
+    faulty = [answer for answer in read.answers if answer.error]
     try:
         tree = build_mask_tree(masks, image.size)
     except MaskError as error:
         raise RequestError(f"regions: {error}", param="regions") from error
-    dropped = [
+    return tree, [*faulty, *_dropped(tree)]
+
+
+def _found_tree(image: ReadImage, limits: Limits) -> MaskTree:
+    return build_mask_tree(propose_segments(image.pixels)[: limits.max_regions], image.size)
+
+
+def _dropped(tree: MaskTree) -> list[RegionAnswer]:
+    return [
         RegionAnswer(id=each.region_id, error=SlotError(type="dropped", message=f"the region {_DROPPED[each.reason]}"))
         for each in tree.dropped
     ]
-    return tree, [*faulty, *dropped]
 
 
 def _nodes(tree: MaskTree, answers: Answers) -> list[TreeNode]:
     return [
-        TreeNode(
-            **answer.model_dump(),
-            merged_ids=list(region.merged_ids),
-            parent=tree.regions[region.parent].region_id if region.parent >= 0 else None,
-            depth=region.depth,
-            area=region.area,
-            bbox=list(region.bbox),
-            rle=dict(region.segmentation),
-        )
+        TreeNode(**answer.model_dump(), merged_ids=list(region.merged_ids), **_place(region, tree))
         for region, answer in zip(tree.regions, answers.answers, strict=True)
     ]
+
+
+def _place(region: Region, tree: MaskTree) -> dict[str, Any]:
+    """The fields of a `TreePlace`."""
+    return {
+        "parent": tree.regions[region.parent].region_id if region.parent >= 0 else None,
+        "depth": region.depth,
+        "area": region.area,
+        "bbox": list(region.bbox),
+        "rle": dict(region.segmentation),
+    }

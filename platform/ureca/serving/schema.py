@@ -1,43 +1,28 @@
 """The JSON that goes in and out of the API's own calls; FastAPI documents it at /docs. OpenAI's stand in `chat.py`."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "CaptionRequest",
     "CaptionResponse",
-    "ERROR_RESPONSES",
-    "ErrorDetail",
-    "ErrorResponse",
-    "STREAM_RESPONSES",
+    "FindRequest",
+    "FoundRegion",
+    "FoundRegions",
     "RegionAnswer",
     "RegionRequest",
     "SamplingOptions",
     "SlotError",
     "Style",
-    "Text",
     "TokenLogprob",
     "TreeNode",
     "TreeRequest",
     "TreeResponse",
     "Usage",
-    "check_text",
 ]
 
 Style = Literal["brief", "detailed", "unique"]
-
-
-def check_text(text: str) -> str:
-    """The text. Raises ValueError where it is none: JSON can hold half of a surrogate pair, which no answer can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half of a surrogate pair, which stands for no character") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(check_text)]
 
 IMAGE = "A data URL, data:image/jpeg;base64,… (or png, webp); or a URL of a host that the service's owner allowed."
 
@@ -51,7 +36,7 @@ class RegionRequest(BaseModel):
     # Unknown keys too: they end as this region's error.
     model_config = ConfigDict(extra="allow")
 
-    id: Text | int | None = Field(None, description="Returned with the caption. Default: its number, from 0.")
+    id: str | int | None = Field(None, description="Returned with the caption. Default: its number, from 0.")
     rle: Any = Field(None, description='COCO RLE: {"size": [height, width], "counts": …}, compressed or not.')
     polygon: Any = Field(None, description="[x1, y1, x2, y2, …] in pixels, or a list of such lists.")
     box: Any = Field(None, description="[x, y, width, height] in pixels.")
@@ -91,7 +76,7 @@ class CaptionRequest(SamplingOptions):
         },
     )
 
-    model: Text | None = Field(None, description="Which of the service's models; default: its first.")
+    model: str | None = Field(None, description="Which of the service's models; default: its first.")
     image: str = Field(description=IMAGE)
     regions: list[RegionRequest] = Field(min_length=1)
     style: Style = Field("unique", description="A few words, all there is to say, or what fits no other region.")
@@ -106,13 +91,21 @@ class TreeRequest(SamplingOptions):
         extra="forbid", json_schema_extra={"examples": [{"image": "data:image/jpeg;base64,…", "captions": False}]}
     )
 
-    model: Text | None = Field(None, description="Which of the service's models; default: its first.")
+    model: str | None = Field(None, description="Which of the service's models; default: its first.")
     image: str = Field(description=IMAGE)
     regions: list[RegionRequest] | None = Field(
         None, min_length=1, description="Default: the regions that are found in the image by their looks."
     )
     style: Style = "unique"
     captions: bool = Field(True, description="False: the tree alone, at once.")
+
+
+class FindRequest(BaseModel):
+    """One image, whose regions are to be found."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"image": "data:image/jpeg;base64,…"}]})
+
+    image: str = Field(description=IMAGE)
 
 
 class SlotError(BaseModel):
@@ -144,36 +137,6 @@ class Usage(BaseModel):
     """Of `prompt_tokens`: found in the KV cache, so not computed."""
 
 
-class ErrorDetail(BaseModel):
-    type: str
-    message: str
-    param: str | None
-    """Which field of the request is meant."""
-
-
-class ErrorResponse(BaseModel):
-    """Of every answer that is no 200."""
-
-    error: ErrorDetail
-
-
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds until it is worth trying again.", "schema": {"type": "string"}}}
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorResponse, "description": "The request can't be answered as it is; the message says why."},
-    503: {
-        "model": ErrorResponse,
-        "description": "Too much to do, or no engine at the moment: try again.",
-        "headers": _RETRY_AFTER,
-    },
-}
-"""How /docs describes what else may come, of each call."""
-
-STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "With `stream`, events."}
-}
-"""The same, of a call that can answer piece by piece."""
-
-
 class CaptionResponse(BaseModel):
     model: str
     captions: list[RegionAnswer]
@@ -181,12 +144,10 @@ class CaptionResponse(BaseModel):
     usage: Usage
 
 
-class TreeNode(RegionAnswer):
-    """A region in its place in the tree."""
+class TreePlace(BaseModel):
+    """Where a region is in the tree, and in the image."""
 
-    merged_ids: list[str]
-    """Ids of near-duplicates that this region stands for."""
-    parent: str | None = None
+    parent: str | None
     """Id of the region that it is part of."""
     depth: int
     area: int
@@ -197,6 +158,13 @@ class TreeNode(RegionAnswer):
     """COCO's compressed RLE."""
 
 
+class TreeNode(RegionAnswer, TreePlace):
+    """A region in its place in the tree."""
+
+    merged_ids: list[str]
+    """Ids of near-duplicates that this region stands for."""
+
+
 class TreeResponse(BaseModel):
     model: str
     regions: list[TreeNode]
@@ -204,3 +172,14 @@ class TreeResponse(BaseModel):
     dropped: list[RegionAnswer]
     """Regions that are not in the tree, each with its error."""
     usage: Usage
+
+
+class FoundRegion(TreePlace):
+    """A region that was found in the image."""
+
+    id: str
+
+
+class FoundRegions(BaseModel):
+    regions: list[FoundRegion]
+    """Parents before children."""

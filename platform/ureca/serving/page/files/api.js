@@ -1,0 +1,62 @@
+// The service's calls. What goes wrong comes out as a ServiceError in the service's own words.
+
+export class ServiceError extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const TOKEN = "ureca token"; // in sessionStorage: of this tab, gone with it
+export const keepToken = (token) => sessionStorage.setItem(TOKEN, token);
+export const hasToken = () => sessionStorage.getItem(TOKEN) !== null;
+
+/** What is served here: {"service", "model", "links"}. */
+export const serviceIndex = async () => (await ask("./", { headers: { Accept: "application/json" } })).json();
+
+/** A file of the page's own. */
+export const fileOf = async (path) => (await ask(path)).blob();
+
+/** The JSON that a call answers with. */
+export const post = async (path, body, signal) => (await send(path, body, signal)).json();
+
+/** The events of a streamed answer, each an object. */
+export async function* stream(path, body, signal) {
+  const response = await send(path, { ...body, stream: true }, signal);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ; ) {
+    const { value, done } = await reader.read().catch((error) => { throw lost(error); });
+    if (done) throw new ServiceError("The connection broke before the end. Ask again.");
+    const blocks = (text + value).split("\n\n");
+    text = blocks.pop(); // the beginning of the next one
+    for (const block of blocks) {
+      const data = block.replace(/^data: /, "");
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error && event.id === undefined) throw new ServiceError(event.error.message);
+      yield event;
+    }
+  }
+}
+
+const send = (path, body, signal) => {
+  const headers = { "Content-Type": "application/json" };
+  if (hasToken()) headers.Authorization = `Bearer ${sessionStorage.getItem(TOKEN)}`;
+  return ask(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+};
+
+const ask = async (path, options = {}) => {
+  const response = await fetch(path, options).catch((error) => { throw lost(error); });
+  if (response.ok) return response;
+  const text = await response.text();
+  let message;
+  try {
+    message = JSON.parse(text).error.message;
+  } catch {
+    message = `${path}: HTTP ${response.status}: ${text.slice(0, 200)}`; // of something between here and the service
+  }
+  throw new ServiceError(message, response.status);
+};
+
+const lost = (error) =>
+  error.name === "AbortError" ? error : new ServiceError("The service can't be reached. Is it still running?");
