@@ -120,6 +120,40 @@ def test_damaged_counts_are_refused_before_pycocotools_sees_them(counts: object,
         check_rle({"size": [40, 50], "counts": counts}, (40, 50), where="test")
 
 
+def coco_string(runs: list[int]) -> str:
+    """COCO's string of runs of any length; pycocotools writes 32 bits."""
+    text = ""
+    for place, run in enumerate(runs):
+        value = run - runs[place - 2] if place > 2 else run
+        while True:
+            symbol, value = value & 31, value >> 5
+            more = value != (-1 if symbol & 16 else 0)
+            text += chr(48 + symbol + 32 * more)
+            if not more:
+                break
+    return text
+
+
+def test_runs_that_sum_up_past_64_bits_to_the_image_s_size_are_refused():
+    step, num_steps = 1 << 36, 1024
+    ramp = [step * (place // 2 + 1) for place in range(2 * num_steps)]
+    runs = [step, *ramp]
+    missing = (1 << 64) + 6 * 4 - sum(runs) - sum(ramp)
+    runs += [step * num_steps] * (missing // (step * num_steps))
+    runs += ramp[::-1]
+    missing = (1 << 64) + 6 * 4 - sum(runs)
+    runs += [step] * (missing // step) + [missing % step]
+    text = coco_string(runs)
+    assert sum(runs) == (1 << 64) + 24
+    assert len(text) < 400_000
+    assert (
+        coco_string([4, 6, 10, 4])
+        == coco_mask.frPyObjects({"size": [6, 4], "counts": [4, 6, 10, 4]}, 6, 4)["counts"].decode()
+    )
+    with pytest.raises(MaskError, match=f"runs sum to {sum(runs)}, its image has 24 pixels"):
+        check_rle({"size": [6, 4], "counts": text}, (6, 4), where="a")
+
+
 def test_every_cut_of_a_string_is_refused():
     for length in range(len(GOOD)):
         with pytest.raises(MaskError):

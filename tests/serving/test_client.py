@@ -1,5 +1,7 @@
 """The client against the API over real HTTP."""
 
+import http.server
+import json
 import threading
 import time
 
@@ -77,14 +79,18 @@ def test_a_missing_file_or_service_is_said(client):
     assert client.is_ready()
 
 
-def test_what_is_overloaded_or_lost_is_asked_again(client, backend):
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_overloaded_or_lost_is_asked_again(client, backend, stream):
     started = time.monotonic()
     with Client(str(client._http.base_url), retries=2) as patient:
         backend.failure = OverloadedError()
-        threading.Timer(1.0, lambda: setattr(backend, "failure", None)).start()
-        [answer] = patient.caption(photo(), [RLE])
+        threading.Timer(0.4 if stream else 1.0, lambda: setattr(backend, "failure", None)).start()
+        if stream:
+            *_, (_, answer) = patient.stream(photo(), [RLE])
+        else:
+            [answer] = patient.caption(photo(), [RLE])
     assert answer.caption == "unique 200 at 10,5,20,10"
-    assert time.monotonic() - started > 1
+    assert time.monotonic() - started > (0.37 if stream else 1)
     assert len(backend.calls) == 2
 
 
@@ -96,6 +102,37 @@ def test_what_stays_overloaded_is_given_up_in_the_service_s_words(client, backen
     ):
         list(impatient.stream(photo(), [RLE]))
     assert len(backend.calls) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_a_proxy_that_lost_its_service_is_asked_again(stream):
+    """Ray Serve's proxy says 500 in plain words then, and breaks a stream off."""
+    told = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # noqa: N802 (its name in the library)
+            told.append(self.path)
+            self.send_response(500 if len(told) == 1 else 200)
+            self.end_headers()
+            answer = {"id": "0", "caption": "a cat", "finish_reason": "stop"}
+            if len(told) == 1:
+                self.wfile.write(b"Internal Server Error")
+            elif not stream:
+                self.wfile.write(json.dumps({"captions": [answer]}).encode())
+            elif len(told) > 2:
+                self.wfile.write(f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode())
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{server.server_port}", retries=2) as client:
+            if stream:
+                with pytest.raises(ServiceError, match="broke off before its end"):
+                    list(client.stream(photo(), [RLE]))
+                assert [answer.caption for _, answer in client.stream(photo(), [RLE])] == ["a cat"]
+            else:
+                assert [answer.caption for answer in client.caption(photo(), [RLE])] == ["a cat"]
+        server.shutdown()
+    assert len(told) == (3 if stream else 2)
 
 
 def test_a_tree_comes_as_the_service_tells_it(client):

@@ -114,11 +114,12 @@ def check_rles(rles: Sequence[Mapping[str, Any]], size: Size, *, where: Sequence
     together = np.concatenate(all_runs)
     num_pixels = np.add.reduceat(together, starts)
     shortest = np.minimum.reduceat(together, starts)
+    longest = np.maximum.reduceat(together, starts)  # longer runs than the image could sum up past 64 bits to its size
     checked: list[Rle] = []
     for index, (name, runs, text) in enumerate(zip(where, all_runs, counts, strict=True)):
-        if num_pixels[index] != height * width:
+        if num_pixels[index] != height * width or longest[index] > height * width:
             raise MaskError(
-                f"{name} has an RLE whose runs sum to {num_pixels[index]}, its image has {height * width} pixels "
+                f"{name} has an RLE whose runs sum to {sum(runs.tolist())}, its image has {height * width} pixels "
                 f"({height} x {width}). The counts are cut off or belong to another mask; encode it again."
             )
         has_empty_run = shortest[index] == 0
@@ -173,7 +174,7 @@ def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
     height, width = size
     parts: Sequence[Any] = [polygon]
     if len(polygon) and isinstance(polygon[0], (list, tuple, np.ndarray)):
-        parts = [np.asarray(polygon).ravel()] if all(len(part) == 2 for part in polygon) else polygon
+        parts = [np.asarray(polygon).ravel()] if _are_points(polygon) else polygon
     flat_parts = []
     for part in parts:
         values = _finite_numbers(part)
@@ -200,14 +201,14 @@ def _counts_of(rle: Mapping[str, Any], size: Size, where: str) -> bytes | list[i
     try:
         rle_size = [int(value) for value in rle["size"]]
         counts = rle["counts"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MaskError(
             f"{where} is not an RLE: {_shorten(rle)}. "
             'Give {"size": [height, width], "counts": …}, COCO\'s form; polygons must be converted first.'
         ) from error
     if rle_size != list(size):
         raise MaskSizeError(
-            f"{where} has an RLE of size {rle_size}, its image is {list(size)} (height, width). "
+            f"{where} has an RLE of size {_shorten(rle_size)}, its image is {list(size)} (height, width). "
             "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common cause."
         )
     if isinstance(counts, (list, tuple)):
@@ -300,10 +301,14 @@ def _as_text(rle: Mapping[str, Any]) -> Rle:
     }
 
 
+def _are_points(parts: Sequence[Any]) -> bool:
+    return all(isinstance(part, (list, tuple, np.ndarray)) and len(part) == 2 for part in parts)
+
+
 def _finite_numbers(values: Any) -> tuple[float, ...] | None:
     try:
         numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return numbers if all(math.isfinite(number) for number in numbers) else None
 

@@ -19,6 +19,7 @@ from ureca.serving.calls import CaptionBackend
 from ureca.serving.captions import caption_routes
 from ureca.serving.chat import chat_routes
 from ureca.serving.errors import add_error_handlers
+from ureca.serving.schema import ERROR_RESPONSES
 from ureca.serving.settings import AccessToken, ImageUrls, Limits
 from ureca.serving.web import add_page
 
@@ -34,7 +35,11 @@ def create_app(
     image_urls: ImageUrls = ImageUrls(),  # noqa: B008 (frozen)
 ) -> FastAPI:
     """The application. Every error it answers with has the form of `error_body`."""
-    app = FastAPI(title="URECA captioner", summary="A caption for every region of an image that fits it alone.")
+    app = FastAPI(
+        title="URECA captioner",
+        summary="A caption for every region of an image that fits it alone.",
+        responses=ERROR_RESPONSES,
+    )
     app.add_middleware(BodyLimit, max_bytes=limits.max_request_bytes)
     if access_tokens:  # added last, so it comes first: nobody unknown has a body read
         app.add_middleware(BearerTokens, tokens=access_tokens)

@@ -18,6 +18,7 @@ from ureca.serving.calls import CaptionBackend, CaptionCall, RegionCall
 from ureca.serving.errors import RequestError, describe
 from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
 from ureca.serving.schema import (
+    STREAM_RESPONSES,
     CaptionRequest,
     CaptionResponse,
     FindRequest,
@@ -49,7 +50,12 @@ def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, 
     """The calls about regions in front of a backend."""
     router = APIRouter()
 
-    @router.post("/v1/captions", response_model=CaptionResponse, response_model_exclude_none=True)
+    @router.post(
+        "/v1/captions",
+        response_model=CaptionResponse,
+        response_model_exclude_none=True,
+        responses=STREAM_RESPONSES,
+    )
     async def captions(request: CaptionRequest, http: Request) -> Any:
         """Captions for regions of one image; a faulty region gets its error in its own slot."""
         check_model(request.model, model_name)

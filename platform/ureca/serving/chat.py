@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ureca.errors import MaskError
 from ureca.serving.auth import tenant_of
@@ -30,7 +30,17 @@ from ureca.serving.captions import check_model, failure_event, fill, server_sent
 from ureca.serving.errors import RequestError
 from ureca.serving.inputs import alpha_mask
 from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
-from ureca.serving.schema import RegionAnswer, RegionRequest, SamplingOptions, Style, TokenLogprob, Usage
+from ureca.serving.schema import (
+    STREAM_RESPONSES,
+    RegionAnswer,
+    RegionRequest,
+    SamplingOptions,
+    Style,
+    Text,
+    TokenLogprob,
+    Usage,
+    check_text,
+)
 from ureca.serving.settings import ImageUrls, Limits
 
 __all__ = ["DAM_MODEL", "ChatRequest", "chat_routes"]
@@ -42,7 +52,7 @@ PARTS = ("text", "image_url", "mask")
 
 
 class ChatMessage(BaseModel):
-    role: str
+    role: Text
     content: str | list[dict[str, Any]]
 
 
@@ -75,7 +85,7 @@ class ChatRequest(BaseModel):
         },
     )
 
-    model: str | None = None
+    model: Text | None = None
     messages: list[ChatMessage] = Field(min_length=1)
     style: Style = Field("unique", description="What is asked where the message holds no text.")
     max_tokens: int | None = Field(None, gt=0)
@@ -108,7 +118,7 @@ def chat_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, ima
         return {"object": "list", "data": [card]}
 
     @router.post("/chat/completions", include_in_schema=False)
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=STREAM_RESPONSES)
     async def completions(request: ChatRequest, http: Request) -> Any:
         """Captions of regions, or answers about them, in OpenAI's form: a choice for each region."""
         if request.model != DAM_MODEL:
@@ -161,13 +171,20 @@ def _read_message(messages: Sequence[ChatMessage], limits: Limits) -> tuple[str,
         elif kind == "mask":
             keys = {name: value for name, value in part.items() if name != "type"}
             keys.setdefault("id", str(len(regions)))
-            regions.append(RegionRequest(**keys))
+            try:
+                regions.append(RegionRequest(**keys))
+            except ValidationError as error:
+                raise _bad(f"messages: mask {len(regions)}: {error.errors()[0]['msg']}.") from error
         else:
             raise _bad(f"messages: a part of type {str(kind)[:40]!r} is not taken. There are: {', '.join(PARTS)}.")
     if len(urls) != 1:
         raise _bad(f"messages: {len(urls)} images. A request is about one.")
     # Describe Anything's clients mark in the text where the image stands.
     text = " ".join(" ".join(texts).replace("<image>", " ").split())
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise _bad(f"messages: the text {error}.") from error
     if len(text) > limits.max_question_chars:
         raise _bad(f"messages: a text of {len(text)} characters, this service takes {limits.max_question_chars}.")
     return urls[0], regions, text or None

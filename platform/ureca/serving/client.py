@@ -7,6 +7,7 @@ for answer in client.caption("photo.jpg", [{"id": "7", "box": [40, 30, 200, 120]
 
 import base64
 import io
+import itertools
 import json
 import os
 import random
@@ -31,6 +32,8 @@ ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 
 
 _LONGEST_WAIT_SECONDS = 30.0
+_RETRIED = ("overloaded", "unavailable")
+"""Types of error that a stream may begin with whose call is worth another try."""
 
 
 class ServiceError(UrecaError):
@@ -65,10 +68,11 @@ class Client:
         *,
         token: str | None = None,
         timeout_seconds: float = 300,
-        retries: int = 4,
+        retries: int = 8,
     ) -> None:
         """`token`: where the service asks for one. `retries`: how often a request is sent again that the service had no
         place or no engine for, or whose connection broke; captioning changes nothing, so sending it twice does no harm.
+        Eight take about a minute and a half, in which a lost engine is replaced.
         """
         self._url = url
         self._retries = retries
@@ -141,14 +145,10 @@ class Client:
         first piece is not begun again: what was told can't be taken back.
         """
         body = _body(image, regions, style, max_tokens, temperature, stream=True)
-        response = self._again(lambda: self._open_stream(body))
+        response, events = self._again(lambda: self._open_stream(body))
         try:
-            for line in response.iter_lines():
-                data = line.removeprefix("data: ")
-                if data == "[DONE]":
-                    return
-                if data:
-                    yield from _read_event(json.loads(data))
+            for event in events:
+                yield from _read_event(event)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         finally:
@@ -194,17 +194,36 @@ class Client:
         answer: dict[str, Any] = response.json()
         return answer
 
-    def _open_stream(self, body: Mapping[str, Any]) -> httpx.Response:
+    def _open_stream(self, body: Mapping[str, Any]) -> tuple[httpx.Response, Iterator[dict[str, Any]]]:
+        """The response, with its first event read: until then all can be asked again."""
         request = self._http.build_request("POST", "/v1/captions", json=body)
         try:
             response = self._http.send(request, stream=True)
         except httpx.TransportError as error:
             raise self._broken(error) from error
-        if response.is_error:
-            response.read()
+        try:
+            if response.is_error:
+                response.read()
+            _raise_for_status(response)
+            events = self._events(response)
+            first = list(itertools.islice(events, 1))
+            if first and "id" not in first[0] and first[0].get("error", {}).get("type") in _RETRIED:
+                raise _RetryError(ServiceError(first[0]["error"]["message"]), None)
+        except BaseException as error:
             response.close()
-        _raise_for_status(response)
-        return response
+            if isinstance(error, httpx.TransportError):
+                raise self._broken(error) from error
+            raise
+        return response, itertools.chain(first, events)
+
+    def _events(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
+        for line in response.iter_lines():
+            data = line.removeprefix("data: ")
+            if data == "[DONE]":
+                return
+            if data:
+                yield json.loads(data)
+        raise ServiceError(f"{self._url}: the stream broke off before its end.")
 
     def _broken(self, error: httpx.TransportError) -> Exception:
         # A time-out has cost the caller its time already, and a wrong URL won't become a right one.
@@ -222,7 +241,9 @@ def _raise_for_status(response: httpx.Response) -> None:
     if not response.is_error:
         return
     error = ServiceError(_message(response))
-    if response.status_code in (429, 502, 503, 504):
+    # The service's own 500 would come again; without its form it is a proxy's, whose service was lost on the way.
+    lost = response.status_code == 500 and not response.headers.get("content-type", "").startswith("application/json")
+    if lost or response.status_code in (429, 502, 503, 504):
         after = response.headers.get("retry-after", "")
         raise _RetryError(error, float(after) if after.isdigit() else None)
     raise error

@@ -87,8 +87,12 @@ class ServeBackend:
         self._captioner = captioner
 
     async def caption(self, call: CaptionCall) -> list[Caption]:
+        response = self._captioner.options(session_id=call.digest).caption.remote(call)
         try:
-            return await self._captioner.options(session_id=call.digest).caption.remote(call)
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # Serve does it where the caller has left, but not past our own time limit
+            raise
         except Exception as error:
             raise _translated(error) from error
 
@@ -164,11 +168,26 @@ def build(settings: Settings) -> serve.Application:
             min_replicas=scaling.min_replicas,
             max_replicas=scaling.max_replicas,
             target_ongoing_requests=scaling.target_ongoing_requests,
+            upscale_delay_s=scaling.upscale_delay_seconds,
+            downscale_delay_s=scaling.downscale_delay_seconds,
+            look_back_period_s=scaling.look_back_seconds,
+            metrics_interval_s=scaling.metrics_interval_seconds,
         ),
         max_ongoing_requests=scaling.max_ongoing_requests,
         max_queued_requests=scaling.max_queued_requests,
         request_router_config=RequestRouterConfig(**router),
-        health_check_timeout_s=60,  # a busy engine answers late, and that is no reason to kill it
+        **_upkeep(settings),
     )
-    ingress = deployment(Ingress).options(name="Ingress", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=200)
+    ingress = deployment(Ingress).options(
+        name="Ingress", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=200, **_upkeep(settings)
+    )
     return ingress.bind(captioner.bind(settings), settings)
+
+
+def _upkeep(settings: Settings) -> dict[str, float]:
+    return {
+        "health_check_period_s": settings.upkeep.health_check_seconds,
+        "health_check_timeout_s": settings.upkeep.health_check_timeout_seconds,
+        "graceful_shutdown_timeout_s": settings.upkeep.drain_seconds,
+        "graceful_shutdown_wait_loop_s": 0.5,  # an idle replica waits so long too
+    }

@@ -160,7 +160,7 @@ def _polygon(value: Any, size: Size) -> Rle:
         perimeter = sum(
             float(np.abs(np.diff(part[: len(part) // 2 * 2].reshape(-1, 2), axis=0)).sum()) for part in flat
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise MaskError("polygon: holds something else than numbers.") from error
     if not math.isfinite(perimeter) or perimeter > _MAX_PERIMETERS * sum(size):
         raise MaskError(
@@ -225,7 +225,8 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # No pixel is so far away, and whole numbers of JSON may be too long for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _too_large(finding: str) -> RequestError:

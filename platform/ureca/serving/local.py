@@ -1,8 +1,13 @@
-"""`ureca serve`: the captioner's HTTP API on this machine, from the package alone."""
+"""`ureca serve`: the captioner's HTTP API on this machine, from the package alone.
+
+Ctrl-C and SIGTERM end it in order: new requests are refused, those in progress end first. A second one ends it at once.
+"""
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 
@@ -28,14 +33,21 @@ def serve_locally(argv: list[str]) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(Settings(model=options.model, num_gpus=options.gpus))
+    in_order = False
     try:
         print("starting the engine (about a minute on two cores) …", flush=True)
         connect()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose own would end it on the spot
         serve.start(http_options={"host": options.host, "port": options.port})
         serve.run(application, name="captioner", route_prefix="/")
         print(f"ready: http://{options.host}:{options.port} (requests: /docs)   Ctrl-C ends it", flush=True)
+        in_order = True
         threading.Event().wait()
     except KeyboardInterrupt:
+        if in_order:
+            print("ending the requests in progress …   Ctrl-C again ends it at once", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                serve.delete("captioner")  # Serve's own shutdown ends the proxy first, and with it what it answers
         print("stopped")
     finally:
         serve.shutdown()

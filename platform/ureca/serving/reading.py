@@ -21,7 +21,16 @@ from ureca.serving.calls import CaptionCall, RegionCall, Sampling
 from ureca.serving.errors import RequestError
 from ureca.serving.fetch import fetch_image
 from ureca.serving.inputs import data_url_bytes, decode_request_image, region_to_rle
-from ureca.serving.schema import RegionAnswer, RegionRequest, SamplingOptions, SlotError, Style, TokenLogprob, Usage
+from ureca.serving.schema import (
+    RegionAnswer,
+    RegionRequest,
+    SamplingOptions,
+    SlotError,
+    Style,
+    TokenLogprob,
+    Usage,
+    check_text,
+)
 from ureca.serving.settings import ImageUrls, Limits
 
 __all__ = ["Answers", "ReadImage", "read_image", "read_regions", "read_sampling"]
@@ -153,6 +162,10 @@ def _read_region(
         raise MaskError("question: give a text, or leave it out for the style's own.")
     if question is not None and len(question) > limits.max_question_chars:
         raise MaskError(f"question: has {len(question)} characters, this service takes {limits.max_question_chars}.")
+    try:
+        check_text(question or "")
+    except ValueError as error:
+        raise MaskError(f"question: {error}.") from error
     mask: Rle = region_to_rle({form: getattr(region, form) for form in _FORMS}, size, propose)
     return RegionCall(mask, own_style, question.strip() if question else None)
 

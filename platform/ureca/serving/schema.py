@@ -1,12 +1,16 @@
 """The JSON that goes in and out of the API's own calls; FastAPI documents it at /docs. OpenAI's stand in `chat.py`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = [
     "CaptionRequest",
     "CaptionResponse",
+    "ERROR_RESPONSES",
+    "ErrorDetail",
+    "ErrorResponse",
+    "STREAM_RESPONSES",
     "FindRequest",
     "FoundRegion",
     "FoundRegions",
@@ -15,14 +19,28 @@ __all__ = [
     "SamplingOptions",
     "SlotError",
     "Style",
+    "Text",
     "TokenLogprob",
     "TreeNode",
     "TreeRequest",
     "TreeResponse",
     "Usage",
+    "check_text",
 ]
 
 Style = Literal["brief", "detailed", "unique"]
+
+
+def check_text(text: str) -> str:
+    """The text. Raises ValueError where it is none: JSON can hold half of a surrogate pair, which no answer can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair, which stands for no character") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(check_text)]
 
 IMAGE = "A data URL, data:image/jpeg;base64,… (or png, webp); or a URL of a host that the service's owner allowed."
 
@@ -36,7 +54,7 @@ class RegionRequest(BaseModel):
     # Unknown keys too: they end as this region's error.
     model_config = ConfigDict(extra="allow")
 
-    id: str | int | None = Field(None, description="Returned with the caption. Default: its number, from 0.")
+    id: Text | int | None = Field(None, description="Returned with the caption. Default: its number, from 0.")
     rle: Any = Field(None, description='COCO RLE: {"size": [height, width], "counts": …}, compressed or not.')
     polygon: Any = Field(None, description="[x1, y1, x2, y2, …] in pixels, or a list of such lists.")
     box: Any = Field(None, description="[x, y, width, height] in pixels.")
@@ -76,7 +94,7 @@ class CaptionRequest(SamplingOptions):
         },
     )
 
-    model: str | None = Field(None, description="Which of the service's models; default: its first.")
+    model: Text | None = Field(None, description="Which of the service's models; default: its first.")
     image: str = Field(description=IMAGE)
     regions: list[RegionRequest] = Field(min_length=1)
     style: Style = Field("unique", description="A few words, all there is to say, or what fits no other region.")
@@ -91,7 +109,7 @@ class TreeRequest(SamplingOptions):
         extra="forbid", json_schema_extra={"examples": [{"image": "data:image/jpeg;base64,…", "captions": False}]}
     )
 
-    model: str | None = Field(None, description="Which of the service's models; default: its first.")
+    model: Text | None = Field(None, description="Which of the service's models; default: its first.")
     image: str = Field(description=IMAGE)
     regions: list[RegionRequest] | None = Field(
         None, min_length=1, description="Default: the regions that are found in the image by their looks."
@@ -137,6 +155,36 @@ class Usage(BaseModel):
     """Of `prompt_tokens`: found in the KV cache, so not computed."""
 
 
+class ErrorDetail(BaseModel):
+    type: str
+    message: str
+    param: str | None
+    """Which field of the request is meant."""
+
+
+class ErrorResponse(BaseModel):
+    """Of every answer that is no 200."""
+
+    error: ErrorDetail
+
+
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds until it is worth trying again.", "schema": {"type": "string"}}}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorResponse, "description": "The request can't be answered as it is; the message says why."},
+    503: {
+        "model": ErrorResponse,
+        "description": "Too much to do, or no engine at the moment: try again.",
+        "headers": _RETRY_AFTER,
+    },
+}
+"""How /docs describes what else may come, of each call."""
+
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "With `stream`, events."}
+}
+"""The same, of a call that can answer piece by piece."""
+
+
 class CaptionResponse(BaseModel):
     model: str
     captions: list[RegionAnswer]
@@ -147,7 +195,7 @@ class CaptionResponse(BaseModel):
 class TreePlace(BaseModel):
     """Where a region is in the tree, and in the image."""
 
-    parent: str | None
+    parent: str | None = None
     """Id of the region that it is part of."""
     depth: int
     area: int

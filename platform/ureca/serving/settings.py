@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import ureca
 
-__all__ = ["AccessToken", "Autoscaling", "Engine", "ImageUrls", "Limits", "Settings"]
+__all__ = ["AccessToken", "Autoscaling", "Engine", "ImageUrls", "Limits", "Settings", "Upkeep"]
 
 
 class _Strict(BaseModel):
@@ -77,6 +77,28 @@ class Autoscaling(_Strict):
     """A replica takes no more at a time; the rest queues in the ingress."""
     max_queued_requests: Annotated[int, Field(ge=-1)] = 64
     """Beyond these the answer is 503; -1: no limit."""
+    upscale_delay_seconds: Annotated[float, Field(ge=0)] = 10
+    """So long there must have been more to do than the replicas' target before another one starts. A short wait: an
+    engine's own start takes longer."""
+    downscale_delay_seconds: Annotated[float, Field(ge=0)] = 300
+    """The same before one is given up: what was started for a busy minute stays for the next one."""
+    look_back_seconds: Annotated[float, Field(gt=0)] = 10
+    """Requests in progress are averaged over so long."""
+    metrics_interval_seconds: Annotated[float, Field(gt=0)] = 2
+    """They are counted so often."""
+
+
+class Upkeep(_Strict):
+    """How a replica's end is noticed, and how it is awaited where it is wanted."""
+
+    health_check_seconds: Annotated[float, Field(gt=0)] = 2
+    """Each replica is asked so often. One whose process is gone is replaced at once, one whose engine is gone after
+    three answers in a row that say so."""
+    health_check_timeout_seconds: Annotated[float, Field(gt=0)] = 60
+    """A busy engine answers late, and that is no reason to kill it."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 300
+    """A replica that is to stop (another version is deployed, fewer are needed, the service ends) takes no new
+    requests and first ends those it has; after so long they are cut off. `limits.max_seconds` lets every one end."""
 
 
 class Settings(_Strict):
@@ -95,6 +117,7 @@ class Settings(_Strict):
     image_urls: ImageUrls = ImageUrls()
     engine: Engine = Engine()
     autoscaling: Autoscaling = Autoscaling()
+    upkeep: Upkeep = Upkeep()
 
     @property
     def export_dir(self) -> Path:
