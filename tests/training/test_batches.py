@@ -13,7 +13,7 @@ import torch
 from tiny import drawn_row
 
 from ureca.corpus import write_regions
-from ureca.errors import ConfigError, ImageError
+from ureca.errors import ConfigError, ImageError, MaskError
 from ureca.model import Captioner
 from ureca.training import Stage1Config
 from ureca.training.batches import Batches, step_index
@@ -184,6 +184,25 @@ def test_an_image_that_goes_missing_is_named_when_its_turn_comes(
         train()
     order = [visit.image for step in range(5) for visit in step_index_of(plan, tmp_path).visits(step)]
     assert order.index(3) > 0
+
+
+def test_a_mask_that_cannot_be_decoded_is_named_when_its_turn_comes(
+    captioner: Captioner, tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = [drawn_row(tmp_path, number, 2) for number in range(3)]
+    broken = replace(rows[1].regions[1], segmentation={"size": [64, 96], "counts": "zzzzz"})
+    rows[1] = replace(rows[1], regions=(rows[1].regions[0], broken))
+    write_regions(tmp_path / "t.parquet", rows)
+    plan = plan_of(tmp_path / "t.parquet", tiny_base, tmp_path, images_per_step=3)
+    batches = Batches(plan, captioner, rank=0, num_workers=1)
+
+    def train() -> None:
+        with batches.begin(0) as feed:
+            for step in feed:
+                list(feed.passes(step))
+
+    with pytest.raises(MaskError, match=r"t\.parquet: image 'image01', region '1' has an RLE .* damaged"):
+        train()
 
 
 def step_index_of(plan: Plan, directory: Path) -> Any:

@@ -46,6 +46,11 @@ def test_paper_s_values_are_the_defaults() -> None:
         (Stage1Config, ["--checkpoints.every_steps=0"], "every_steps=0"),
         (Stage1Config, ["--checkpoints.keep_best=-1"], "checkpoints.keep_best=-1: must be 0"),
         (Stage1Config, ["--workers.zero_stage=4"], "zero_stage"),
+        (Stage1Config, ["--mask.tokens_per_tile=0"], "mask.tokens_per_tile=0: must be at least 1, or null"),
+        (Stage1Config, ["--mask.input_scale=0"], "mask.input_scale=0.0: must be a number above 0"),
+        (Stage2Config, ["--init=m", "--lora.rank=0"], "lora.rank=0: must be at least 1, or null"),
+        (Stage2Config, ["--init=m", "--lora.alpha=-2"], "lora.alpha=-2: must be at least 1, or null"),
+        (Stage2Config, ["--init=m", "--lora.dropout=1"], "lora.dropout=1.0: give a share, 0 or more, below 1"),
         (
             Stage1Config,
             ["--workers.use_gpu=true", "--workers.zero_stage=2", "--workers.offload_weights=true"],

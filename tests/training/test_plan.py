@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,53 @@ def test_model_of_stage_2_is_no_start_for_stage_2(stage1_model: Path, tiny_base:
 def test_what_is_no_model_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no captioner"):
         Plan.of(Stage2Config(table="t", init=str(tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("captioner_config.json", b"{", r"captioner_config\.json: not as training writes it \(JSONDecodeError"),
+        ("captioner_config.json", b"{}", r"captioner_config\.json: not as training writes it \(KeyError"),
+        ("mask_encoder.safetensors", b"cut off", r"mask_encoder\.safetensors: can't be read"),
+        ("mask_encoder.safetensors", None, r"mask_encoder\.safetensors: can't be read"),
+    ],
+)
+def test_a_damaged_model_directory_is_refused_before_anything_starts(
+    file: str, content: bytes | None, message: str, stage1_model: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stage1_model, tmp_path / "model")
+    (tmp_path / "model" / file).unlink()
+    if content is not None:
+        (tmp_path / "model" / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        Plan.of(Stage2Config(table="t", base=str(tiny_base), init=str(tmp_path / "model")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, r"neither model\.safetensors nor model\.safetensors\.index\.json in it"), (b"cut off", "can't be read")],
+)
+def test_a_base_without_its_weights_is_refused_before_anything_starts(
+    content: bytes | None, message: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    if content is not None:
+        (tmp_path / "base" / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        Plan.of(Stage1Config(table="t", base=str(tmp_path / "base")), tmp_path)
+
+
+def test_a_base_without_its_tokenizer_is_refused_in_one_line(tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    for file in (tmp_path / "base").glob("tokenizer*"):
+        file.unlink()
+    plan = Plan.of(Stage1Config(table="t", base=str(tmp_path / "base")), tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"base: no InternVL processor could be loaded \(.*tokenizer\.json"
+    ) as refused:
+        plan.processor()
+    assert "\n" not in str(refused.value)
 
 
 def test_unknown_preset_is_refused(tmp_path: Path) -> None:

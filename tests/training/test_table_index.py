@@ -240,6 +240,21 @@ def test_a_mask_of_another_size_than_its_image(
         prepared(path, tmp_path, processor)
 
 
+@pytest.mark.parametrize(
+    "box", [None, [], [1.0, 2.0, 3.0], [96.0, 0.0, 5.0, 5.0], [-9.0, 0.0, 9.0, 5.0], [1.0, 2.0, 0.0, 5.0]]
+)
+def test_a_box_that_is_none_or_outside_of_its_image(
+    box: list[float] | None, rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path
+) -> None:
+    path = write_records(tmp_path / "t.parquet", [*rows[:20], changed(rows[23], 1, bbox=box)])
+    assert refusal(path, processor, tmp_path) == (
+        f"InputError: {path}: image 'image23', region '1' has the box {box}, its image is [64, 96] (height, width). "
+        "Write x, y, width, height in pixels, as ureca.regions.rle.rle_bbox has them."
+    )
+    reaching_out = [-1.5, 60.0, 5.0, 5.0]  # by a pixel or so: others round otherwise
+    prepared(write_records(tmp_path / "t.parquet", [changed(rows[23], 1, bbox=reaching_out)]), tmp_path, processor)
+
+
 @pytest.mark.parametrize("index", [4, -1])
 def test_a_distractor_that_is_none_of_the_image_s_regions_where_pairs_are_learned_from(
     index: int, rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path

@@ -278,6 +278,8 @@ class ImageRow:
                     f"region {region.region_id!r} has an RLE of size {region.segmentation['size']}, "
                     f"the image is {[self.height, self.width]}"
                 )
+            if not region.segmentation["counts"]:
+                return f"region {region.region_id!r} has an RLE without counts"
         return None
 
     @property

@@ -24,6 +24,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -63,8 +64,13 @@ class CaptionerConfig:
                 f"{directory}: no {CONFIG_FILE} in it, so it is no captioner; give a model directory "
                 "that train_stage1 or train_stage2 wrote, or an export"
             )
-        record = json.loads(path.read_text())
-        return cls(**{**record, "mask": MaskEncoderConfig.from_record(record["mask"])})
+        try:
+            record = json.loads(path.read_text())
+            return cls(**{**record, "mask": MaskEncoderConfig.from_record(record["mask"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: not as training writes it ({type(error).__name__}: {error}); copy the model directory again"
+            ) from error
 
 
 def weights_hash(base: nn.Module) -> str:
@@ -82,10 +88,10 @@ def load_base(base: str, dtype: torch.dtype) -> InternVLForConditionalGeneration
         return InternVLForConditionalGeneration.from_pretrained(
             preset_path(base), config=read_config(base), dtype=dtype
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{base}: no HF-native InternVL could be loaded ({error}); give a folder with config.json and "
-            "model.safetensors, or a hub name this machine can reach"
+            f"{base}: no HF-native InternVL could be loaded ({str(error).splitlines()[0]}); give a folder with "
+            "config.json and model.safetensors, or a hub name this machine can reach"
         ) from error
 
 

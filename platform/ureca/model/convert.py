@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, InternVLConfig
@@ -26,11 +25,9 @@ from transformers import GenerationConfig, InternVLConfig
 from ureca.errors import CheckpointError, StorageError
 from ureca.model.architectures import skeleton
 from ureca.model.official import native_config, native_parts, native_processor, read_official_config
+from ureca.model.weights import INDEX, SINGLE, open_weights, weight_files
 
 __all__ = ["convert_base"]
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 def convert_base(
@@ -53,7 +50,7 @@ def convert_base(
     record = read_official_config(source)
     config = native_config(record, source)
     processor = native_processor(source, record, config)
-    weights = _weights(source)
+    weights = weight_files(source)
     _account(weights, config, source)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output}: is there already; give another --output, or remove it")
@@ -84,28 +81,6 @@ def convert_base(
     return output
 
 
-def _weights(source: Path) -> dict[str, Path]:
-    """File of each weight, file after file."""
-    index = source / INDEX
-    if index.is_file():
-        files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        absent = sorted({name for name in files.values() if not (source / name).is_file()})
-        if absent:
-            raise CheckpointError(f"{source}: {INDEX} names {', '.join(absent)}, not there; fetch the checkpoint again")
-        return {name: source / file for name, file in sorted(files.items(), key=lambda item: item[1])}
-    if (source / SINGLE).is_file():
-        with _open(source / SINGLE) as file:
-            return dict.fromkeys(file.keys(), source / SINGLE)
-    raise CheckpointError(f"{source}: neither {SINGLE} nor {INDEX} in it; only safetensors are read")
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, "pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: can't be read ({error}); fetch the checkpoint again") from error
-
-
 def _account(weights: dict[str, Path], config: InternVLConfig, source: Path) -> None:
     """Hold names and shapes against transformers' own model, without reading a weight."""
     model = skeleton(config)
@@ -114,7 +89,7 @@ def _account(weights: dict[str, Path], config: InternVLConfig, source: Path) -> 
     found: dict[str, str] = {}
     left_over, misshapen = [], []
     for path in dict.fromkeys(weights.values()):
-        with _open(path) as file:
+        with open_weights(path) as file:
             there = set(file.keys())
             for name in (name for name, where in weights.items() if where == path):
                 if name not in there:
@@ -187,6 +162,6 @@ def _write_weights(
 
 def _read(weights: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
     for path in dict.fromkeys(weights.values()):
-        with _open(path) as file:
+        with open_weights(path) as file:
             for name in (name for name, where in weights.items() if where == path):
                 yield name, file.get_tensor(name)

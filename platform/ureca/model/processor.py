@@ -49,9 +49,9 @@ def location_token(x: float, y: float) -> str:
 def _load(path: str) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many kinds where a file is missing or damaged
         raise CheckpointError(
-            f"{path}: no InternVL processor could be loaded ({error}); give a folder that holds "
+            f"{path}: no InternVL processor could be loaded ({str(error).splitlines()[0]}); give a folder that holds "
             "processor_config.json and tokenizer.json, or a hub name this machine can reach"
         ) from error
 

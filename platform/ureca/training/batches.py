@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import load_image
-from ureca.errors import ConfigError
+from ureca.errors import ConfigError, MaskError
 from ureca.model import Captioner, CaptionerProcessor, Example, PackedBatch, RegionExample, pack
 from ureca.model.costs import Counts
+from ureca.regions.rle import check_rles
 from ureca.training.examples import region_examples
 from ureca.training.image_tokens import ImageTokens
 from ureca.training.index import STYLES, Lengths, StepIndex, Visit
@@ -184,6 +185,7 @@ class Batches:
 
         Raises:
             ImageError: an image is missing, truncated, or not of the size that the table says.
+            MaskError: a region's mask can't be decoded.
             InputError: the table has changed.
         """
         assert self._prefetch is not None
@@ -210,16 +212,22 @@ class Batches:
     def _prepare(self, parts: list[Part], *, weight: float) -> _Prepared:
         """Read, decode, cut masks and pack. In a thread of its own."""
         processor = self._captioner.processor
-        examples, images = [], []
+        examples, images, whole = [], [], []
         for part in parts:
             row = self._rows[part.visit.image]
+            whole.append(row)
             regions, pairs = self._regions(row, part.visit)
             is_kept = self._tokens is not None and row.image_id in self._tokens
             images.append((row.image_id, None if is_kept else processor.image_inputs(load_image(row))))
             columns, rows = processor.grid(row.size)
             # Stands for the image's tokens: packing asks for nothing but their number.
             examples.append(Example(torch.empty(columns * rows + (columns * rows > 1), 0, 0), regions, pairs))
-        batch = pack(examples, processor, **self._captioner.pack_options())
+        try:
+            batch = pack(examples, processor, **self._captioner.pack_options())
+        except MaskError:
+            for row in whole:
+                _check_masks(self._plan.table, row)
+            raise
         num_tiles = sum(len(pixels) for _, pixels in images if pixels is not None)
         counts = replace(batch.counts, tiles=num_tiles) if weight else Counts()
         batch = replace(batch, counts=counts)
@@ -239,3 +247,9 @@ class Batches:
         pixels = torch.cat([pixels for _, pixels in prepared.images if pixels is not None])
         batch = replace(prepared.batch, image_features=None, pixel_values=pixels.to(self._captioner.base.dtype))
         return Pass(batch, prepared.weight)
+
+
+def _check_masks(table: str, row: ImageRow) -> None:
+    """Raises MaskError, naming the region, if a mask of the row can't be decoded."""
+    where = [f"{table}: image {row.image_id!r}, region {region.region_id!r}" for region in row.regions]
+    check_rles([region.segmentation for region in row.regions], row.size, where=where)

@@ -47,6 +47,12 @@ class MaskConfig:
     location_codes: bool = True
     """Of `tokens`: start the cells' codes as the base's own location tokens, where it has such (nano)."""
 
+    def __post_init__(self) -> None:
+        if self.tokens_per_tile is not None and self.tokens_per_tile < 1:
+            raise ConfigError(f"mask.tokens_per_tile={self.tokens_per_tile}: must be at least 1, or null.")
+        if not (self.input_scale > 0 and math.isfinite(self.input_scale)):
+            raise ConfigError(f"mask.input_scale={self.input_scale}: must be a number above 0.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
@@ -237,6 +243,14 @@ class LoraConfig:
     alpha: int | None = None
     """Null takes twice the rank."""
     dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"lora.{name}={value}: must be at least 1, or null.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout={self.dropout}: give a share, 0 or more, below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

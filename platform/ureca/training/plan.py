@@ -22,6 +22,8 @@ from ureca.model import (
     preset,
     preset_path,
 )
+from ureca.model.captioner import MASK_ENCODER_FILE
+from ureca.model.weights import open_weights, weight_files
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -101,8 +103,8 @@ class Plan:
 
         Raises:
             ConfigError: unknown preset.
-            CheckpointError: the base is no HF-native InternVL or has no place for LoRA; `init` is no model directory
-                of the stage before, or was trained on another base or with other mask tokens.
+            CheckpointError: the base is no HF-native InternVL, lacks weights or has no place for LoRA; `init` is no
+                model directory of the stage before, or was trained on another base or with other mask tokens.
         """
         config = settled(config)
         assert config.tile_limit is not None
@@ -112,6 +114,7 @@ class Plan:
         init = "" if isinstance(config, Stage1Config) or not config.init else str(Path(config.init).resolve())
         base = _base(config)
         check_base(base)
+        _check_weights(Path(preset_path(base)))
         if init:
             tokens = None if isinstance(config, Stage1Config) else config.tokens_per_tile
             _check_init(Path(init), base, stage, tokens)
@@ -223,6 +226,14 @@ def _absolute_storage(checkpoints: CheckpointConfig) -> CheckpointConfig:
     return replace(checkpoints, storage=absolute(checkpoints.storage)) if checkpoints.storage else checkpoints
 
 
+def _check_weights(base: Path) -> None:
+    """Of a folder; a hub is left to the workers. Raises CheckpointError where a file is missing or cut off."""
+    if base.is_dir():
+        for path in set(weight_files(base).values()):
+            with open_weights(path):
+                pass
+
+
 def _check_init(init: Path, base: str, stage: int, tokens_per_tile: int | None) -> None:
     config = CaptionerConfig.load(init)
     if config.base != base:
@@ -236,6 +247,8 @@ def _check_init(init: Path, base: str, stage: int, tokens_per_tile: int | None) 
             f"{tokens_per_tile}. Set --tokens_per_tile={config.mask.tokens_per_tile} or leave it out, or train stage 1 "
             f"again with --mask.tokens_per_tile={tokens_per_tile}."
         )
+    with open_weights(init / MASK_ENCODER_FILE):
+        pass
     has_adapter, exported = (init / "adapter").is_dir(), (init / "config.json").is_file()
     if stage == 2 and (has_adapter or exported):
         raise CheckpointError(
