@@ -35,7 +35,13 @@ TRAINING = {
                 "describers": {"attributes (measured)": 12},
             },
         },
-        {"stage": 2, "settings": {"lora": {"rank": 4}}, "figures": {"steps": 60}, "looks": {"rouge_l": 0.5}},
+        {
+            "stage": 2,
+            "settings": {"lora": {"rank": 4}},
+            "figures": {"steps": 60},
+            "weights": {"step": 40, "best_by": "rouge_l", "score": 0.5},
+            "looks": {"rouge_l": 0.5},
+        },
     ]
 }
 SCORES = {
@@ -106,6 +112,7 @@ def test_it_says_what_is_recorded(card: str) -> None:
     assert "12 labeled images, 211 regions" in card
     assert "Captions by attributes (measured): 12 images." in card
     assert "30 steps; 700 regions; loss 10.4 to 8.61" in card
+    assert "60 steps; weights of step 40, the best checkpoint by ROUGE-L on held-out images (0.500)" in card
     assert "ROUGE-L 0.50" in card
     assert "| **mask_stage2 (this model)** | **0.919 [0.914, 0.924]** | **0.852 [0.836, 0.869]** |" in card
     assert "| the labels themselves |  | 1.000 [1.000, 1.000] |" in card

@@ -1,6 +1,6 @@
 """Trainings that several modules share: each starts workers on the session's Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +30,12 @@ def two_workers(train: Callable[..., Trained], tiny_base: Path, region_table: Pa
 def fresh_mask_encoder(two_workers: Trained) -> dict[str, torch.Tensor]:
     captioner = Plan.of(two_workers.config, two_workers.directory).captioner()
     return {name: value.detach().clone() for name, value in captioner.mask_encoder.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

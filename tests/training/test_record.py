@@ -19,14 +19,14 @@ def test_a_stage_carries_on_what_its_start_records(tiny_base: Path, region_table
     plan = Plan.of(stage1, first.parent)
     plan.captioner().save_pretrained(first)
     figures = {"model": str(first), "steps": 3, "loss_last": 1.5, "heldout": {}}
-    record_training(stage1, plan, model=first, figures=figures, data=DATA, looks={"rouge_l": 0.5})
+    record_training(stage1, plan, model=first, figures=figures, data=DATA, looks={"rouge_l": 0.5}, weights={"step": 3})
 
     stage2 = Stage2Config(table=str(region_table), base=str(tiny_base), init=str(first))
     second = tmp_path / "stage2" / "model"
     second.mkdir(parents=True)
     plan = Plan.of(stage2, second.parent)
     for _ in range(2):  # a finished run that is started again writes it again
-        record_training(stage2, plan, model=second, figures={"steps": 5}, data=DATA, looks={})
+        record_training(stage2, plan, model=second, figures={"steps": 5}, data=DATA, looks={}, weights={"step": 5})
 
     text = (second / "training.json").read_text()
     stages = json.loads(text)["stages"]

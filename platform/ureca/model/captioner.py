@@ -166,7 +166,7 @@ class Captioner(nn.Module):
         encoder = MaskEncoder(config.mask).to(dtype)
         try:
             encoder.load_state_dict(load_file(directory / MASK_ENCODER_FILE))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{directory / MASK_ENCODER_FILE}: does not fit {CONFIG_FILE} beside it ({error}); "
                 "the two must come from one training run"
@@ -315,7 +315,8 @@ class Captioner(nn.Module):
     ) -> list[str]:
         """Caption regions of one image with transformers' own greedy `generate`, all in one batch.
 
-        The image prefix goes through the model once; its keys and values serve every region.
+        The image prefix goes through the model once; its keys and values serve every region. Where DeepSpeed ZeRO 3
+        spreads the weights all workers must call this at once, each with an image of its own.
         """
         prefix, branches = self._embedded_prompts(image, segmentations, queries)
         language_model = self.base.model.language_model
@@ -334,6 +335,8 @@ class Captioner(nn.Module):
             do_sample=False,
             eos_token_id=self.processor.end_token_id,
             pad_token_id=self.processor.end_token_id,
+            # Whose captions are all done goes on computing for the others: they gather the weights together.
+            synced_gpus=hasattr(self.base.lm_head.weight, "ds_id"),
         )
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [re.sub(r"\s+", " ", text).strip() for text in texts]
@@ -365,11 +368,13 @@ class Captioner(nn.Module):
         prefix = prefix.masked_scatter((prefix_ids == processor.image_token_id)[:, None], features.to(prefix))
         given = [s for s in segmentations if s is not None]
         tokens = iter(self.mask_encoder([processor.mask_tiles(s) for s in given]))
-        rows = []
-        for segmentation, query in zip(segmentations, queries, strict=True):
-            branch = embed(torch.tensor(processor.branch_ids(query), device=device))
-            cue = [next(tokens).to(prefix)] if segmentation is not None else []
-            rows.append(torch.cat([*cue, branch]))
+        ids = [processor.branch_ids(query) for query in queries]
+        # Embedded at once: with ZeRO 3 all workers must call equally many modules, whatever the number of regions.
+        branches = embed(torch.tensor(sum(ids, []), device=device)).split(list(map(len, ids)))
+        rows = [
+            branch if segmentation is None else torch.cat([next(tokens).to(prefix), branch])
+            for segmentation, branch in zip(segmentations, branches, strict=True)
+        ]
         return prefix, rows
 
     def pack_options(self) -> dict[str, Any]:

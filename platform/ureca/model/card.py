@@ -247,6 +247,12 @@ def _recipe(facts: _Facts) -> str:
     for stage in facts.stages:
         figures = stage.get("figures", {})
         told = [f"{figures[name]:,} {name}" for name in ("images", "steps", "regions") if figures.get(name) is not None]
+        if best_by := stage.get("weights", {}).get("best_by"):
+            weights = stage["weights"]
+            told.append(
+                f"weights of step {weights['step']:,}, the best checkpoint by {TITLES.get(best_by, best_by)} on "
+                f"held-out images ({weights['score']:.3f})"
+            )
         if figures.get("loss_first") is not None:
             told.append(f"loss {figures['loss_first']:.3g} to {figures['loss_last']:.3g}")
         if figures.get("regions_per_second"):

@@ -3,8 +3,8 @@
     <storage>/checkpoints/checkpoint_<step>_<id>/weights.safetensors      what trains: 32 bit, by parameter name
                                                  exp_avg.safetensors      AdamW's first moments, by the same names
                                                  exp_avg_sq.safetensors   its second moments
-                                                 record.json              written last: step, seed, the base's hash,
-                                                                          plan, workers, each file's size and SHA-256
+                                                 record.json              written last: step, score, seed, the base's
+                                                                          hash, plan, workers, each file's size, SHA-256
 
 Nothing in them tells how many workers there were or what they shared out: `states.py` gathers and hands out
 again. The frozen base is not in them but loaded from its own source; hence its hash is, and another base is refused.
@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ __all__ = [
     "PARTS",
     "Checkpoint",
     "CheckpointWriter",
+    "best_checkpoint",
     "checkpoints_folder",
     "forget_all",
     "forget_unlisted",
@@ -70,12 +72,18 @@ class Checkpoint:
     path: str
     record: dict[str, Any]
     parts: dict[Part, dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
-    """On the CPU; empty where the content was not asked for."""
+    """On the CPU; those that were asked for."""
 
     @property
     def step(self) -> int:
         """Steps that are done."""
         return int(self.record["step"])
+
+    @property
+    def score(self) -> float | None:
+        """Of evaluation at its very step; None where there was none."""
+        score = self.record.get("score")
+        return None if score is None else float(score)
 
     @property
     def name(self) -> str:
@@ -145,7 +153,7 @@ def newest_checkpoint(plan: Plan, *, with_content: bool) -> tuple[Checkpoint | N
     finished = False
     for name in reversed(_names(folder)):
         try:
-            checkpoint = _open(f"{folder}/{name}", with_content)
+            checkpoint = _open(f"{folder}/{name}", PARTS if with_content else ())
         except _DamagedError as error:
             finished |= not isinstance(error, _UnfinishedError)
             damaged.append(f"{name}: {error}")
@@ -158,6 +166,25 @@ def newest_checkpoint(plan: Plan, *, with_content: bool) -> tuple[Checkpoint | N
             "remove them to start from the beginning."
         )
     return None, damaged
+
+
+def best_checkpoint(plan: Plan) -> Checkpoint | None:
+    """The whole checkpoint of the highest `watch.score`, the newest of equals, with its weights; None: none has one.
+
+    Raises:
+        StorageError: S3 refuses or does not answer.
+    """
+    folder = checkpoints_folder(plan)
+    scored = []
+    for name in _names(folder):
+        with contextlib.suppress(_DamagedError):
+            checkpoint = _open(f"{folder}/{name}")
+            if checkpoint.score is not None and checkpoint.record["scored_by"] == plan.watch.score:
+                scored.append(checkpoint)
+    for checkpoint in sorted(scored, key=lambda each: (each.score, each.step), reverse=True):
+        with contextlib.suppress(_DamagedError):
+            return _open(checkpoint.path, ("weights",))
+    return None
 
 
 def steps_done(plan: Plan) -> int:
@@ -222,7 +249,8 @@ def _names(folder: str) -> list[str]:
     return [name for name in list_folders(folder) if _NAME.fullmatch(name)]
 
 
-def _open(path: str, with_content: bool) -> Checkpoint:
+def _open(path: str, content: Sequence[Part] = ()) -> Checkpoint:
+    """With the parts named in `content`; the others' sizes alone are compared."""
     if file_bytes(f"{path}/{_RECORD}") is None:
         raise _UnfinishedError(f"no {_RECORD}")
     try:
@@ -240,7 +268,7 @@ def _open(path: str, with_content: bool) -> Checkpoint:
             raise _DamagedError(f"no {name}")
         if size != file["bytes"]:
             raise _DamagedError(f"{name} has {size:,} of {file['bytes']:,} bytes")
-        if with_content:
+        if part in content:
             data = read_bytes(f"{path}/{name}")
             if hashlib.sha256(data).hexdigest() != file["sha256"]:
                 raise _DamagedError(f"{name} is not what was written (SHA-256)")

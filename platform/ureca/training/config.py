@@ -186,11 +186,12 @@ class CheckpointConfig:
     num_to_keep: int = 2
     """The newest ones that stay. More than one, so that a damaged one has another before it."""
     keep_best: int = 0
-    """Instead, the ones of the highest score that stay, beside the last one. The score is that of evaluation in the
-    loop, so checkpoint steps should be among its steps; without scores the newest stay. 0: `num_to_keep` decides."""
+    """Instead, the ones of the highest score that stay, beside the last one; the model of the best goes to `model_best`
+    in the run's folder. The score is that of evaluation in the loop, so checkpoint steps should be among its steps;
+    without scores the newest stay. 0: `num_to_keep` decides."""
     storage: str = ""
     """Folder for the run's checkpoints, local or s3://bucket/folder; empty: the run's folder. With S3 the machines need
-    no file system that all of them see: metrics and the trained model go there too, and are fetched at the end."""
+    no file system that all of them see: metrics, looks and trained models go there too, and are fetched at the end."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.num_to_keep < 1:
@@ -317,11 +318,6 @@ class _StageConfig:
             raise ConfigError(
                 f"watch.every_steps={self.watch.every_steps} with heldout=0: looks caption held-out images. "
                 "Hold some out, or set --watch.every_steps=0."
-            )
-        if self.watch.every_steps and self.workers.zero_stage == 3:
-            raise ConfigError(
-                f"watch.every_steps={self.watch.every_steps} with workers.zero_stage=3: no worker holds all weights, "
-                "as captioning while training runs needs. Set --workers.zero_stage to 1 or 2, or --watch.every_steps=0."
             )
 
 

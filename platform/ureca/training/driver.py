@@ -15,6 +15,7 @@ from ureca.config import config_to_dict
 from ureca.io import filesystem, write_bytes
 from ureca.runs import Progress
 from ureca.training.batches import step_index
+from ureca.training.best import BEST_DIRECTORY, BestModel, make_best_model
 from ureca.training.checkpoints import (
     CHECKPOINTS_DIRECTORY,
     MODEL_DIRECTORY,
@@ -30,7 +31,7 @@ from ureca.training.notes import Notes
 from ureca.training.placement import require_room
 from ureca.training.plan import Plan
 from ureca.training.record import last_look, record_training
-from ureca.training.s3_runs import put_index, put_model, take_results
+from ureca.training.s3_runs import put_inputs, put_results, take_results
 from ureca.training.table_index import prepare_index
 from ureca.training.trackers import forget_tensorboard, refuse_missing_trackers
 from ureca.training.watch import choose_watched
@@ -60,6 +61,8 @@ class TrainingResult:
     """Over all workers, while training; start and interruptions left out."""
     heldout: dict[str, float]
     """Scores of the last look at held-out images; empty without one."""
+    best: dict[str, Any]
+    """Of the best checkpoint, where `checkpoints.keep_best` asks for it: `model`, `step`, `score`; else empty."""
 
 
 def fit(config: StageConfig, directory: Path) -> TrainingResult:
@@ -93,23 +96,50 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
             forget_tensorboard(directory)
         if plan.watch.every_steps:
             choose_watched(plan)
-        put_index(plan)
+        put_inputs(plan)
         with following(plan, done) as follower:
             _run(plan, num_steps, done, follower)
-        forget_unlisted(plan)
-        take_results(plan, num_steps)
-    result = _result(directory, model, len(table))
+            forget_unlisted(plan)
+            take_results(plan, num_steps)  # before trackers get what has come last
+    best = _best_model(plan)
+    lines = read_metrics(directory / FILE)
+    result = _result(lines, model, len(table), best)
+    data = {"images": len(table), "regions": int(table.images["regions"].sum())}
     record_training(
         config,
         plan,
         model=model,
         figures=asdict(result),
-        data={"images": len(table), "regions": int(table.images["regions"].sum())},
+        data=data,
         looks=result.heldout,
+        weights={"step": num_steps},
     )
-    put_model(plan)  # now with its record
-    write_bytes(directory / _PLOT_FILE, plots.training(read_metrics(directory / FILE)))
+    if best:
+        record_training(
+            config,
+            plan,
+            model=best.directory,
+            figures=asdict(result),
+            data=data,
+            looks=last_look([line for line in lines if line["step"] <= best.step]),
+            weights={"step": best.step, "best_by": plan.watch.score, "score": best.score},
+        )
+    write_bytes(directory / _PLOT_FILE, plots.training(lines))
+    put_results(plan, _PLOT_FILE)
     return result
+
+
+def _best_model(plan: Plan) -> BestModel | None:
+    if not plan.checkpoints.keep_best:
+        return None
+    best = make_best_model(plan)
+    if best is None:
+        print(
+            f"train  no checkpoint has a score, so there is no {BEST_DIRECTORY}: let --watch.every_steps and "
+            "--checkpoints.every_steps fall on the same steps",
+            file=sys.stderr,
+        )
+    return best
 
 
 def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
@@ -206,8 +236,7 @@ def worker_environment(workers: WorkersConfig) -> dict[str, str]:
     return environment
 
 
-def _result(directory: Path, model: Path, num_images: int) -> TrainingResult:
-    lines = read_metrics(directory / FILE)
+def _result(lines: list[dict[str, Any]], model: Path, num_images: int, best: BestModel | None) -> TrainingResult:
     first, last = loss_first_last(lines)
     regions = sum(line["num_regions"] for line in lines)
     seconds = sum(line["num_regions"] / line["regions_per_second"] for line in lines)
@@ -220,4 +249,5 @@ def _result(directory: Path, model: Path, num_images: int) -> TrainingResult:
         loss_last=round(last, 4),
         regions_per_second=round(regions / seconds, 1),
         heldout=last_look(lines),
+        best={"model": str(best.directory), "step": best.step, "score": round(best.score, 4)} if best else {},
     )

@@ -33,7 +33,7 @@ from ureca.training.metrics import MetricsWriter
 from ureca.training.objective import CaptionLoss, Objective
 from ureca.training.plan import Plan
 from ureca.training.preference import PreferenceLoss
-from ureca.training.s3_runs import put_model, take_index
+from ureca.training.s3_runs import put_look, put_model, take_inputs
 from ureca.training.states import report_checkpoint, restore, take_up
 from ureca.training.throughput import WORK, Throughput, peak_flops
 from ureca.training.watch import Watch
@@ -97,7 +97,7 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.plan = plan
-        take_index(plan)
+        take_inputs(plan)
         self.captioner: Captioner = plan.captioner()
         self.batches = Batches(plan, self.captioner, rank=self.rank, num_workers=self.num_workers)
         self.objective: Objective = PreferenceLoss(plan.preference) if plan.preference else CaptionLoss()
@@ -158,8 +158,9 @@ class _Worker:
             return {}
         started = time.monotonic()
         with self._autocast():
-            scores = self.watch.look(self.captioner, done).scores
-        return {**scores, "seconds": round(time.monotonic() - started, 2)}
+            look = self.watch.look(self.captioner, done)
+        put_look(self.plan, look.files)
+        return {**look.scores, "seconds": round(time.monotonic() - started, 2)}
 
     def _step(self, step: Step, rate: float) -> _StepResult:
         """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""

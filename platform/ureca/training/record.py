@@ -1,6 +1,6 @@
 """training.json of a model directory: what it learned from, how, and what came of it, stage by stage.
 
-    {"stages": [{"stage", "settings", "data", "figures", "looks", "machine", "code"}, ...]}
+    {"stages": [{"stage", "settings", "data", "figures", "weights", "looks", "machine", "code"}, ...]}
 
 Written by the driver when a stage has ended; a stage that starts from another's model directory carries that one's
 record on. Export makes the model card from it, so it names no folder of this machine beyond its last two parts.
@@ -32,6 +32,7 @@ def record_training(
     figures: Mapping[str, Any],
     data: Mapping[str, Any],
     looks: Mapping[str, float],
+    weights: Mapping[str, Any],
 ) -> None:
     """Write the record of a stage that has ended into its model directory.
 
@@ -39,6 +40,7 @@ def record_training(
         figures: of the run's summary.
         data: images and regions that it learned from.
         looks: the last scores on held-out images; may be empty.
+        weights: after which `step` they are; and of a best checkpoint `best_by`, `score`.
     """
     before = read_training(plan.init).get("stages", []) if plan.init else []
     stage = {
@@ -50,7 +52,8 @@ def record_training(
             "heldout": plan.heldout,
             "describers": describers_of(table_files(plan.table)),
         },
-        "figures": {name: value for name, value in figures.items() if name not in ("model", "heldout")},
+        "figures": {name: value for name, value in figures.items() if name not in ("model", "heldout", "best")},
+        "weights": dict(weights),
         "looks": dict(looks),
         **_made_with(plan),
     }

@@ -1,61 +1,104 @@
 """A run whose checkpoints are in S3: what else goes there, so that its machines need no file system in common.
 
-    <storage>/table_index/   put by the driver before workers start, taken by each machine's
-              metrics.jsonl  put by worker 0 with each checkpoint, taken by worker 0 where it goes on elsewhere
-              model/         put by worker 0 at the end, taken by the driver
+    <storage>/table_index/        put by the driver before workers start, taken by each machine's
+              watch/images.json   likewise
+                    step_000050/  put by each worker after its part of a look, taken by the driver at the end
+              metrics.jsonl       put by worker 0 with each checkpoint, taken by worker 0 where it goes on elsewhere
+              model/              put by worker 0 at the end, taken by the driver, which adds its record
+              model_best/, training.png    put by the driver at the end
 
 Each function does nothing where `checkpoints.storage` is not in S3: a local one is the run's folder's neighbor.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ureca.io import copy_folder, exists, read_bytes, write_bytes
 from ureca.model.captioner import CONFIG_FILE
+from ureca.model.export import TRAINING_FILE
+from ureca.training.best import BEST_DIRECTORY
 from ureca.training.checkpoints import MODEL_DIRECTORY
 from ureca.training.metrics import FILE, last_line
 from ureca.training.plan import Plan
 from ureca.training.table_index import INDEX_DIRECTORY, INDEX_RECORD
+from ureca.training.watch import IMAGES_FILE, WATCH_DIRECTORY
 
-__all__ = ["put_index", "put_metrics", "put_model", "take_index", "take_metrics", "take_results"]
+__all__ = [
+    "put_inputs",
+    "put_look",
+    "put_metrics",
+    "put_model",
+    "put_results",
+    "take_inputs",
+    "take_metrics",
+    "take_results",
+]
+
+_WATCHED = f"{WATCH_DIRECTORY}/{IMAGES_FILE}"
 
 
-def put_index(plan: Plan) -> None:
+def put_inputs(plan: Plan) -> None:
+    """What workers begin with: the table's index, and which images they look at."""
     if _in_s3(plan):
         copy_folder(Path(plan.directory) / INDEX_DIRECTORY, f"{_storage(plan)}/{INDEX_DIRECTORY}", last=INDEX_RECORD)
+        if plan.watch.every_steps:
+            _put(plan, _WATCHED)
 
 
-def take_index(plan: Plan) -> None:
-    """Where this machine has none. Several workers may do so at once: each file is replaced in one piece."""
-    mine = Path(plan.directory) / INDEX_DIRECTORY
-    if _in_s3(plan) and not (mine / INDEX_RECORD).is_file():
-        copy_folder(f"{_storage(plan)}/{INDEX_DIRECTORY}", mine, last=INDEX_RECORD)
+def take_inputs(plan: Plan) -> None:
+    """Where this machine has others or none. Several workers may do so at once: each file is replaced in one piece."""
+    if _in_s3(plan):
+        if _differs(plan, f"{INDEX_DIRECTORY}/{INDEX_RECORD}"):
+            mine = Path(plan.directory) / INDEX_DIRECTORY
+            copy_folder(f"{_storage(plan)}/{INDEX_DIRECTORY}", mine, last=INDEX_RECORD)
+        if plan.watch.every_steps and _differs(plan, _WATCHED):
+            _take(plan, _WATCHED)
+
+
+def put_look(plan: Plan, files: Sequence[Path]) -> None:
+    """What a worker wrote of a look."""
+    if _in_s3(plan):
+        for file in files:
+            _put(plan, str(file.relative_to(plan.directory)))
 
 
 def put_metrics(plan: Plan) -> None:
     if _in_s3(plan):
-        write_bytes(f"{_storage(plan)}/{FILE}", (Path(plan.directory) / FILE).read_bytes())
+        _put(plan, FILE)
 
 
 def take_metrics(plan: Plan, step: int) -> None:
     """The lines up to `step`, where this machine has not written them itself."""
-    mine = Path(plan.directory) / FILE
-    if _in_s3(plan) and _last_step(mine) < step and exists(f"{_storage(plan)}/{FILE}"):
-        write_bytes(mine, read_bytes(f"{_storage(plan)}/{FILE}"))
+    if _in_s3(plan) and _last_step(plan) < step and exists(f"{_storage(plan)}/{FILE}"):
+        _take(plan, FILE)
 
 
 def put_model(plan: Plan) -> None:
     if _in_s3(plan):
-        copy_folder(Path(plan.directory) / MODEL_DIRECTORY, f"{_storage(plan)}/{MODEL_DIRECTORY}", last=CONFIG_FILE)
+        _put_folder(plan, MODEL_DIRECTORY)
 
 
 def take_results(plan: Plan, num_steps: int) -> None:
-    """Metrics and model of a finished run, where worker 0 was on another machine than this process."""
+    """Looks, metrics and model of a finished run, as far as they were made on other machines than this process's."""
+    if not _in_s3(plan):
+        return
     directory = Path(plan.directory)
-    if _in_s3(plan) and _last_step(directory / FILE) < num_steps:
-        take_metrics(plan, num_steps)
+    if plan.watch.every_steps:
+        copy_folder(f"{_storage(plan)}/{WATCH_DIRECTORY}", directory / WATCH_DIRECTORY)
+    if _last_step(plan) < num_steps:
         shutil.rmtree(directory / MODEL_DIRECTORY, ignore_errors=True)
         copy_folder(f"{_storage(plan)}/{MODEL_DIRECTORY}", directory / MODEL_DIRECTORY, last=CONFIG_FILE)
+        take_metrics(plan, num_steps)
+
+
+def put_results(plan: Plan, *files: str) -> None:
+    """What the driver adds to a finished run: the record of its model, the model of its best checkpoint, `files`."""
+    if _in_s3(plan):
+        for file in (f"{MODEL_DIRECTORY}/{TRAINING_FILE}", *files):
+            _put(plan, file)
+        if (Path(plan.directory) / BEST_DIRECTORY).is_dir():
+            _put_folder(plan, BEST_DIRECTORY)
 
 
 def _in_s3(plan: Plan) -> bool:
@@ -66,6 +109,24 @@ def _storage(plan: Plan) -> str:
     return plan.checkpoints.storage
 
 
-def _last_step(metrics: Path) -> int:
-    line = last_line(metrics)
+def _put(plan: Plan, file: str) -> None:
+    write_bytes(f"{_storage(plan)}/{file}", (Path(plan.directory) / file).read_bytes())
+
+
+def _take(plan: Plan, file: str) -> None:
+    write_bytes(Path(plan.directory) / file, read_bytes(f"{_storage(plan)}/{file}"))
+
+
+def _put_folder(plan: Plan, name: str) -> None:
+    copy_folder(Path(plan.directory) / name, f"{_storage(plan)}/{name}", last=CONFIG_FILE)
+
+
+def _differs(plan: Plan, file: str) -> bool:
+    """Whether this machine lacks the file as it is in S3."""
+    mine = Path(plan.directory) / file
+    return not mine.is_file() or mine.read_bytes() != read_bytes(f"{_storage(plan)}/{file}")
+
+
+def _last_step(plan: Plan) -> int:
+    line = last_line(Path(plan.directory) / FILE)
     return int(line["step"]) if line else 0

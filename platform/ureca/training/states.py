@@ -152,6 +152,7 @@ def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, sco
                     "step": step,
                     "seed": plan.seed,
                     "score": score,
+                    "scored_by": plan.watch.score,
                     "base_hash": base_hash,
                     "workers": _layout(plan),
                     "plan": plan.identity(),

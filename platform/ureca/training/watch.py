@@ -5,8 +5,9 @@
                             image_00.jpg      the same as a picture
 
 A look captions the same regions every time, greedily, the image prefix of an image computed once for all of its
-regions. The images are shared out over the workers, each of which holds all weights: ZeRO 3, where none does, is
-refused. It leaves the training as it was: no weight, no random state, no module's mode differs after it.
+regions. The images are shared out over the workers. With ZeRO 3, where these gather the weights together, all caption
+equally many, and go on until the longest caption of all is done. It leaves the training as it was: no weight, no random
+state, no module's mode differs after it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,17 @@ from ureca.model import Captioner
 from ureca.training.plan import Plan
 from ureca.viewer.captioned import CaptionedRegion, captioned_picture
 
-__all__ = ["CAPTIONS_FILE", "Look", "Watch", "choose_watched", "look_directory", "unchanged", "watched_images"]
+__all__ = [
+    "CAPTIONS_FILE",
+    "IMAGES_FILE",
+    "WATCH_DIRECTORY",
+    "Look",
+    "Watch",
+    "choose_watched",
+    "look_directory",
+    "unchanged",
+    "watched_images",
+]
 
 WATCH_DIRECTORY = "watch"
 CAPTIONS_FILE = "captions.jsonl"
@@ -73,6 +84,8 @@ class Look:
     """Metric -> 0..1; see `ureca.evaluation.quick`."""
     records: list[dict[str, Any]]
     """One a region, as in captions.jsonl."""
+    files: list[Path]
+    """What this worker has written of it."""
 
 
 def look_directory(run: str | Path, step: int) -> Path:
@@ -136,10 +149,12 @@ class Watch:
         """Reads this worker's images. Raises InputError as `watched_images`, ImageError where one can't be read."""
         self._plan, self._rank, self._num_workers = plan, rank, num_workers
         rows = watched_images(plan.directory) if plan.watch.every_steps else []
-        self._mine = [
-            (number, WatchedImage.of(rows[number], regions=plan.watch.regions_per_image))
-            for number in range(rank, len(rows), num_workers)
-        ]
+        numbers = range(rank, len(rows), num_workers)
+        self._mine = [(number, self._image(rows[number])) for number in numbers]
+        self._idle: WatchedImage | None = None
+        """Captioned for nothing by a worker that has an image less than others, where ZeRO 3 wants it to."""
+        if plan.workers.zero_stage == 3 and len(numbers) < len(range(0, len(rows), num_workers)):
+            self._idle = self._image(rows[0])
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether to look after `step` steps."""
@@ -150,6 +165,7 @@ class Watch:
         """Caption and score; pictures and captions lie in `look_directory` afterwards."""
         records: list[dict[str, Any]] = []
         sums: list[Sums] = []
+        files: list[Path] = []
         folder = look_directory(self._plan.directory, step)
         folder.mkdir(parents=True, exist_ok=True)
         with unchanged(captioner):
@@ -159,15 +175,21 @@ class Watch:
                 records += [{"image": number, **each} for each in found]
                 sums.append(quick_sums(items))
                 if number < self._plan.watch.pictures:
-                    picture = Image.fromarray(_picture(image, found, step))
-                    picture.save(folder / f"image_{number:02d}.jpg", quality=90)
+                    files.append(folder / f"image_{number:02d}.jpg")
+                    Image.fromarray(_picture(image, found, step)).save(files[-1], quality=90)
+            if self._idle:
+                self._caption(captioner, self._idle)
         gathered: list[Any] = [None] * self._num_workers
         torch.distributed.all_gather_object(gathered, (records, sums))
         everyone = sorted((each for part, _ in gathered for each in part), key=lambda record: record["image"])
         if self._rank == 0:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in everyone)
-            (folder / CAPTIONS_FILE).write_text(lines, encoding="utf-8")
-        return Look(scores_of(each for _, part in gathered for each in part), everyone)
+            files.append(folder / CAPTIONS_FILE)
+            files[-1].write_text(lines, encoding="utf-8")
+        return Look(scores_of(each for _, part in gathered for each in part), everyone, files)
+
+    def _image(self, row: ImageRow) -> WatchedImage:
+        return WatchedImage.of(row, regions=self._plan.watch.regions_per_image)
 
     def _caption(self, captioner: Captioner, image: WatchedImage) -> list[str]:
         cue, regions = self._plan.cue, [image.row.regions[index] for index in image.regions]
