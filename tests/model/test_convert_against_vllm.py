@@ -1,0 +1,83 @@
+"""vLLM's own `InternVLChatModel` on the official checkpoint says what transformers says on the converted one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import TILE_PX
+from official import write_official
+from PIL import Image
+from transformers import AutoProcessor, InternVLForConditionalGeneration
+
+from ureca.model.convert import convert_base
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parents[1] / "vllm_logprobs.py"
+QUESTION = "describe this region."
+FAMILIES = ("qwen2", "llama")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiles as they are, and a thumbnail."""
+    path = tmp_path_factory.mktemp("image") / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (TILE_PX, 2 * TILE_PX, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def of_vllm(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of each family's official checkpoint, beside it what vLLM says."""
+    folder = tmp_path_factory.mktemp("official")
+    checkpoints = {family: write_official(folder / family, family) for family in FAMILIES}
+    prompt = f"<|im_start|>user\n<image>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    command = [sys.executable, str(SCRIPT), str(image), prompt, *map(str, checkpoints.values())]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return checkpoints
+
+
+def of_transformers(folder: Path, image: Path) -> tuple[list[int], torch.Tensor]:
+    """Token ids `(S,)` of the prompt, and `(S - 1, vocabulary)`: what is expected after each but the last."""
+    content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": QUESTION}]
+    inputs = AutoProcessor.from_pretrained(folder).apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    model = InternVLForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**{name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")}).logits
+    return inputs["input_ids"][0].tolist(), logits[0, :-1].log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_after_conversion_are_vllm_s_of_the_official_checkpoint(
+    family: str, image: Path, of_vllm: dict[str, Path], tmp_path: Path
+) -> None:
+    answer = json.loads(of_vllm[family].with_name(f"{family}.json").read_text())
+    expected = torch.tensor(answer["logprobs"])
+    native = convert_base(of_vllm[family], tmp_path / "native")
+    ids, found = of_transformers(native, image)
+    assert ids == answer["ids"]
+    # Of log-probabilities whose standard deviation is 1. The thumbnail's two resamplings differ by a level of 255 here
+    # and there, which moves them by 0.0018 (Qwen2) and 0.0007 (InternLM2) at most.
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+    model = InternVLForConditionalGeneration.from_pretrained(native)
+    attention = model.model.language_model.layers[0].self_attn
+    with torch.no_grad():  # what a wrong order of heads would look like
+        attention.q_proj.weight.copy_(attention.q_proj.weight.roll(32, dims=0))
+    model.save_pretrained(native)
+    _, permuted = of_transformers(native, image)
+    assert (permuted - expected).abs().max() > 1
