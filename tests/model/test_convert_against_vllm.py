@@ -1,6 +1,5 @@
 """vLLM's own `InternVLChatModel` on the official checkpoint says what transformers says on the converted one."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import torch
 from families import TILE_PX
 from official import write_official
 from PIL import Image
-from transformers import AutoProcessor, InternVLForConditionalGeneration
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature, InternVLForConditionalGeneration
 
 from ureca.model.convert import convert_base
 
@@ -45,39 +46,41 @@ def of_vllm(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return checkpoints
 
 
-def of_transformers(folder: Path, image: Path) -> tuple[list[int], torch.Tensor]:
-    """Token ids `(S,)` of the prompt, and `(S - 1, vocabulary)`: what is expected after each but the last."""
+def inputs_of(folder: Path, image: Path) -> BatchFeature:
     content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": QUESTION}]
-    inputs = AutoProcessor.from_pretrained(folder).apply_chat_template(
+    return AutoProcessor.from_pretrained(folder).apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
     )
-    model = InternVLForConditionalGeneration.from_pretrained(folder)
+
+
+def logprobs(model: InternVLForConditionalGeneration, ids: Tensor, pixels: Tensor) -> Tensor:
+    """`(S - 1, vocabulary)`: what is expected after each token of a prompt but the last."""
     with torch.no_grad():
-        logits = model(**{name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")}).logits
-    return inputs["input_ids"][0].tolist(), logits[0, :-1].log_softmax(dim=-1)
+        return model(input_ids=ids[None], pixel_values=pixels).logits[0, :-1].log_softmax(dim=-1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_after_conversion_are_vllm_s_of_the_official_checkpoint(
     family: str, image: Path, of_vllm: dict[str, Path], tmp_path: Path
 ) -> None:
-    answer = json.loads(of_vllm[family].with_name(f"{family}.json").read_text())
-    expected = torch.tensor(answer["logprobs"])
+    answer = load_file(of_vllm[family].with_name(f"{family}.safetensors"))
     native = convert_base(of_vllm[family], tmp_path / "native")
-    ids, found = of_transformers(native, image)
-    assert ids == answer["ids"]
-    # Of log-probabilities whose standard deviation is 1. The thumbnail's two resamplings differ by a level of 255 here
-    # and there, which moves them by 0.0018 (Qwen2) and 0.0007 (InternLM2) at most.
-    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+    inputs = inputs_of(native, image)
+    assert inputs["input_ids"][0].tolist() == answer["ids"].tolist()
+    # Two tiles as they are, and a thumbnail whose two resamplings differ by a level of 255 here and there.
+    a_level = 1 / 255 / 0.224
+    torch.testing.assert_close(inputs["pixel_values"], answer["pixels"], rtol=0, atol=1.01 * a_level)
 
     model = InternVLForConditionalGeneration.from_pretrained(native)
+    found = logprobs(model, answer["ids"], answer["pixels"])
+    # Of log-probabilities whose standard deviation is 1; 2e-5 (Qwen2) and 1.3e-5 (InternLM2) were found.
+    torch.testing.assert_close(found, answer["logprobs"], rtol=0, atol=1e-4)
+
     attention = model.model.language_model.layers[0].self_attn
     with torch.no_grad():  # what a wrong order of heads would look like
         attention.q_proj.weight.copy_(attention.q_proj.weight.roll(32, dims=0))
-    model.save_pretrained(native)
-    _, permuted = of_transformers(native, image)
-    assert (permuted - expected).abs().max() > 1
+    assert (logprobs(model, answer["ids"], answer["pixels"]) - answer["logprobs"]).abs().max() > 1
