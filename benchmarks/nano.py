@@ -1,23 +1,32 @@
-"""How fast nano trains on this machine: the first version's settings beside the recipes', and threads by workers.
+"""How fast nano trains on this machine: the first version beside today's recipes, and threads by workers.
 
     python benchmarks/nano.py --table runs/demo/labels        (the region table that `make demo` leaves; or any other)
 
 Real trainings of a few steps, as the jobs run them (Ray Train, DeepSpeed), one after the other: regions a second are
-the median over steps, the first epoch (image tokens are computed) apart from the later ones (they are kept). Writes
-<output>/nano.json. Under ten minutes on two cores.
+the median over steps, the first epoch (image tokens are computed) apart from the later ones (they are kept). The first
+version is this repository's own commit of that name, checked out beside, with its recipes, its nano (of the same
+architecture but for the vocabulary) and the same images. Stage 2's steps are of one image, too little for two workers
+to share: two cores train two seeds at once, and that is held against the first version's two workers. Writes
+<output>/nano.json. Ten minutes on two cores.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ureca.config import load_config
 from ureca.corpus import iter_images, write_regions
@@ -27,20 +36,16 @@ from ureca.machine import capture_context
 from ureca.runs import run_job
 from ureca.scenes import draw_scene
 from ureca.training import Stage1Config, Stage2Config, fit
-from ureca.training.config import BatchConfig, WorkersConfig
+from ureca.training.config import WorkersConfig
 from ureca.training.metrics import read_metrics
 
 NUM_IMAGES = 48
 EPOCHS = 3
 NUM_SCENES = 24
 
-RECORDED = {"stage1": 75.0, "stage2": 64.0}
-"""Regions a second of the first version, two workers with one thread each, two cores of a Xeon with AMX: seen in the
-demo of 2026-11-23. Its way of packing (rows padded to the longest, a gather for each layer) no longer exists."""
-
-FIRST = WorkersConfig(num_workers=2, threads=1, bf16=False, image_tokens_mb=0)
-"""The first version's settings, as far as they can be set now."""
-FIRST_BATCH = BatchConfig(images_per_step=8, tokens_per_device=8192, regions_per_image=16)
+FIRST_COMMIT = "c99e6fb1a"
+"""The version that shipped nano first: rows padded to the longest, a gather for each layer, float32."""
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,11 @@ class Case:
     stage: str
     settings: str
     workers: WorkersConfig
-    batch: BatchConfig | None = None
-    """In place of the recipe's."""
     epochs: float = EPOCHS
 
 
 def cases(recipe: WorkersConfig) -> list[Case]:
-    """Settings of the first version and of the recipe for both stages, then workers by threads for stage 2."""
+    """The recipes of both stages, then workers by threads for stage 2."""
     shapes = [(1, 1, EPOCHS), (1, 2, EPOCHS), (2, 2, 1)]
     by_threads = [
         Case(
@@ -68,15 +71,7 @@ def cases(recipe: WorkersConfig) -> list[Case]:
         for workers, threads, epochs in shapes
         if (workers, threads) != (recipe.num_workers, recipe.threads)
     ]
-    both = [
-        case
-        for stage in ("stage1", "stage2")
-        for case in (
-            Case(stage, "first version's settings, 2 x 1", FIRST, FIRST_BATCH),
-            Case(stage, f"recipe, {_shape(recipe)}", recipe),
-        )
-    ]
-    return both + by_threads
+    return [*(Case(stage, f"recipe, {_shape(recipe)}", recipe) for stage in ("stage1", "stage2")), *by_threads]
 
 
 def _shape(workers: WorkersConfig) -> str:
@@ -92,29 +87,122 @@ def measure(case: Case, table: Path, directory: Path, init: str) -> tuple[dict[s
     else:
         config = load_config(Stage2Config, [*arguments, f"--init={init}"])
     optimizer = dataclasses.replace(config.optimizer, epochs=case.epochs)
-    batch = case.batch or config.batch
+    batch = config.batch
     if batch.images_per_step is not None and batch.images_per_step < case.workers.num_workers:
         batch = dataclasses.replace(batch, images_per_step=case.workers.num_workers)  # one for each at least
     config = dataclasses.replace(config, optimizer=optimizer, workers=case.workers, batch=batch)
     started = time.monotonic()
     result = fit(config, directory)
-    lines = read_metrics(directory / "metrics.jsonl")
-    unit, amount = config.batch.step_size
-    assert unit == "images"
-    steps_an_epoch = NUM_IMAGES // amount
-    rates = [line["regions_per_second"] for line in lines]
-    later = rates[steps_an_epoch:]
     row = {
         "stage": case.stage,
         "settings": case.settings,
-        "first_epoch": round(statistics.median(rates[1:steps_an_epoch]), 1),
-        "later_epochs": round(statistics.median(later), 1) if later else None,
-        "steps": len(rates),
+        **rates(directory, case.epochs),
         "seconds_with_start": round(time.monotonic() - started, 1),
         "workers": dataclasses.asdict(case.workers),
-        "batch": dataclasses.asdict(config.batch),
+        "batch": dataclasses.asdict(batch),
     }
     return row, result.model
+
+
+def rates(directory: Path, epochs: float) -> dict[str, Any]:
+    """Regions a second of a finished training."""
+    measured = [line["regions_per_second"] for line in read_metrics(directory / "metrics.jsonl")]
+    steps_an_epoch = round(len(measured) / epochs)
+    later = measured[steps_an_epoch:]
+    return {
+        "first_epoch": round(statistics.median(measured[1:steps_an_epoch]), 1),
+        "later_epochs": round(statistics.median(later), 1) if later else None,
+        "steps": len(measured),
+    }
+
+
+def measure_first_version(table: Path, directory: Path) -> list[dict[str, Any]]:
+    """Train both stages with the code of `FIRST_COMMIT`; returns their rows of the result."""
+    old_table = directory / "regions_v1.parquet"
+    write_as_version_1(table, old_table)
+    rows, init = [], ""
+    with checkout(FIRST_COMMIT, directory / "first_version") as root:
+        for stage in ("stage1", "stage2"):
+            print(f"{stage}: first version", file=sys.stderr, flush=True)
+            started, run = time.monotonic(), directory / f"first_{stage}"
+            given = {"init": init} if init else {}
+            with start_job(root, stage, config=f"{stage}_nano", table=old_table, run=run, **given) as job:
+                pass
+            if job.returncode:
+                raise InputError(f"the first version's {stage} failed, see above.")
+            init = str(run / "model")
+            seconds = round(time.monotonic() - started, 1)
+            rows.append(
+                {"stage": stage, "settings": "first version", **rates(run, EPOCHS), "seconds_with_start": seconds}
+            )
+    return rows
+
+
+def measure_side_by_side(table: Path, directory: Path, init: str) -> dict[str, Any]:
+    """Two trainings of stage 2 at once, as two seeds are made: regions a second of both together."""
+    started, runs = time.monotonic(), [directory / f"beside{number}" for number in (0, 1)]
+    settings = {"workers.num_workers": "1", "workers.threads": "1", "init": init}
+    with contextlib.ExitStack() as stack:
+        jobs = [
+            stack.enter_context(
+                start_job(ROOT, "stage2", config="nano_stage2", table=table, run=run, seed=str(seed), **settings)
+            )
+            for seed, run in enumerate(runs)
+        ]
+    if any(job.returncode for job in jobs):
+        raise InputError("one of the two trainings failed, see above.")
+    of_both = [rates(run, EPOCHS) for run in runs]
+    return {
+        "stage": "stage2",
+        "settings": "recipe, two trainings at once, 1 x 1 each",
+        **{name: round(sum(each[name] for each in of_both), 1) for name in ("first_epoch", "later_epochs")},
+        "steps": of_both[0]["steps"],
+        "seconds_with_start": round(time.monotonic() - started, 1),
+    }
+
+
+def start_job(root: Path, stage: str, *, config: str, table: Path, run: Path, **given: str) -> subprocess.Popen[bytes]:
+    """A stage's job of the repository at `root`."""
+    settings = {
+        "heldout": "0",
+        "optimizer.epochs": str(EPOCHS),
+        "run_directory": str(run),
+        "table": str(table),
+        **given,
+    }
+    return subprocess.Popen(
+        [
+            *(sys.executable, f"jobs/train_{stage}.py", "--config", config),
+            *(part for name, value in settings.items() for part in (f"--{name}", value)),
+        ],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "platform")},
+        stdout=sys.stderr,
+    )
+
+
+@contextlib.contextmanager
+def checkout(commit: str, directory: Path) -> Iterator[Path]:
+    """The repository as it was at `commit`, in `directory` for a while."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    added = subprocess.run([*git, "add", "--quiet", "--detach", str(directory), commit], check=False)
+    if added.returncode:
+        raise InputError(f"commit {commit} is not in this clone. Get its history: git fetch --unshallow.")
+    try:
+        yield directory
+    finally:
+        subprocess.run([*git, "remove", "--force", str(directory)], check=True)
+
+
+def write_as_version_1(table: Path, target: Path) -> None:
+    """A region table as the first version reads it: without the columns that version 2 added."""
+    read = pq.read_table(table).drop_columns(["notes"])
+    provenance = read.column("provenance").combine_chunks()
+    kept = [field for field in provenance.type if field.name not in ("requests", "retries", "describer_seconds")]
+    old = pa.StructArray.from_arrays([provenance.field(field.name) for field in kept], fields=kept)
+    place = read.schema.get_field_index("provenance")
+    read = read.set_column(place, pa.field("provenance", old.type), old)
+    pq.write_table(read.replace_schema_metadata({b"ureca.region_table.version": b"1"}), target)
 
 
 def small_table(source: str, target: Path) -> None:
@@ -152,27 +240,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "regions.parquet"
         small_table(options.table, table)
+        first = measure_first_version(table, Path(folder))
         init = ""
         for number, case in enumerate(cases(recipe)):
             print(f"{case.stage}: {case.settings}", file=sys.stderr, flush=True)
             row, model = measure(case, table, Path(folder) / str(number), init)
             init = model if case.stage == "stage1" else init
             rows.append(row)
-    speedup = {
-        stage: round(now["later_epochs"] / first["later_epochs"], 2)
-        for stage, first, now in (("stage1", rows[0], rows[1]), ("stage2", rows[2], rows[3]))
-    }
+        print("stage2: two trainings at once", file=sys.stderr, flush=True)
+        rows.append(measure_side_by_side(table, Path(folder), init))
+    trained = [*first, *rows]
+    now = {row["stage"]: row for row in (rows[0], rows[-1])}
     payload = {
         "context": capture_context(),
         "images": NUM_IMAGES,
-        "cases": rows,
-        "recipe_over_first_settings": speedup,
-        "recorded_of_first_version": RECORDED,
+        "cases": trained,
+        "recipe_over_first_version": {
+            row["stage"]: round(now[row["stage"]]["later_epochs"] / row["later_epochs"], 2) for row in first
+        },
         "scenes_a_second": round(scenes_a_second(), 1),
     }
     Path(options.output).mkdir(parents=True, exist_ok=True)
     write_json(str(Path(options.output) / "nano.json"), payload)
-    print(as_table(rows))
+    print(as_table(trained))
     print(f"scenes drawn a second, one process: {payload['scenes_a_second']}")
     print(to_json(payload))
 

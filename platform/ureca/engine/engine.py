@@ -41,6 +41,7 @@ class CaptionEngine:
         max_num_seqs: int = 64,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
+        prefix_caching: bool = True,
     ) -> None:
         """Read the export; no process is started yet.
 
@@ -53,6 +54,7 @@ class CaptionEngine:
             max_num_seqs: most regions in one step of the engine.
             tensor_parallel_size: GPUs that share the model.
             gpu_memory_utilization: share of each GPU's memory that the engine may take.
+            prefix_caching: keep the image's KV blocks for its other regions; False only to measure what that saves.
 
         Raises:
             CheckpointError: the folder is no export, or its parts don't fit each other.
@@ -66,6 +68,7 @@ class CaptionEngine:
             "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
+            "enable_prefix_caching": prefix_caching,
         }
         self._llm: Any = None
 
@@ -122,6 +125,7 @@ class CaptionEngine:
         queries: Sequence[str],
         *,
         max_tokens: int = 96,
+        min_tokens: int = 0,
         temperature: float = 0.0,
         top_p: float = 1.0,
         logprobs: bool = False,
@@ -134,6 +138,7 @@ class CaptionEngine:
             segmentations: a COCO RLE of the image's size for each region; None asks without a region.
             queries: one for each region, as `CaptionerProcessor.query` makes them.
             max_tokens: most tokens of one caption.
+            min_tokens: no caption ends before so many.
             temperature: 0 takes the likeliest token each time.
             top_p: share of the probability, the likeliest tokens first, that is drawn from.
             logprobs: tell each token's log-probability in the `Caption`.
@@ -155,6 +160,7 @@ class CaptionEngine:
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
+            min_tokens=min_tokens,
             stop_token_ids=[self.prompts.processor.end_token_id],
             logprobs=0 if logprobs else None,  # 0 beside the token that was taken
             output_kind=RequestOutputKind.DELTA,

@@ -75,12 +75,11 @@ def start_llm(
         AsyncEngineArgs(
             model=model,
             tensor_parallel_size=tensor_parallel_size,
-            enable_prefix_caching=True,
             enforce_eager=on_cpu,  # compiling takes longer there than it saves
             generation_config="vllm",  # the caller says how to sample, not the base's authors
             disable_log_stats=True,
             distributed_executor_backend="mp" if tensor_parallel_size > 1 else None,
-            **options,
+            **{"enable_prefix_caching": True, **options},
         )
     )
     _guards[id(llm)] = guard([child.pid for child in set(multiprocessing.active_children()) - before if child.pid])
