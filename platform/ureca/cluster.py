@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["before_importing_ray", "connect"]
+__all__ = ["before_importing_ray", "connect", "joins_cluster"]
 
 # A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own,
 # though most of them wait most of the time: on a small machine Ray is told of more CPUs than there are.
@@ -22,6 +22,11 @@ def _address() -> str | None:
     """The cluster to join; None where a Ray of the process's own is to be started."""
     address = os.environ.get("RAY_ADDRESS")
     return address if address and address != "local" else None
+
+
+def joins_cluster() -> bool:
+    """Whether `connect` joins a cluster that others have started; its machines may come when they are asked for."""
+    return _address() is not None
 
 
 def before_importing_ray() -> None:

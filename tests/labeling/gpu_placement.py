@@ -8,14 +8,16 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import ray
 
 from ureca.corpus import ImageRow, ManifestRow, iter_images, write_manifest
+from ureca.engine.config import gpus_per_actor
 from ureca.labeling.parts import Parts
 from ureca.labeling.rows import RowsPlan, cluster_resources, run_rows
-from ureca.labeling.vllm_describer import VllmConfig, gpus_per_actor
+from ureca.labeling.vllm_describer import VllmConfig
 from ureca.scenes import write_scenes
 
 NUM_IMAGES = 12
@@ -35,6 +37,9 @@ class TellingWorker:
             "until": time.time(),
         }
         return ImageRow.quarantined(row.image_id, row.image_path, "label", Exception(json.dumps(found)))
+
+    def counts(self) -> Counter[str]:
+        return Counter()
 
     async def close(self) -> None:
         """Nothing to let go of."""

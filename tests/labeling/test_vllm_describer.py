@@ -13,10 +13,11 @@ import psutil
 import pytest
 from looking_requests import request
 
+from ureca.engine.config import gpus_per_actor
 from ureca.errors import ConfigError, InputError
 from ureca.labeling.errors import EndpointLost
 from ureca.labeling.prompts import PromptSet
-from ureca.labeling.vllm_describer import VllmConfig, VllmDescriber, gpus_per_actor
+from ureca.labeling.vllm_describer import VllmConfig, VllmDescriber
 
 PASSES = ("short", "long", "unique", "choose", "judge")
 

@@ -14,17 +14,13 @@ from typing import Any
 
 from PIL import Image
 
-from ureca.engine.start import check_dtype, end_llm, start_llm
+from ureca.engine.start import EngineDiedError, check_dtype, end_llm, start_llm
 from ureca.errors import InputError
 
-__all__ = ["ChatEngine", "ChatReply", "EngineDiedError"]
+__all__ = ["ChatEngine", "ChatReply"]
 
 _PROCESSOR_CACHE_GB = 1.0
 """Views come again within one image only; vLLM's own 4 GiB would be held by every engine of a machine."""
-
-
-class EngineDiedError(Exception):
-    """vLLM's processes are gone; this engine answers nothing any more."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from ureca.engine.caption import Caption
+from ureca.engine.load import Load
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
-from ureca.engine.start import check_dtype, end_llm, start_llm
+from ureca.engine.start import EngineDiedError, check_dtype, end_llm, start_llm
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
 
@@ -70,6 +71,8 @@ class CaptionEngine:
             "gpu_memory_utilization": gpu_memory_utilization,
             "enable_prefix_caching": prefix_caching,
         }
+        self.load = Load(max_num_seqs)
+        """The regions that vLLM generates captions for, from when it was ready."""
         self._llm: Any = None
 
     async def start(self) -> None:
@@ -85,6 +88,7 @@ class CaptionEngine:
             limit_mm_per_prompt={"image": 1, "video": 0},
             **self._options,
         )
+        self.load.begin()
 
     def close(self) -> None:
         """End vLLM's processes. The engine can be started again.
@@ -151,6 +155,7 @@ class CaptionEngine:
         Raises:
             InputError: a prompt does not fit `max_model_len`, or a query holds a control token.
             CheckpointError: the mask encoder gave rows that the language model can't take.
+            EngineDiedError: vLLM's processes are gone.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -201,7 +206,7 @@ class CaptionEngine:
         pieces: list[str] = []
         token_ids: list[int] = []
         logprobs: list[tuple[str, float]] = []
-        async with contextlib.aclosing(self._llm.generate(prompt, params, uuid.uuid4().hex)) as outputs:
+        async with contextlib.aclosing(self._outputs(prompt, params)) as outputs:
             async for output in outputs:
                 [piece] = output.outputs
                 token_ids += piece.token_ids
@@ -220,6 +225,17 @@ class CaptionEngine:
                         completion_tokens=len(token_ids),
                         logprobs=None if params.logprobs is None else tuple(logprobs),
                     )
+
+    async def _outputs(self, prompt: Any, params: Any) -> AsyncGenerator[Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        with self.load.regions():
+            try:
+                async with contextlib.aclosing(self._llm.generate(prompt, params, uuid.uuid4().hex)) as outputs:
+                    async for output in outputs:
+                        yield output
+            except EngineDeadError as error:
+                raise EngineDiedError(f"vLLM's engine with {self.export_dir} died") from error
 
     async def _vllm_prompt(self, image: ImagePrompt, region: RegionPrompt, cache_salt: str | None) -> Any:
         """vLLM's own input for one region. Raises RuntimeError where its ids are not those of training."""

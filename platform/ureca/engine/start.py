@@ -11,7 +11,7 @@ from typing import Any
 
 from ureca.errors import ConfigError
 
-__all__ = ["check_dtype", "end_llm", "guard", "start_llm"]
+__all__ = ["EngineDiedError", "check_dtype", "end_llm", "guard", "start_llm"]
 
 # Set on purpose, where the user has not: vLLM's own choices would take every core and half of the memory.
 _CPU_ENVIRONMENT = {
@@ -37,6 +37,10 @@ for engine in engines:
 """
 _guards: dict[int, subprocess.Popen[bytes]] = {}
 """Of each running engine, by its `id`."""
+
+
+class EngineDiedError(Exception):
+    """vLLM's processes are gone; this engine answers nothing any more."""
 
 
 def check_dtype(dtype: str) -> None:

@@ -8,13 +8,21 @@
     projection   for as many images as was asked for, at this start's rates
 """
 
+import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ureca.corpus import ImageRow
-from ureca.errors import ConfigError
+from ureca.corpus import ImageRow, iter_images
+from ureca.errors import ConfigError, InputError
+from ureca.io import write_json
+from ureca.labeling.steward import Account
+
+LEDGER_FILE = "ledger.json"
 
 _CAPTIONS = ("short_caption", "long_caption", "caption")
 
@@ -76,12 +84,50 @@ def counts_of(row: ImageRow) -> Counter[str]:
     return counts
 
 
+def quarantined_by(counts: Counter[str]) -> dict[str, int]:
+    """Error class -> images set aside for it."""
+    of_kinds = {name.partition(":")[2]: number for name, number in counts.items() if name.startswith("quarantined:")}
+    return dict(sorted(of_kinds.items()))
+
+
+def check_not_all_quarantined(table: str, counts: Counter[str], done: str) -> None:
+    """Raises InputError with the first reason where not one image of the table could be what `done` says."""
+    if counts["images"] == counts["quarantined"]:
+        first = next((row.error.message for row in iter_images(table) if row.error), "")
+        raise InputError(f"{table}: not one of {counts['images']} images could be {done}. The first: {first}")
+
+
 def total_counts(rows: Iterable[ImageRow]) -> Counter[str]:
     """The account of a whole table."""
     total: Counter[str] = Counter()
     for row in rows:
         total.update(counts_of(row))
     return total
+
+
+def write_ledger(
+    directory: str | os.PathLike[str],
+    account: Account,
+    *,
+    wall_seconds: float,
+    gpus_per_actor: float,
+    prices: PriceConfig,
+    project_images: int,
+    table: Counter[str] | None,
+) -> None:
+    """Write a start's account into the run's folder and print it. `table` as of `make_ledger`."""
+    now = time.time()
+    held = sum(now - since for since in account.actors.values())
+    ledger = make_ledger(
+        account.counts,
+        Held(wall_seconds=wall_seconds, gpu_seconds=held * gpus_per_actor, cpu_seconds=held),
+        prices,
+        table=table,
+        project_images=project_images,
+    )
+    path = Path(directory) / LEDGER_FILE
+    write_json(path, ledger)
+    print("\n".join([*ledger_lines(ledger), f"account written to {path}"]), file=sys.stderr)
 
 
 def make_ledger(
@@ -182,8 +228,9 @@ def _nested(counts: Mapping[str, int]) -> dict[str, Any]:
     found |= {name: counts.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
     found["describer_seconds"] = round(counts.get("describer_milliseconds", 0) / 1000, 1)
     found["process_deaths"] = counts.get("deaths", 0)
+    totals = set(found)
     for name, number in sorted(counts.items()):
         whole, colon, part = name.partition(":")
         if colon:
-            found.setdefault(f"{whole}_by" if whole in found else whole, {})[part] = number
+            found.setdefault(f"{whole}_by" if whole in totals else whole, {})[part] = number
     return found

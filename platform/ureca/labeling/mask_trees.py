@@ -10,7 +10,6 @@ import asyncio
 import functools
 import math
 import os
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,15 +27,15 @@ from ureca.corpus import (
     RegionRow,
     canonical_digest,
     iter_images,
-    write_manifest,
 )
 from ureca.corpus.read import ReadLimits
 from ureca.errors import ConfigError, InputError, StorageError
 from ureca.io import write_bytes
 from ureca.labeling.describer import Budget
+from ureca.labeling.fill import fill_table
 from ureca.labeling.parts import Parts
 from ureca.labeling.prepare import Preparer
-from ureca.labeling.rows import RowsPlan, run_rows
+from ureca.labeling.rows import MakeWorker, RowsPlan
 from ureca.labeling.walk_config import WalkConfig
 from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import DROP_REASONS, TreeConfig
@@ -151,6 +150,10 @@ class TreeWorker:
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._build, row)
 
+    def counts(self) -> Counter[str]:
+        """Nothing beside what the rows say."""
+        return Counter()
+
     async def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False)
@@ -186,27 +189,21 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
     """
     started = time.monotonic()
     parts = Parts(config.table or str(Path(directory).resolve() / "mask_trees.parquet"))
-    settings = tree_settings(config)
-    manifest = write_manifest(config.sources, parts.manifest)
-    for source in manifest.sources:
-        print(f"trees  {source}", file=sys.stderr)
-    if parts.is_finished(settings):
-        print(f"trees  {parts.table} is there already, of the same images and settings", file=sys.stderr)
-    else:
-        parts.check_settings(settings, anew=config.anew)
-        plan = RowsPlan(
+
+    def prepare(num_images: int) -> tuple[MakeWorker, RowsPlan]:
+        return functools.partial(TreeWorker, config.walk()), RowsPlan(
             label="trees",
-            num_images=manifest.num_images,
+            num_images=num_images,
             images_per_block=config.images_per_block,
             images_in_flight=2 * config.images_per_block,  # one block is built while the next comes and one goes
             actors=config.actors,
             gpus_per_actor=config.gpus_per_actor,
             crash_attempts=config.crash_attempts,
         )
-        account = run_rows(functools.partial(TreeWorker, config.walk()), parts, plan)
-        account.raise_unless_whole()
-        parts.write_table()
-        parts.mark_finished(settings)
+
+    settings = tree_settings(config)
+    account, _ = fill_table(parts, config.sources, settings, label="trees", anew=config.anew, prepare=prepare)
+    account.raise_unless_whole()
     statistics = _Statistics()
     for row in iter_images(parts.table):
         statistics.add(row)

@@ -9,9 +9,7 @@ done, or labels only images that were added.
 """
 
 import functools
-import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,21 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ureca.cluster import joins_cluster
 from ureca.config import config_to_dict
-from ureca.corpus import SCHEMA_VERSION, canonical_digest, iter_images, write_manifest
-from ureca.errors import InputError
-from ureca.io import write_json
+from ureca.corpus import SCHEMA_VERSION, canonical_digest, iter_images
+from ureca.engine.config import gpus_per_actor
 from ureca.labeling.config import LabelConfig
 from ureca.labeling.describer import Budget
+from ureca.labeling.fill import fill_table
 from ureca.labeling.label_worker import DescriberRecipe, LabelWorker
-from ureca.labeling.ledger import Held, ledger_lines, make_ledger, total_counts
+from ureca.labeling.ledger import check_not_all_quarantined, quarantined_by, total_counts, write_ledger
 from ureca.labeling.parts import Parts
-from ureca.labeling.rows import RowsPlan, RowWorker, cluster_resources, run_rows
+from ureca.labeling.rows import MakeWorker, RowsPlan, RowWorker, cluster_resources
 from ureca.labeling.steward import Account
-from ureca.labeling.vllm_describer import gpus_per_actor
 from ureca.labeling.walk import NOT_UNIQUE
-
-LEDGER_FILE = "ledger.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,26 +77,27 @@ def label_corpus(
     started = time.monotonic()
     parts = Parts(table_of(config, directory))
     recipe = DescriberRecipe.read(config)
-    settings = label_settings(config, recipe)
-    manifest = write_manifest(config.sources, parts.manifest)
-    for source in manifest.sources:
-        print(f"label  {source}", file=sys.stderr)
-    account, plan = Account(), None
-    if parts.is_finished(settings):
-        print(f"label  {parts.table} is there already, of the same images and settings", file=sys.stderr)
-    else:
-        parts.check_settings(settings, anew=config.anew)
+
+    def prepare(num_images: int) -> tuple[MakeWorker, RowsPlan]:
         recipe.check()
-        plan = rows_plan(config, manifest.num_images, cluster_resources())
-        account = run_rows(functools.partial(make_worker, recipe), parts, plan)
-        if not account.is_whole:
-            _write_ledger(config, directory, account, plan.gpus_per_actor, started, table=None)
-            account.raise_unless_whole()
-        parts.write_table()
-        parts.mark_finished(settings)
-    table = total_counts(iter_images(parts.table))
-    _write_ledger(config, directory, account, plan.gpus_per_actor if plan else 0, started, table=table)
-    return _summarize(parts.table, table, account, time.monotonic() - started)
+        return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
+
+    settings = label_settings(config, recipe)
+    account, plan = fill_table(parts, config.sources, settings, label="label", anew=config.anew, prepare=prepare)
+    table = total_counts(iter_images(parts.table)) if account.is_whole else None
+    seconds = time.monotonic() - started
+    write_ledger(
+        directory,
+        account,
+        wall_seconds=seconds,
+        gpus_per_actor=plan.gpus_per_actor if plan else 0,
+        prices=config.prices,
+        project_images=config.project_images,
+        table=table,
+    )
+    account.raise_unless_whole()
+    assert table is not None
+    return _summarize(parts.table, table, account, seconds)
 
 
 def rows_plan(config: LabelConfig, num_images: int, resources: Mapping[str, float]) -> RowsPlan:
@@ -124,9 +121,7 @@ def rows_plan(config: LabelConfig, num_images: int, resources: Mapping[str, floa
 def _gpus_per_actor(config: LabelConfig, cluster_gpus: float) -> float:
     if config.describer != "vllm":
         return config.gpus_per_actor
-    if not cluster_gpus and os.environ.get("RAY_ADDRESS") and config.vllm.model != "nano":
-        cluster_gpus = math.inf  # a cluster's machines with GPUs may come only when they are asked for
-    return gpus_per_actor(config.vllm, cluster_gpus)
+    return gpus_per_actor(config.vllm, cluster_gpus, may_grow=config.vllm.model != "nano" and joins_cluster())
 
 
 def label_settings(config: LabelConfig, recipe: DescriberRecipe) -> dict[str, Any]:
@@ -139,47 +134,14 @@ def label_settings(config: LabelConfig, recipe: DescriberRecipe) -> dict[str, An
     }
 
 
-def _write_ledger(
-    config: LabelConfig,
-    directory: str | os.PathLike[str],
-    account: Account,
-    gpus: float,
-    started: float,
-    *,
-    table: Counter[str] | None,
-) -> None:
-    """Write and print the account, stopped or done."""
-    now = time.time()
-    held = sum(now - since for since in account.actors.values())
-    ledger = make_ledger(
-        account.counts,
-        Held(
-            wall_seconds=time.monotonic() - started,
-            gpu_seconds=held * gpus,
-            cpu_seconds=held,
-        ),
-        config.prices,
-        table=table,
-        project_images=config.project_images,
-    )
-    path = Path(directory) / LEDGER_FILE
-    write_json(path, ledger)
-    print("\n".join([*ledger_lines(ledger), f"account written to {path}"]), file=sys.stderr)
-
-
 def _summarize(table: str, counts: Counter[str], account: Account, seconds: float) -> LabelSummary:
-    quarantined = {
-        name.removeprefix("quarantined:"): number for name, number in counts.items() if name.startswith("quarantined:")
-    }
-    if counts["images"] == counts["quarantined"]:
-        first = next((row.error.message for row in iter_images(table) if row.error), "")
-        raise InputError(f"{table}: not one of {counts['images']} images could be labeled. The first: {first}")
+    check_not_all_quarantined(table, counts, "labeled")
     regions = account.counts["regions"]
     return LabelSummary(
         table=table,
         images=counts["images"],
         labeled=counts["images"] - counts["quarantined"],
-        quarantined=dict(sorted(quarantined.items())),
+        quarantined=quarantined_by(counts),
         regions=counts["regions"],
         flagged=counts["flagged"],
         unique_share=round(1 - counts[f"flagged:{NOT_UNIQUE}"] / max(counts["regions"], 1), 6),

@@ -64,9 +64,20 @@ class RowWorker(Protocol):
         """
         ...
 
+    def counts(self) -> Counter[str]:
+        """For the job's account: what was done since this was last asked, beside what the rows say."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections and processes."""
         ...
+
+
+def shown_counts(account: Account) -> dict[str, Any]:
+    """What the line of progress says beside the images."""
+    counts = account.counts
+    always = {"quarantined": counts["quarantined"]}
+    return always | {name: counts[name] for name in ("flagged", "retries", "deaths") if counts[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +97,8 @@ class RowsPlan:
     """How often the process of an image must die while the image is alone in it until it is set aside."""
     max_tokens: int = 0
     """Spending limit over all starts; 0: none."""
+    shown: Callable[[Account], dict[str, Any]] = shown_counts
+    """Name and value of what the line of progress says beside the images."""
 
     @property
     def num_blocks(self) -> int:
@@ -277,7 +290,8 @@ class _Stage:
                 await self._stop(reason)
             except StorageError as error:  # nothing is wrong with the image: the next would meet the same
                 await self._stop(JobStopped(str(error)))
-            self._steward.end.remote(row.image_id, counts_of(made) if made else Counter())
+            counts = self._worker.counts() + (counts_of(made) if made else Counter())
+            self._steward.end.remote(row.image_id, counts)
             return made
 
     async def _stop(self, reason: JobStopped) -> None:
@@ -310,10 +324,9 @@ def _watched(steward: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
     def look() -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be going down
             account: Account = ray.get(steward.account.remote(), timeout=30)
-            counts = account.counts
             # an image that was lost with its process before its block was written ends twice
-            done = min(done_before + counts["images"], plan.num_images)
-            progress.update(done, under_way=account.under_way, **_shown(counts))
+            done = min(done_before + account.counts["images"], plan.num_images)
+            progress.update(done, under_way=account.under_way, **plan.shown(account))
 
     def keep_looking() -> None:
         while not stop.wait(_LOOK_EVERY_SECONDS):
@@ -328,8 +341,3 @@ def _watched(steward: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
         watcher.join()
         look()
         progress.close()
-
-
-def _shown(counts: Counter[str]) -> dict[str, int]:
-    always = {"quarantined": counts["quarantined"]}
-    return always | {name: counts[name] for name in ("flagged", "retries", "deaths") if counts[name]}

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -220,11 +220,8 @@ class _Walk:
                 f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}). "
                 "Look at the image, the prompts and the model."
             )
-        counted = Counter(_plain(final.text) for final in finals if final.text)
-        return tuple(
-            self._row(index, final, truth, repeated=bool(final.text) and counted[_plain(final.text or "")] > 1)
-            for index, final in enumerate(finals)
-        )
+        repeated = repeated_captions([final.text for final in finals])
+        return tuple(self._row(index, final, truth, repeated=repeated[index]) for index, final in enumerate(finals))
 
     async def _describe_short(self, index: int) -> _Answer:
         parent = self._prepared.parents[index]
@@ -342,6 +339,12 @@ class _Walk:
             flags=tuple(dict.fromkeys((*not_unique, *final.flags))),
             attributes=None if true is None else dict(true),
         )
+
+
+def repeated_captions(captions: Sequence[str | None]) -> list[bool]:
+    """Whether each of an image's captions is another region's too."""
+    counted = Counter(_plain(caption) for caption in captions if caption)
+    return [bool(caption) and counted[_plain(caption or "")] > 1 for caption in captions]
 
 
 def _plain(caption: str) -> str:

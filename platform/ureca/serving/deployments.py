@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ureca.engine.caption import Caption
+from ureca.engine.start import EngineDiedError
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
 from ureca.serving.api import create_app
@@ -123,7 +124,7 @@ def _translated(error: Exception) -> Exception:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, InputError):
         return cause
-    if type(cause).__name__ == "EngineDeadError":  # vLLM's, not imported here
+    if isinstance(cause, EngineDiedError):
         return UnavailableError("its engine was lost and is being replaced")
     return error
 
