@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ureca.corpus import (
     ImageRow,
     ManifestRow,
     ManifestSummary,
+    RegionRow,
     iter_image_ids,
     iter_images,
     iter_manifest,
@@ -22,7 +24,7 @@ from ureca.corpus import (
     write_manifest,
     write_regions,
 )
-from ureca.errors import ImageError, InputError
+from ureca.errors import ImageError, InputError, MaskError
 from ureca.regions import decode_rle, encode_mask
 
 RLE = encode_mask(square())
@@ -110,7 +112,7 @@ def test_one_image_id_from_two_files_is_refused_with_both_named(tmp_path: Path):
     ("source", "text"),
     [
         ("empty", r"empty: no image in it \(.jpg, .jpeg, .png, .webp, .tif, .tiff, .bmp\). Give the folder or .tar"),
-        ("missing", "missing: no such file or folder. Give a folder of photos, a .tar of photos with JSON files, or"),
+        ("missing", "missing: no such file or folder. Give a folder of photos, a .tar of photos with JSON files, a"),
         ("a.png", "a.png: of no known kind. Give a folder of photos"),
         ("x.tar.gz", "x.tar.gz: compressed: no member can be read alone. Unpack it to a .tar or a folder."),
         ("x.tar", r"x.tar: no tar, or one that breaks off after 0 members \(.*\). Download it again."),
@@ -425,3 +427,54 @@ def test_corpora_in_s3(tmp_path: Path, s3_bucket: str):
         )
     write_regions(f"{s3_bucket}/corpora/regions.parquet", table)
     assert list(iter_images(f"{s3_bucket}/corpora/regions.parquet")) == table
+
+
+def table_row(image_id: str, path: Path, **more: Any) -> ImageRow:
+    mask = encode_mask(square())
+    region = RegionRow(region_id="7", parent=-1, depth=0, segmentation=mask, area=36, bbox=(3, 2, 6, 6), **more)
+    return ImageRow(
+        image_id=image_id, image_path=str(path), height=SIZE[0], width=SIZE[1], status="labeled", regions=(region,)
+    )
+
+
+def test_a_region_table_is_a_source_of_its_images_and_regions(tmp_path: Path):
+    path = write_photo(tmp_path / "photos", "a", num_masks=None)
+    aside = ImageRow.quarantined("b", None, "read", InputError("b.json: damaged"))
+    labeled = table_row("a", path, caption="red", flags=("not_unique",), merged_ids=("8",), attributes={"color": "red"})
+    write_regions(tmp_path / "labels.parquet", [labeled, aside])
+    summary, rows = manifest_of(tmp_path / "labels.parquet")
+    (source,) = summary.sources
+    assert (source.kind, source.num_images, source.num_with_masks) == ("region table", 2, 1)
+    loaded = read_row(rows["a"])
+    assert [mask.region_id for mask in loaded.masks] == ["7"]
+    assert loaded.regions == (labeled.regions[0].without_captions(),)
+    assert (loaded.regions[0].merged_ids, loaded.regions[0].attributes) == (("8",), {"color": "red"})
+    assert (loaded.regions[0].caption, loaded.regions[0].flags) == (None, ())
+    assert "red." not in str(rows["a"].record)
+    with pytest.raises(InputError, match=r"set aside there already \(InputError: b\.json: damaged\)"):
+        read_row(rows["b"])
+
+
+def test_region_tables_that_are_no_source_are_refused(tmp_path: Path):
+    path = write_photo(tmp_path / "photos", "a", num_masks=None)
+    held = replace(table_row("a", path), image_path=None, image_bytes=path.read_bytes())
+    write_regions(tmp_path / "held.parquet", [held])
+    write_regions(tmp_path / "empty.parquet", [])
+    for source, message in (
+        ("held.parquet", "holds its images in itself, and a source names files"),
+        ("empty.parquet", "a region table without a row"),
+        ("held.parquet:images=photos", "names its images and holds its masks"),
+        ("none.parquet", "no such file or folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_manifest([f"{tmp_path}/{source}"], tmp_path / "manifest.parquet")
+
+
+def test_a_damaged_mask_of_a_region_table_is_found_when_it_is_read(tmp_path: Path):
+    path = write_photo(tmp_path / "photos", "a", num_masks=None)
+    row = table_row("a", path)
+    cut = {"size": list(SIZE), "counts": row.regions[0].segmentation["counts"][:3]}
+    write_regions(tmp_path / "labels.parquet", [replace(row, regions=(replace(row.regions[0], segmentation=cut),))])
+    _, rows = manifest_of(tmp_path / "labels.parquet")
+    with pytest.raises(MaskError, match=r"labels\.parquet: region '7'"):
+        read_row(rows["a"])

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from ureca import io
 from ureca.errors import InputError, StorageError
 
-MasksKind = Literal["record", "id_map", "pngs"]
+MasksKind = Literal["record", "id_map", "pngs", "regions"]
 
 ROWS_PER_GROUP = 1024
 """Small row groups, so that the readers of a job can share out a corpus of any size."""
@@ -52,7 +52,8 @@ class ManifestRow:
     masks_path: str | None = None
     """The file or folder that its masks are in; None: a plain photo without masks."""
     masks_kind: MasksKind | None = None
-    """How they are kept there: a record of RLEs, polygons or boxes; one PNG of region ids; PNGs of one region each."""
+    """How they are kept there: a record of RLEs, polygons or boxes; one PNG of region ids; PNGs of one region each;
+    regions of a region table."""
     mask_files: tuple[str, ...] = ()
     """For pngs: the files."""
     record: str | None = None
@@ -77,7 +78,7 @@ class SourceSummary:
     source: str
     """As given."""
     kind: str
-    """What was found there: photos, tar shard, COCO instances, COCO panoptic."""
+    """What was found there: photos, tar shard, COCO instances, COCO panoptic, region table."""
     num_images: int = 0
     """Rows: all of the following together."""
     num_with_masks: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ureca import io
+from ureca.corpus.from_table import check_not_set_aside, regions_of_record
 from ureca.corpus.images import MAX_PIXELS, check_max_pixels, decode_image, image_sizes
 from ureca.corpus.manifest import ManifestRow
 from ureca.corpus.masks import (
@@ -21,6 +22,7 @@ from ureca.corpus.masks import (
     masks_of_pngs,
     read_id_map,
 )
+from ureca.corpus.schema import RegionRow
 from ureca.errors import ImageError, InputError
 from ureca.regions.rle import Size
 from ureca.regions.tree import Mask
@@ -51,6 +53,8 @@ class LoadedImage:
     """None of them empty, no id twice."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was mended, and how often; the names are those of ureca.corpus.masks."""
+    regions: tuple[RegionRow, ...] | None = None
+    """Of a region table's image: the masks in the tree that was made of them; None where none was made yet."""
 
 
 def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
@@ -64,6 +68,9 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
         StorageError: nothing is wrong with the image, but S3 refuses or does not answer.
     """
     limits = limits or ReadLimits()
+    table_row = _record(row) if row.masks_kind == "regions" else None
+    if table_row is not None:
+        check_not_set_aside(table_row, where=_masks_path(row))
     try:
         data = io.read_bytes(row.image_path)
     except InputError as error:
@@ -76,6 +83,8 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
     if row.masks_kind == "record":
         record, size = annotations_of(_record(row), where=_masks_path(row))
         size = frame_of(record, size, sizes, where=_masks_path(row))
+    elif table_row is not None:
+        size = (table_row["height"], table_row["width"])
     elif row.masks_kind == "id_map":
         map_data = io.read_bytes(_masks_path(row))
         ids, has_palette = read_id_map(map_data, where=_masks_path(row), max_pixels=limits.max_pixels)
@@ -90,7 +99,10 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
     size = (image.shape[0], image.shape[1])
     notes["exif_turned"] += size != sizes.stored
     masks: list[Mask] = []
-    if record is not None:
+    regions: tuple[RegionRow, ...] | None = None
+    if table_row is not None:
+        masks, regions = regions_of_record(table_row, where=_masks_path(row))
+    elif record is not None:
         masks = masks_of_annotations(record, size, where=_masks_path(row), notes=notes)
     elif ids is not None:
         masks = masks_of_id_map(
@@ -98,7 +110,7 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
         )
     elif row.masks_kind == "pngs":
         masks = masks_of_pngs(files, size, max_pixels=limits.max_pixels, notes=notes)
-    return LoadedImage(data=data, image=image, size=size, masks=masks, notes=+notes)
+    return LoadedImage(data=data, image=image, size=size, masks=masks, notes=+notes, regions=regions)
 
 
 def read_sa1b(image_path: str | os.PathLike[str], masks_path: str | os.PathLike[str] | None) -> LoadedImage:

@@ -11,7 +11,7 @@ vanishes: images in = rows out.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
@@ -141,6 +141,18 @@ class RegionRow:
     def of(cls, region: Region, **labels: Any) -> Self:
         """A region of a mask tree, with the fields that tell more of it."""
         return cls(**vars(region), **labels)
+
+    def without_captions(self) -> Self:
+        """The region as it was before anybody captioned it: its place, its mask, and which others are alike."""
+        return replace(
+            self,
+            short_caption=None,
+            long_caption=None,
+            caption=None,
+            distractors=tuple(replace(each, told_apart_by=None) for each in self.distractors),
+            uniqueness=None,
+            flags=(),
+        )
 
     def to_record(self) -> dict[str, Any]:
         """The value of this region in the table's `regions` list."""

@@ -6,6 +6,7 @@ SHARD.tar                        photos with NAME.json beside them, as SA-1B com
 ANNOTATIONS.json                 COCO or LVIS instances, or COCO panoptic
 ANNOTATIONS.json:images=FOLDER   the same, where the photos are not in a usual place
      … :masks=FOLDER             and where the PNGs of panoptic annotations are not
+TABLE.parquet                    a region table, with its regions
 """
 
 import os
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from ureca import io
 from ureca.corpus.coco import add_coco
 from ureca.corpus.folder import add_photos
+from ureca.corpus.from_table import add_table
 from ureca.corpus.manifest import MANIFEST_SCHEMA, ROWS_PER_GROUP, ManifestSummary, Scratch, SourceSummary, scratch
 from ureca.errors import InputError
 
@@ -69,7 +71,11 @@ def _add_source(text: str, rows: Scratch) -> SourceSummary:
     """Add a source's rows; says what was found."""
     source = parse_source(text)
     lower = source.path.lower()
-    if io.is_folder(source.path):
+    if lower.endswith(".parquet") and io.exists(source.path):
+        if source.images or source.masks:
+            raise InputError(f"{text}: a region table names its images and holds its masks. Give {source.path} alone.")
+        summary = add_table(source.path, rows)
+    elif io.is_folder(source.path):
         if source.images:
             raise InputError(f"{text}: images= goes with a file of annotations. Give the folder of photos alone.")
         summary = add_photos(source.path, rows, masks=source.masks)
@@ -83,6 +89,6 @@ def _add_source(text: str, rows: Scratch) -> SourceSummary:
         found = "of no known kind" if io.exists(source.path) else "no such file or folder"
         raise InputError(
             f"{source.path}: {found}. Give a folder of photos, a .tar of photos with JSON files, "
-            "or a COCO annotation file (.json)."
+            "a COCO annotation file (.json), or a region table (.parquet)."
         )
     return replace(summary, source=text)
