@@ -13,7 +13,7 @@ from request_images import photo
 from ureca.errors import ImageError, UrecaError
 from ureca.regions.rle import box_to_rle
 from ureca.serving.calls import OverloadedError
-from ureca.serving.client import Client, RegionCaption, ServiceError
+from ureca.serving.client import Client, RegionCaption, ServiceError, as_read
 
 RLE = box_to_rle((10, 5, 30, 15), (40, 60))
 
@@ -118,7 +118,7 @@ def test_an_answer_of_a_proxy_that_lost_its_service_is_asked_again(stream):
             if len(told) == 1:
                 self.wfile.write(b"Internal Server Error")
             elif not stream:
-                self.wfile.write(json.dumps({"captions": [answer]}).encode())
+                self.wfile.write(json.dumps({"model": "m", "captions": [answer], "usage": {}}).encode())
             elif len(told) > 2:
                 self.wfile.write(f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode())
 
@@ -150,3 +150,38 @@ def test_regions_come_as_the_service_finds_them(client):
     assert (found["bbox"], found["area"]) == ([20, 20, 40, 40], 1600)
     [answer] = client.caption(square, [found["rle"]])
     assert answer.caption == "unique 1600 at 20,20,40,40"
+
+
+def test_captions_tell_what_they_took_and_who_wrote_them(client):
+    captions = client.caption(photo(), [RLE, RLE])
+    assert captions.model == "measured"
+    assert captions.usage == {"prompt_tokens": 600, "completion_tokens": 4, "cached_tokens": 256}
+    assert client.models() == ["measured"]
+
+
+def test_an_error_holds_the_status_of_the_answer(client, backend):
+    with pytest.raises(ServiceError) as refused:
+        client.caption(photo(), [RLE], max_tokens=100)
+    assert refused.value.status == 400
+    with Client("http://127.0.0.1:9", timeout_seconds=2, retries=0) as nobody, pytest.raises(ServiceError) as lost:
+        nobody.models()
+    assert lost.value.status is None
+    backend.failure = ZeroDivisionError()
+    with pytest.raises(ServiceError) as failed:
+        client.caption(photo(), [RLE])
+    assert failed.value.status == 500
+
+
+def test_a_file_is_sent_as_it_is_where_the_service_sees_the_same_pixels(tmp_path):
+    turn = Image.Exif()
+    turn[0x0112] = 3
+    pixels = np.asarray(photo())
+    for name, options, as_file in (
+        ("a.png", {}, True),
+        ("a.jpg", {}, True),
+        ("turned.jpg", {"exif": turn.tobytes()}, False),
+        ("a.bmp", {}, False),
+    ):
+        photo().save(tmp_path / name, **options)
+        data = (tmp_path / name).read_bytes()
+        assert as_read(data, pixels) is (data if as_file else pixels), name

@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from PIL import Image
 
 from ureca.errors import ImageError, UrecaError
 
-__all__ = ["Client", "RegionCaption", "ServiceError", "data_url"]
+__all__ = ["Captions", "Client", "RegionCaption", "ServiceError", "as_read", "data_url"]
 
 T = TypeVar("T")
 
@@ -34,10 +34,16 @@ ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 _LONGEST_WAIT_SECONDS = 30.0
 _RETRIED = ("overloaded", "unavailable")
 """Types of error that a stream may begin with whose call is worth another try."""
+_EXIF_ORIENTATION = 0x0112
 
 
 class ServiceError(UrecaError):
     """The service refused the request, or can't be reached. Holds the service's own words."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """`status`: of its answer; None where there was none, or it broke off."""
+        super().__init__(message)
+        self.status = status
 
 
 class _RetryError(Exception):
@@ -57,6 +63,15 @@ class RegionCaption:
     error: str | None
     finish_reason: str | None
     """`stop` (the model ended it) or `length` (cut at `max_tokens`)."""
+
+
+class Captions(list[RegionCaption]):
+    """The answers to one request, in the order of its regions."""
+
+    def __init__(self, answers: Iterable[RegionCaption], *, model: str, usage: Mapping[str, int]) -> None:
+        """`usage`: `prompt_tokens`, `completion_tokens`, and of the former `cached_tokens`, found in the cache."""
+        super().__init__(answers)
+        self.model, self.usage = model, usage
 
 
 class Client:
@@ -88,7 +103,7 @@ class Client:
         max_tokens: int | None = None,
         temperature: float = 0.0,
         **options: Any,
-    ) -> list[RegionCaption]:
+    ) -> Captions:
         """Caption regions of an image.
 
         Args:
@@ -106,8 +121,8 @@ class Client:
             ImageError: the file is not there.
         """
         body = _body(image, regions, style, max_tokens, temperature, stream=False) | options
-        answer = self._again(lambda: self._post("/v1/captions", body))
-        return [_answer(each) for each in answer["captions"]]
+        answer = self._again(lambda: self._request("POST", "/v1/captions", body))
+        return Captions(map(_answer, answer["captions"]), model=answer["model"], usage=answer["usage"])
 
     def tree(
         self,
@@ -122,13 +137,13 @@ class Client:
         body = {"image": data_url(image), "style": style, "captions": captions}
         if regions is not None:
             body["regions"] = _regions(regions)
-        return self._again(lambda: self._post("/v1/trees", body))
+        return self._again(lambda: self._request("POST", "/v1/trees", body))
 
     def regions(self, image: ImageLike) -> list[dict[str, Any]]:
         """The regions that the service finds in an image, parents before children, as `POST /v1/regions` answers: each
         with its "id", "rle", "bbox", "area", "parent" and "depth", and without a caption. Raises as `caption`."""
         body = {"image": data_url(image)}
-        return list(self._again(lambda: self._post("/v1/regions", body))["regions"])
+        return list(self._again(lambda: self._request("POST", "/v1/regions", body))["regions"])
 
     def stream(
         self,
@@ -153,6 +168,11 @@ class Client:
             raise self._unreachable(error) from error
         finally:
             response.close()
+
+    def models(self) -> list[str]:
+        """The names of the service's models, the one that answers by default first. Raises ServiceError."""
+        answer = self._again(lambda: self._request("GET", "/v1/models"))
+        return [each["id"] for each in answer["data"]]
 
     def is_ready(self) -> bool:
         """Whether the service answers and its engine is up."""
@@ -185,9 +205,9 @@ class Client:
                 time.sleep(min(_LONGEST_WAIT_SECONDS, pause) * random.uniform(0.75, 1.25))
         raise AssertionError("unreachable")
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:
-            response = self._http.post(path, json=body)
+            response = self._http.request(method, path, json=body)
         except httpx.TransportError as error:
             raise self._broken(error) from error
         _raise_for_status(response)
@@ -240,7 +260,7 @@ class Client:
 def _raise_for_status(response: httpx.Response) -> None:
     if not response.is_error:
         return
-    error = ServiceError(_message(response))
+    error = ServiceError(_message(response), response.status_code)
     # The service's own 500 would come again; without its form it is a proxy's, whose service was lost on the way.
     lost = response.status_code == 500 and not response.headers.get("content-type", "").startswith("application/json")
     if lost or response.status_code in (429, 502, 503, 504):
@@ -270,6 +290,14 @@ def _body(
         "stream": stream,
     }
     return body if max_tokens is None else {**body, "max_tokens": max_tokens}
+
+
+def as_read(data: bytes, pixels: np.ndarray) -> bytes | np.ndarray:
+    """What to send of an image file whose pixels, as they were read here, are uint8 (H, W, 3): the file, if the service
+    will see the same in it, else the pixels. The service knows three kinds of files, and turns none as EXIF says."""
+    with Image.open(io.BytesIO(data)) as stored:
+        turned = stored.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        return pixels if turned or stored.format not in ("JPEG", "PNG", "WEBP") else data
 
 
 def data_url(image: ImageLike) -> str:
