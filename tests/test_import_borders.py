@@ -26,6 +26,7 @@ LAYERS = (
     "engine",
     "labeling evaluation",
     "training serving",
+    "captioning",
     "demo doctor caption sizing",
     "cli",
 )

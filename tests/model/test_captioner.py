@@ -10,6 +10,7 @@ import torch
 from ureca.errors import CheckpointError, ConfigError
 from ureca.model import Captioner, Example, RegionExample, export, pack, preset
 from ureca.model.captioner import MASK_ENCODER_FILE
+from ureca.model.export import export_digest
 from ureca.regions.rle import encode_mask
 
 SIZE = (300, 500)
@@ -69,6 +70,19 @@ def test_export_merges_lora_into_a_plain_checkpoint(captioner: Captioner, tmp_pa
     exported = Captioner.from_pretrained(export(tmp_path / "model", tmp_path / "export"))
     assert loss(exported) == pytest.approx(tuned, rel=1e-5)
     assert not any("lora" in name for name, _ in exported.named_parameters())
+
+
+def test_the_digest_of_an_export_changes_with_what_captions_depend_on(tiny_export: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_export, tmp_path / "copy")
+    digest = export_digest(copy)
+    assert digest == export_digest(tiny_export)
+    (copy / "README.md").write_text("another card")
+    (copy / "training.json").write_text("{}")
+    assert export_digest(copy) == digest
+    for name in ("model.safetensors", "mask_encoder.safetensors", "config.json", "tokenizer.json"):
+        before, data = export_digest(copy), (copy / name).read_bytes()
+        (copy / name).write_bytes(data + b" ")
+        assert export_digest(copy) != before, name
 
 
 def test_stage_1_trains_the_mask_encoder_and_stage_2_lora(captioner: Captioner) -> None:

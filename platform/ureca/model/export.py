@@ -9,6 +9,7 @@ README.md                           the model card (card.py)
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,10 +27,11 @@ from ureca.model.captioner import MASK_ENCODER_FILE, Captioner
 from ureca.model.card import CardText, model_card
 from ureca.model.licenses import license_of
 
-__all__ = ["CARD_FILE", "TRAINING_FILE", "export", "merged", "read_training"]
+__all__ = ["CARD_FILE", "TRAINING_FILE", "export", "export_digest", "merged", "read_training"]
 
 CARD_FILE = "README.md"
 TRAINING_FILE = "training.json"
+_DECIDING_FILES = ("*.safetensors", "*config.json", "*token*.json", "vocab.json", "merges.txt", "*.model")
 
 
 def export(
@@ -92,6 +94,16 @@ def export(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def export_digest(directory: str | Path) -> str:
+    """SHA-256 over the files of an export that captions depend on: weights, configurations, tokenizer."""
+    digest = hashlib.sha256()
+    folder = Path(directory)
+    for path in sorted({path for pattern in _DECIDING_FILES for path in folder.glob(pattern)}):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def merged(model_dir: str | Path, dtype: torch.dtype) -> Captioner:

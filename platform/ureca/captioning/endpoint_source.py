@@ -1,0 +1,111 @@
+"""Captions from a running service, through the client: retries, tokens and limits are its own.
+
+no answer, no place, no engine    asked again for `endpoint.retries` pauses; then EndpointLost: the job stops
+token or model refused            EndpointLost, at once
+request refused                   InputError: that image is set aside
+it fails, but is ready            InputError: it fails at that image
+"""
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ureca.captioning.config import EndpointConfig
+from ureca.captioning.source import Captioned
+from ureca.corpus import LoadedImage
+from ureca.engine.load import Load
+from ureca.errors import ConfigError, InputError
+from ureca.labeling.errors import EndpointLost
+from ureca.regions.rle import Rle
+from ureca.serving.client import Captions, Client, RegionCaption, ServiceError, as_read
+
+__all__ = ["EndpointSource", "served_model"]
+
+_FAILED = 500
+_OF_THE_IMAGE = (400, 413, 422)
+"""Statuses that say what is wrong with a request."""
+
+
+def served_model(config: EndpointConfig, token: str) -> str:
+    """The model that the service will caption with.
+
+    Raises:
+        ConfigError: nobody answers there, or not with such a model, or the token is not taken.
+    """
+    try:
+        with Client(config.url, token=token or None, timeout_seconds=30, retries=2) as client:
+            models = client.models()
+    except ServiceError as error:
+        refused = error.status in (401, 403)
+        remedy = f" Give a token that it knows in {config.token_env}." if refused else ""
+        raise ConfigError(f"endpoint.url={config.url}: {error}{remedy}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"endpoint.url={config.url}: is no service of ours. Give the address alone, without a path."
+        ) from error
+    if config.model and config.model not in models:
+        raise ConfigError(f"endpoint.model={config.model}: the service at {config.url} has {', '.join(models)}")
+    return config.model or models[0]
+
+
+class EndpointSource:
+    """A `CaptionSource`."""
+
+    start_seconds = 0.0
+
+    def __init__(self, config: EndpointConfig, *, token: str, model: str, images_in_flight: int) -> None:
+        """Nothing is sent yet; `images_in_flight`: images that may be asked about at once."""
+        self.load = Load()
+        self.load.begin()
+        self._config, self._model = config, model
+        self._client = Client(
+            config.url, token=token or None, timeout_seconds=config.timeout_seconds, retries=config.retries
+        )
+        self._threads = ThreadPoolExecutor(images_in_flight, thread_name_prefix="request")
+
+    async def caption(self, image: LoadedImage, asked: Sequence[tuple[Rle, str]], max_tokens: int) -> Captioned:
+        """As `CaptionSource`: the regions of an image in one request, or in few, one after the other."""
+        data = await asyncio.get_running_loop().run_in_executor(self._threads, as_read, image.data, image.image)
+        regions = [
+            {"id": str(number), "rle": segmentation, "style": style}
+            for number, (segmentation, style) in enumerate(asked)
+        ]
+        most = self._config.regions_per_request
+        answers: list[RegionCaption] = []
+        usage: Counter[str] = Counter()
+        for start in range(0, len(regions), most):
+            captions = await self._ask(data, regions[start : start + most], max_tokens)
+            answers += captions
+            usage.update(captions.usage)
+        if refused := next((each for each in answers if each.error is not None), None):
+            raise InputError(f"region {refused.id} of the image: the service says: {refused.error}")
+        return Captioned(
+            texts=tuple(each.caption or "" for each in answers),
+            cut=tuple(each.finish_reason == "length" for each in answers),
+            prompt_tokens=usage["prompt_tokens"],
+            completion_tokens=usage["completion_tokens"],
+            cached_tokens=usage["cached_tokens"],
+        )
+
+    async def close(self) -> None:
+        """Let go of the connection; requests that wait are not sent."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    async def _ask(self, data: Any, regions: list[dict[str, Any]], max_tokens: int) -> Captions:
+        send = functools.partial(self._client.caption, data, regions, max_tokens=max_tokens, model=self._model)
+        loop = asyncio.get_running_loop()
+        try:
+            with self.load.regions(len(regions)):
+                return await loop.run_in_executor(self._threads, send)
+        except ServiceError as error:
+            if error.status in _OF_THE_IMAGE:
+                raise InputError(f"the service at {self._config.url} refuses the image: {error}") from error
+            if error.status == _FAILED and await loop.run_in_executor(self._threads, self._client.is_ready):
+                raise InputError(f"the service at {self._config.url} fails at the image: {error}") from error
+            raise EndpointLost(
+                f"{self._config.url}: {str(error).rstrip('.')}. What is captioned is kept; the same command goes on."
+            ) from error

@@ -1,0 +1,65 @@
+"""Captions from an engine in the actor's own process: the class that serves, without the service."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ureca.captioning.source import Captioned
+from ureca.corpus import LoadedImage
+from ureca.engine import CaptionEngine
+from ureca.engine.config import EngineConfig
+from ureca.labeling.own_engine import OwnEngine, end_process
+from ureca.regions.rle import Rle
+
+__all__ = ["EngineSource"]
+
+
+class EngineSource:
+    """A `CaptionSource`; the first image starts the engine."""
+
+    def __init__(
+        self, export_dir: Path, config: EngineConfig, *, when_engine_died: Callable[[], None] = end_process
+    ) -> None:
+        """No engine is started yet; `when_engine_died` as of `OwnEngine`.
+
+        Raises:
+            CheckpointError: the folder is no export, or its parts don't fit each other.
+        """
+        self._engine = CaptionEngine(
+            export_dir,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len or None,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+        )
+        self.load = self._engine.load
+        self._own = OwnEngine(
+            self._engine, model=f"model={export_dir}", section=config.section, when_engine_died=when_engine_died
+        )
+
+    @property
+    def start_seconds(self) -> float:
+        """As `CaptionSource`."""
+        return self._own.start_seconds
+
+    async def caption(self, image: LoadedImage, asked: Sequence[tuple[Rle, str]], max_tokens: int) -> Captioned:
+        """As `CaptionSource`: all at once; the engine sees to it that the image is computed once."""
+        query = self._engine.prompts.processor.query
+        async with self._own.running():
+            captions = await self._engine.caption(
+                image.image,
+                [segmentation for segmentation, _ in asked],
+                [query(style) for _, style in asked],
+                max_tokens=max_tokens,
+            )
+        return Captioned(
+            texts=tuple(each.text for each in captions),
+            cut=tuple(each.finish_reason == "length" for each in captions),
+            prompt_tokens=sum(each.prompt_tokens for each in captions),
+            completion_tokens=sum(each.completion_tokens for each in captions),
+            cached_tokens=sum(each.cached_tokens for each in captions),
+        )
+
+    async def close(self) -> None:
+        """End the engine."""
+        await self._own.close()

@@ -1,0 +1,86 @@
+"""All that the captions of a job are made from, settled where the job is started."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ureca.captioning.config import CaptionConfig
+from ureca.captioning.endpoint_source import EndpointSource, served_model
+from ureca.captioning.engine_source import EngineSource
+from ureca.captioning.source import CaptionSource
+from ureca.config import config_to_dict
+from ureca.corpus import SCHEMA_VERSION
+from ureca.model.export import export_digest
+from ureca.model.presets import shipped
+from ureca.model.processor import STYLE_QUERIES
+
+__all__ = ["CaptionRecipe"]
+
+_DIGITS = 16
+"""Of a digest, where it stands in a table."""
+
+
+@dataclass(frozen=True)
+class CaptionRecipe:
+    """Actors have neither the driver's environment nor, on a cluster, its package's folder."""
+
+    config: CaptionConfig
+    model: str
+    """Who captions, as the table tells it: NAME@sha256:DIGEST of an export; the name alone of a service's model."""
+    folder: str = ""
+    """Of the export; empty: nano's, wherever the package lies on the actor's machine."""
+    token: str = field(default="", repr=False)
+
+    @classmethod
+    def read(cls, config: CaptionConfig) -> "CaptionRecipe":
+        """Find out who will caption.
+
+        Raises:
+            CheckpointError: the model's folder is no export.
+            ConfigError: the service does not answer as it should.
+        """
+        if config.endpoint.url:
+            token = config.endpoint.token()
+            return cls(config, served_model(config.endpoint, token), token=token)
+        folder = str(Path(config.model).resolve()) if config.model else ""
+        path = _export_dir(folder)
+        EngineSource(path, config.engine)  # says what is wrong with an export, and starts nothing
+        return cls(config, f"{path.name}@sha256:{export_digest(path)[:_DIGITS]}", folder)
+
+    @property
+    def prompt_version(self) -> str | None:
+        """Changes with the questions; None where the service decides on them."""
+        if self.config.endpoint.url:
+            return None
+        asked = "\n".join(STYLE_QUERIES[style] for style in self.config.styles)
+        return hashlib.sha256(asked.encode()).hexdigest()[:_DIGITS]
+
+    def make(self) -> CaptionSource:
+        """The captions of one process. Nothing is started or sent yet."""
+        if self.config.endpoint.url:
+            return EndpointSource(
+                self.config.endpoint,
+                token=self.token,
+                model=self.model,
+                images_in_flight=self.config.images_in_flight,
+            )
+        return EngineSource(_export_dir(self.folder), self.config.engine)
+
+    def settings(self) -> dict[str, Any]:
+        """What rows depend on; where they are written, how fast, and by how many processes is no part of it."""
+        config = self.config
+        return {
+            "sources": list(config.sources),
+            "walk": config_to_dict(config.walk()),
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "prompt_version": self.prompt_version,
+            "styles": list(config.styles),
+            "max_tokens": config.max_tokens,
+            "dtype": config.engine.dtype,
+        }
+
+
+def _export_dir(folder: str) -> Path:
+    return Path(folder) if folder else shipped("nano_captioner")

@@ -1,0 +1,148 @@
+"""What the actors of a captioning job do with an image: read it, take or build its tree, have it captioned.
+
+    read      image and masks; proposed masks where it has none
+    tree      which region is part of which; a region table's regions keep the tree that they have
+    caption   all regions in all styles at once
+
+One image is one row and one call, so its regions share its prefix by construction. Images are prepared one at a time,
+as in labeling, while the engine works on others.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ureca.captioning.config import CaptionConfig
+from ureca.captioning.recipe import CaptionRecipe
+from ureca.captioning.source import Captioned, CaptionSource
+from ureca.corpus import ImageRow, LoadedImage, ManifestRow, Provenance, RegionRow
+from ureca.errors import CheckpointError, StorageError, UrecaError
+from ureca.labeling.describer import Budget
+from ureca.labeling.errors import JobStopped
+from ureca.labeling.prepare import Preparer
+from ureca.labeling.walk import NOT_UNIQUE, UnusableAnswerError, repeated_captions
+
+__all__ = ["CUT_OFF", "EMPTY", "CaptionWorker"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_FIELDS = {"brief": "short_caption", "detailed": "long_caption", "unique": "caption"}
+
+CUT_OFF = "cut_off"
+"""Flag of a region with a caption that ended at `max_tokens`."""
+EMPTY = "empty"
+"""Flag of a region that was asked about and about which nothing was said."""
+
+
+class CaptionWorker:
+    """Captions images in one actor."""
+
+    def __init__(self, recipe: CaptionRecipe, budget: Budget | None, share: float) -> None:
+        del budget, share  # an engine costs what it is held for
+        self._recipe = recipe
+        self._source: CaptionSource = recipe.make()
+        self._preparer = Preparer(self._config.walk(), looks=True)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._counts: Counter[str] = Counter()
+        self._start_seconds = 0.0
+
+    @property
+    def _config(self) -> CaptionConfig:
+        return self._recipe.config
+
+    async def work(self, row: ManifestRow) -> ImageRow:
+        """The image's row of the region table, captioned or set aside.
+
+        Raises:
+            JobStopped: neither this nor any other image can be captioned for now.
+            CheckpointError: the model is damaged.
+        """
+        began, step = time.monotonic(), "read"
+        try:
+            loaded = await self._in_thread(lambda: self._preparer.read(row))
+            step = "tree"
+            regions, notes = await self._in_thread(lambda: self._regions(loaded))
+            step = "caption"
+            asked = [(region.segmentation, style) for region in regions for style in self._config.styles]
+            asked_at = time.monotonic()
+            made = await self._source.caption(loaded, asked, self._config.max_tokens) if asked else Captioned()
+            if asked and not any(made.texts):
+                raise UnusableAnswerError(f"{row.image_path}: nothing was said of any of its {len(regions)} regions.")
+        except (JobStopped, StorageError, CheckpointError):  # nothing is wrong with the image
+            raise
+        except Exception as error:
+            if not isinstance(error, UrecaError):
+                logger.exception("image %s failed in step %s", row.image_id, step)
+            return ImageRow.quarantined(row.image_id, row.image_path, step, error)
+        self._counts["engine:prompt_tokens"] += made.prompt_tokens
+        self._counts["engine:cached_tokens"] += made.cached_tokens
+        now = time.monotonic()
+        return ImageRow(
+            image_id=row.image_id,
+            image_path=row.image_path,
+            height=loaded.size[0],
+            width=loaded.size[1],
+            status="labeled",
+            regions=self._captioned(regions, made),
+            provenance=Provenance(
+                describer="captioner",
+                model=self._recipe.model,
+                prompt_version=self._recipe.prompt_version,
+                prompt_tokens=made.prompt_tokens,
+                completion_tokens=made.completion_tokens,
+                seconds=round(now - began, 4),
+                requests=dict.fromkeys(self._config.styles, len(regions)) if regions else None,
+                describer_seconds=round(now - asked_at, 4),
+            ),
+            notes=notes,
+        )
+
+    def counts(self) -> Counter[str]:
+        """How busy the engine has been since this was last asked, and what it found in its cache."""
+        busy = self._source.load.take()
+        counts, self._counts = self._counts, Counter()
+        counts["engine:start_milliseconds"] = round(1000 * (self._source.start_seconds - self._start_seconds))
+        self._start_seconds = self._source.start_seconds
+        counts["engine:milliseconds"] = round(1000 * busy.seconds)
+        counts["engine:busy_milliseconds"] = round(1000 * busy.busy_seconds)
+        counts["engine:region_milliseconds"] = round(1000 * busy.region_seconds)
+        return counts
+
+    async def close(self) -> None:
+        """End the engine, or the connection to the service."""
+        self._thread.shutdown(wait=False)
+        await self._source.close()
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _regions(self, loaded: LoadedImage) -> tuple[tuple[RegionRow, ...], dict[str, int]]:
+        if loaded.regions is not None:
+            return loaded.regions, dict(loaded.notes)
+        tree, notes = self._preparer.tree(loaded)
+        return tuple(RegionRow.of(region) for region in tree.regions), notes
+
+    def _captioned(self, regions: tuple[RegionRow, ...], made: Captioned) -> tuple[RegionRow, ...]:
+        """The regions with their captions; `made` has those of a region, in all styles, side by side."""
+        styles = self._config.styles
+        texts = {style: made.texts[place :: len(styles)] for place, style in enumerate(styles)}
+        repeated = repeated_captions(texts.get("unique", (None,) * len(regions)))
+        captioned = []
+        for index, region in enumerate(regions):
+            captions: dict[str, Any] = {_FIELDS[style]: texts[style][index] or None for style in styles}
+            first = index * len(styles)
+            flags = {
+                NOT_UNIQUE: repeated[index],
+                CUT_OFF: any(made.cut[first : first + len(styles)]),
+                EMPTY: None in captions.values(),
+            }
+            told = tuple(flag for flag, is_so in flags.items() if is_so)
+            captioned.append(replace(region, flags=told, **captions))
+        return tuple(captioned)

@@ -1,0 +1,40 @@
+"""A small corpus with one broken image, and services that caption it over HTTP."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from caption_backends import TOKEN, AreaBackend
+from on_a_port import on_a_port
+
+from ureca.scenes import write_scenes
+from ureca.serving.api import create_app
+from ureca.serving.settings import AccessToken, Limits
+
+NUM_SCENES = 6
+BROKEN = "scene_000002"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six drawn scenes, one of them cut off."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_scenes(folder, range(NUM_SCENES))
+    photo = folder / f"{BROKEN}.jpg"
+    photo.write_bytes(photo.read_bytes()[:2000])
+    return folder
+
+
+@pytest.fixture
+def backend() -> AreaBackend:
+    return AreaBackend()
+
+
+@pytest.fixture
+def service(backend: AreaBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A service in front of the backend that asks for a token, which stands in the environment."""
+    known = AccessToken(name="tests", sha256=hashlib.sha256(TOKEN.encode()).hexdigest())
+    monkeypatch.setenv("URECA_TOKEN", TOKEN)
+    with on_a_port(create_app(backend, model_name="areas", limits=Limits(), access_tokens=[known])) as url:
+        yield url

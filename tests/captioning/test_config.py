@@ -1,0 +1,55 @@
+"""What a captioning job refuses before it starts, and how it is spread."""
+
+import pytest
+
+from ureca.captioning.config import CaptionConfig
+from ureca.captioning.pipeline import rows_plan
+from ureca.config import load_config
+from ureca.engine.config import EngineConfig
+from ureca.errors import ConfigError
+
+
+def test_command_line_makes_a_configuration():
+    config = load_config(CaptionConfig, ["--sources=a,b", "--styles=brief,unique", "--engine.max_num_seqs=8"])
+    assert config.sources == ("a", "b")
+    assert config.styles == ("brief", "unique")
+    assert config.engine.max_num_seqs == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sources="], "sources is empty"),
+        (["--max_tokens=0"], "max_tokens=0: give 1 or more"),
+        (["--images_in_flight=0"], "images_in_flight=0: give 1 or more"),
+        (["--styles="], "styles=: give each style once"),
+        (["--styles=brief,brief"], "styles=brief,brief: give each style once"),
+        (["--table=labels"], "table=labels: give the name of a .parquet file"),
+        (["--sources=a.parquet", "--table=a.parquet"], "table=a.parquet: is a source too"),
+        (["--tree=papper"], "mask tree preset 'papper' does not exist"),
+        (["--endpoint.url=localhost:8000"], "endpoint.url=localhost:8000: give an address that begins with http"),
+        (["--endpoint.url=http://a", "--model=b"], "the service has its own model and engine"),
+        (["--engine.tensor_parallel_size=0"], "engine.tensor_parallel_size=0: give 1 or more"),
+        (["--engine.section=vllm"], "section"),
+    ],
+)
+def test_wrong_settings_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(CaptionConfig, ["--sources=photos", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "actors", "gpus_per_actor"),
+    [
+        ({}, 8, 8, 1.0),
+        ({"engine": EngineConfig(tensor_parallel_size=4)}, 8, 2, 4.0),
+        ({"engine": EngineConfig(gpus_per_actor=0.5, gpu_memory_utilization=0.4)}, 1, 2, 0.5),
+        ({}, 0, 1, 0.0),
+        ({"actors": 3}, 0, 3, 0.0),
+    ],
+)
+def test_an_engine_for_each_share_of_the_gpus_and_one_without(settings, gpus, actors, gpus_per_actor):
+    resources = {"CPU": 16.0, "GPU": float(gpus)}
+    plan = rows_plan(CaptionConfig(sources=("a",), **settings), 1000, resources)
+    assert plan.gpus_per_actor == gpus_per_actor
+    assert plan.num_actors(16, gpus) == actors
