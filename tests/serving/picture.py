@@ -24,7 +24,7 @@ def take(url: str, path: str) -> None:
         page.mouse.move(0, 0)
         page.screenshot(path=path)
     with Image.open(path) as image:  # a few colors are enough for it
-        image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

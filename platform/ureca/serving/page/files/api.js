@@ -31,7 +31,10 @@ export async function* stream(path, body, signal) {
     text = blocks.pop(); // the beginning of the next one
     for (const block of blocks) {
       const data = block.replace(/^data: /, "");
-      if (data === "[DONE]") return;
+      if (data === "[DONE]") {
+        await reader.read().catch(() => {}); // the end itself; all was told, however that goes
+        return;
+      }
       const event = JSON.parse(data);
       if (event.error && event.id === undefined) throw new ServiceError(event.error.message);
       yield event;
