@@ -273,7 +273,7 @@ def test_tokens_start_at_the_norm_of_the_text_embeddings_whatever_the_region(n: 
 def test_tokens_tell_place_size_and_tile_apart() -> None:
     model = encoder()
     here, there, bigger = (middle(model, square(*at)) for at in ((20, 20, 30), (200, 20, 30), (20, 20, 60)))
-    assert scale(here - there).min() > 0.5 * model.config.embedding_norm
+    assert scale(here - there).min() > 0.3 * model.config.embedding_norm
     assert scale(here - bigger).min() > 0.03 * model.config.embedding_norm
     left, right = (middle(model, square(20, x, 30, (256, 512)))[0] for x in (20, 256 + 20))
     assert scale(left - right).min() > 0.03 * model.config.embedding_norm

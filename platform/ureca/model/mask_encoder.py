@@ -37,6 +37,9 @@ GRID = 32
 """Cells along each side of a tile: one for each patch of 14 px that InternVL cuts a tile of 448 px into."""
 CUTOUT = 32
 """Side of the cut-out that a region's outline is read from."""
+_FIRST_CODES, _FIRST_WORDS = 0.02, 0.3
+"""How large codes and descriptions start, of unit waves and of torch's own weights. At unit size a training of 150
+steps did not learn to read them (docs/mask_encoder.md); codes that start as the base's location tokens keep theirs."""
 TILES_AT_ONCE = (8, 64)
 """Tiles that go through the encoder together, on a CPU, whose caches they have to fit, and elsewhere."""
 
@@ -227,7 +230,7 @@ class _Tokens(nn.Module):
     def __init__(self, config: MaskEncoderConfig) -> None:
         super().__init__()
         n, d = config.tokens_per_tile, config.hidden_size
-        self.codes = nn.Parameter(_wave_codes(d))
+        self.codes = nn.Parameter(_wave_codes(d) * _FIRST_CODES)
         self.spots = nn.Parameter(_spread_spots(n))
         self.coverage_weight = nn.Parameter(torch.full((n,), 2.0))
 
@@ -242,8 +245,10 @@ class _Tokens(nn.Module):
         self.place = nn.Linear(4, d)
         self.norm = nn.RMSNorm(d, eps=1e-6)
         nn.init.constant_(self.norm.weight, config.embedding_norm)
-        # At the start the pointer is heard before anything else.
-        nn.init.normal_(self.place.weight, std=0.1)
+        # Small, for the norm comes after: what a rate moves in a step is then much of them, and they turn soon.
+        with torch.no_grad():
+            self.describe[2].weight.mul_(_FIRST_WORDS)
+        nn.init.normal_(self.place.weight, std=0.01)
         nn.init.zeros_(self.place.bias)
 
     def forward(self, masks: Tensor, boxes: Tensor) -> Tensor:
