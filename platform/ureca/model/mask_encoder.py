@@ -246,8 +246,10 @@ class _Tokens(nn.Module):
         self.norm = nn.RMSNorm(d, eps=1e-6)
         nn.init.constant_(self.norm.weight, config.embedding_norm)
         # Small, for the norm comes after: what a rate moves in a step is then much of them, and they turn soon.
+        last = self.describe[-1]
+        assert isinstance(last, nn.Linear)
         with torch.no_grad():
-            self.describe[2].weight.mul_(_FIRST_WORDS)
+            last.weight.mul_(_FIRST_WORDS)
         nn.init.normal_(self.place.weight, std=0.01)
         nn.init.zeros_(self.place.bias)
 
