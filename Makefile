@@ -60,7 +60,7 @@ faults: setup
 	$(BIN)/python benchmarks/labeling_faults.py
 
 serve: setup
-	$(BIN)/serve run $(if $(MODEL),serve_apps.captioner:build model=$(abspath $(MODEL)),serve_apps/captioner.yaml)
+	$(BIN)/$(if $(MODEL),ureca serve --model $(MODEL),serve run serve_apps/captioner.yaml)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache platform/*.egg-info

@@ -50,7 +50,7 @@ from ureca.model.costs import Branch, Learns, limit_speedup
 from ureca.model.nano import nano_processor, nano_tokenizer
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle, box_to_rle
-from ureca.serving import Settings
+from ureca.serving.settings import ServedModel
 
 NUM = 64
 AT_A_TIME = 8
@@ -351,7 +351,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         known: dict[str, Callable[[], Model]] = {
-            "nano": lambda: Model("nano", Settings().export_dir, (256, 256), NUM),
+            "nano": lambda: Model("nano", ServedModel().export_dir, (256, 256), NUM),
             "1b": lambda: Model(
                 "internvl2.5-1b, 1 tile", random_export(Path(folder) / "1", tile_limit=1), (448, 448), 16
             ),

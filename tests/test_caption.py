@@ -99,7 +99,7 @@ def test_a_service_captions_where_it_is_named(capsys, tmp_path, monkeypatch):
     backend = Areas()
     token = AccessToken(name="me", sha256=hashlib.sha256(b"secret").hexdigest())
     asked = [str(COFFEE), "--rle", json.dumps(RLE), "--style", "brief", "--json"]
-    with on_a_port(create_app(backend, model_name="areas", limits=Limits(), access_tokens=[token])) as url:
+    with on_a_port(create_app({"areas": backend}, limits=Limits(), access_tokens=[token])) as url:
         monkeypatch.delenv("URECA_TOKEN", raising=False)
         with pytest.raises(ServiceError, match="(?i)token"):
             caption_photo([*asked, "--server", url])

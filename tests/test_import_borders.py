@@ -50,6 +50,8 @@ LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.spli
         ("ureca.viewer.gallery", "torch ray"),
         ("ureca.model", "ray vllm deepspeed"),
         ("ureca.engine", "vllm"),
+        ("ureca.serving.api", "torch ray vllm deepspeed"),
+        ("ureca.serving.settings", "torch ray vllm deepspeed"),
         ("ureca.evaluation", "ray deepspeed vllm ureca.training ureca.labeling"),
     ],
 )

@@ -36,5 +36,5 @@ def service(backend: AreaBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     """A service in front of the backend that asks for a token, which stands in the environment."""
     known = AccessToken(name="tests", sha256=hashlib.sha256(TOKEN.encode()).hexdigest())
     monkeypatch.setenv("URECA_TOKEN", TOKEN)
-    with on_a_port(create_app(backend, model_name="areas", limits=Limits(), access_tokens=[known])) as url:
+    with on_a_port(create_app({"areas": backend}, limits=Limits(), access_tokens=[known])) as url:
         yield url

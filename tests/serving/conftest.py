@@ -66,21 +66,21 @@ def backend() -> MeasuringBackend:
 
 @pytest.fixture
 def api(backend: MeasuringBackend) -> TestClient:
-    app = create_app(backend, model_name="measured", limits=LIMITS)
+    app = create_app({"measured": backend}, limits=LIMITS)
     return TestClient(app, raise_server_exceptions=False)
 
 
 @pytest.fixture
 def slow_api(backend: MeasuringBackend) -> TestClient:
     backend.seconds = 60
-    app = create_app(backend, model_name="measured", limits=LIMITS.model_copy(update={"max_seconds": 0.2}))
+    app = create_app({"measured": backend}, limits=LIMITS.model_copy(update={"max_seconds": 0.2}))
     return TestClient(app, raise_server_exceptions=False)
 
 
 @pytest.fixture
 def api_url(backend: MeasuringBackend) -> Iterator[str]:
     """The same over real HTTP."""
-    with on_a_port(create_app(backend, model_name="measured", limits=LIMITS)) as url:
+    with on_a_port(create_app({"measured": backend}, limits=LIMITS)) as url:
         yield url
 
 
@@ -92,7 +92,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page_url(backend: MeasuringBackend) -> Iterator[str]:
-    with on_a_port(create_app(backend, model_name="measured", limits=page_driver.LIMITS)) as url:
+    with on_a_port(create_app({"measured": backend}, limits=page_driver.LIMITS)) as url:
         yield url
 
 

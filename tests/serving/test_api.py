@@ -187,7 +187,7 @@ def test_regions_are_refused_in_the_same_form(api, body, status, kind, said):
 @pytest.mark.parametrize("path", ["/v1/regions", "/v1/trees"])
 def test_looking_for_regions_past_its_time_is_given_up(backend, path, monkeypatch):
     monkeypatch.setattr("ureca.serving.captions.propose_segments", lambda _: time.sleep(0.5) or [])
-    api = TestClient(create_app(backend, model_name="measured", limits=Limits(max_seconds=0.1)))
+    api = TestClient(create_app({"measured": backend}, limits=Limits(max_seconds=0.1)))
     response = api.post(path, json={"image": data_url(photo())})
     assert response.status_code == 503
     assert response.json()["error"]["type"] == "timeout"
@@ -400,7 +400,7 @@ def test_health_readiness_and_index(api, backend):
     assert api.get("/healthz").status_code == 200
     not_ready = api.get("/readyz")
     assert not_ready.status_code == 503
-    assert not_ready.json()["error"]["message"] == "the captioner does not answer yet: its engine is starting"
+    assert not_ready.json()["error"]["message"] == "the captioner does not answer yet: measured: its engine is starting"
 
 
 @pytest.mark.parametrize(

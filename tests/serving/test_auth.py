@@ -17,7 +17,7 @@ TOKENS = {name: new_token() for name in ("ada", "grace")}
 @pytest.fixture
 def guarded(backend):
     known = [AccessToken(name=name, sha256=digest) for name, (_, digest) in TOKENS.items()]
-    app = create_app(backend, model_name="measured", limits=Limits(max_request_bytes=400_000), access_tokens=known)
+    app = create_app({"measured": backend}, limits=Limits(max_request_bytes=400_000), access_tokens=known)
     return TestClient(app, raise_server_exceptions=False)
 
 

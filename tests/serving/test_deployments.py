@@ -1,9 +1,13 @@
 """The whole service: Ray Serve, the ingress, one engine on random weights. Started once."""
 
 import json
+import re
 import socket
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -12,13 +16,16 @@ import pytest
 from PIL import Image
 
 from ureca.errors import CheckpointError
+from ureca.model.presets import shipped
 from ureca.regions.rle import box_to_rle
 from ureca.serving import Client, Settings, build
 from ureca.serving.client import data_url
+from ureca.serving.settings import Limits, ServedModel, one_model
 
 pytestmark = pytest.mark.slow
 
 SIZE = (256, 500)
+DASHBOARD = Path(__file__).parents[2] / "serve_apps" / "grafana_dashboard.json"
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +36,17 @@ def url(ray_cluster, tiny_export):  # noqa: ARG001
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    settings = Settings(model=str(tiny_export), num_cpus=0.5, limits={"max_tokens": 4000})
-    serve.run(build(settings), name="captioner", route_prefix="/")
+    deploy({"export": tiny_export})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
+
+
+def deploy(exports: dict[str, Path]) -> None:
+    from ray import serve
+
+    models = {name: ServedModel(export=str(export), num_cpus=0.5) for name, export in exports.items()}
+    settings = Settings(models=models, limits=Limits(max_tokens=4000))
+    serve.run(build(settings), name="captioner", route_prefix="/")
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +122,125 @@ def test_errors_come_through_the_proxy_in_their_form(url, client):
     assert client.is_ready()
 
 
-def test_a_dead_engine_is_said_and_not_called_healthy(url, client):
-    # Below Ray's worker; one that is this process's own child is another test's.
-    [engine] = [
+def scraped(wanted: set[str], seconds: float = 60) -> str:
+    """The Prometheus page of Ray's node, once it has all of `wanted`."""
+    import ray
+
+    [node] = ray.nodes()
+    page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + seconds
+    while True:
+        text = httpx.get(page).text
+        missing = wanted - set(re.findall(r"^(\w+)", text, re.MULTILINE))
+        if not missing:
+            return text
+        assert time.monotonic() < deadline, f"not exported: {missing}"
+        time.sleep(1)
+
+
+def test_ray_exports_all_that_the_dashboard_asks_for(url, client):
+    httpx.post(f"{url}/v1/nothing", json={})  # something to be counted as rejected
+    client.caption(picture(4), regions(2), max_tokens=4)
+    queries = " ".join(
+        target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", [])
+    )
+    text = scraped(set(re.findall(r"\bray_\w+", queries)))
+    regions_line = re.search(r'^ray_ureca_regions_total\{(.*finish_reason="length".*)\} ([\d.]+)$', text, re.MULTILINE)
+    assert float(regions_line[2]) >= 2
+    for tag in ('application="captioner"', 'deployment="Captioner-export"', 'model="export"'):
+        assert tag in regions_line[1]
+    # vLLM's count of the same tokens, under the same model's name.
+    ours, theirs = (
+        sum(float(value) for value in re.findall(rf'^{name}\{{[^}}]*="export".*\}} ([\d.]+)$', text, re.MULTILINE))
+        for name in ("ray_ureca_prompt_tokens_total", "ray_vllm_prompt_tokens_total")
+    )
+    assert 0 < ours <= theirs
+    assert re.search(
+        r'^ray_ureca_requests_total\{.*method="POST".*route="/v1/captions".*status="200"', text, re.MULTILINE
+    )
+
+
+def test_a_request_has_one_id_in_its_response_and_in_the_access_log(url):
+    import ray
+
+    sent = {"X-Request-Id": "from-the-client.1"}
+    body = {"image": data_url(picture(5)), "regions": regions(1), "max_tokens": 4, "stream": True}
+    response = httpx.post(f"{url}/v1/captions", json=body, headers=sent, timeout=60)
+    assert response.headers.get_list("x-request-id") == ["from-the-client.1"]
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    deadline = time.monotonic() + 10
+    while not (found := [each for log in logs.glob("worker-*.out") for each in access_lines(log)]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    [line] = [each for each in found if each["request_id"] == "from-the-client.1"]
+    assert (line["status"], line["model"], line["regions"]) == (200, "export", 1)
+
+
+def access_lines(log: Path) -> list[dict]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time": ')]
+
+
+def engines() -> list[psutil.Process]:
+    """Below Ray's workers; one that is this process's own child is another test's."""
+    own = psutil.Process()
+    return [
         each
-        for each in psutil.Process().children(recursive=True)
-        if "EngineCore" in "".join(each.cmdline()) and each.ppid() != psutil.Process().pid
+        for each in own.children(recursive=True)
+        if "EngineCore" in "".join(each.cmdline()) and each.ppid() != own.pid
     ]
-    engine.kill()
+
+
+def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url, tiny_export):
+    """One name's random weights make way for nano, and go on beside it under another name."""
+    [old] = engines()
+    stop = threading.Event()
+
+    def ask(name: str = "export") -> str:
+        body = {"model": name, "image": data_url(picture(50)), "regions": regions(2), "max_tokens": 8}
+        response = httpx.post(f"{url}/v1/captions", json=body, timeout=120)
+        assert response.status_code == 200, response.text
+        return " / ".join(each["caption"] for each in response.json()["captions"])
+
+    def ask_for_a_stream() -> str:
+        with Client(url, retries=0) as client:
+            told = dict(client.stream(picture(50), regions(2), max_tokens=8, model="export"))
+        return " / ".join(told[each].caption for each in ("r0", "r1"))
+
+    def keep_asking(how: Callable[[], str]) -> list[str]:
+        said = []
+        while not stop.is_set():
+            said.append(how())
+        return said
+
+    before = ask()
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(keep_asking, how) for how in (ask, ask, ask_for_a_stream)]
+        try:
+            deploy({"export": shipped("nano_captioner"), "other": tiny_export})
+            old.wait(60)
+            time.sleep(2)
+        finally:
+            stop.set()
+        said = [future.result() for future in asked]  # raises what a request raised
+    after = ask()
+    assert after != before
+    for each in said:
+        turn = each.index(after)
+        assert set(each[:turn]) == {before}
+        assert set(each[turn:]) == {after}
+        assert turn > 3
+    assert ask("other") == before
+    assert len(engines()) == 2
+
+
+def test_a_dead_engine_is_said_and_not_called_healthy(url, client):
+    for engine in engines():
+        engine.kill()
     deadline = time.monotonic() + 30
     while client.is_ready() and time.monotonic() < deadline:
         time.sleep(0.2)
-    response = httpx.post(f"{url}/v1/captions", json={"image": data_url(picture(40)), "regions": regions(1)})
+    body = {"image": data_url(picture(40)), "regions": regions(1)}
+    response = httpx.post(f"{url}/v1/captions", json=body, timeout=60)
     assert response.status_code == 503
     assert response.json()["error"]["type"] == "unavailable"
     assert response.headers["retry-after"] == "5"
@@ -127,4 +248,4 @@ def test_a_dead_engine_is_said_and_not_called_healthy(url, client):
 
 def test_what_is_no_export_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
-        build(Settings(model=str(tmp_path)))
+        build(Settings(models=one_model(tmp_path)))

@@ -22,7 +22,7 @@ PHONE = {"width": 390, "height": 844}
 def test_where_tokens_are_asked_for_the_page_asks_for_one(open_page, backend):
     token, digest = new_token()
     tokens = [AccessToken(name="ada", sha256=digest)]
-    with on_a_port(create_app(backend, model_name="measured", limits=LIMITS, access_tokens=tokens)) as url:
+    with on_a_port(create_app({"measured": backend}, limits=LIMITS, access_tokens=tokens)) as url:
         page = open_page(url)
         page.expected = "status of 401"
         give(page, squares())
@@ -60,7 +60,7 @@ def test_what_the_service_refuses_is_told_in_its_words(page, backend):
 
 
 def test_a_file_that_is_no_image_and_a_service_that_is_gone_are_told(open_page, backend):
-    with on_a_port(create_app(backend, model_name="measured", limits=LIMITS)) as url:
+    with on_a_port(create_app({"measured": backend}, limits=LIMITS)) as url:
         page = open_page(url)
         for kind in ("image/png", "text/plain"):
             page.set_input_files("#file", {"name": "notes.txt", "mimeType": kind, "buffer": b"no image"})

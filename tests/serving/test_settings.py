@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from ureca.model.presets import shipped
-from ureca.serving.settings import Settings
+from ureca.serving.settings import Settings, one_model
 
 YAML = Path(__file__).parents[2] / "serve_apps" / "captioner.yaml"
 
@@ -21,9 +21,14 @@ def test_the_shipped_yaml_names_the_app_and_settings_it_takes():
 
 
 def test_the_default_model_is_the_one_in_the_package():
-    assert Settings().export_dir == shipped("nano_captioner")
-    assert Settings().model_name == "nano_captioner"
-    assert Settings(model="runs/demo/export").model_name == "export"
+    [(name, model)] = Settings().models.items()
+    assert (name, model.export_dir) == ("nano_captioner", shipped("nano_captioner"))
+    assert one_model(None) == Settings().models
+
+
+def test_one_model_is_named_after_its_folder():
+    [(name, model)] = one_model("runs/my export", num_gpus=2).items()
+    assert (name, model.export, model.num_gpus) == ("my_export", "runs/my export", 2)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +36,11 @@ def test_the_default_model_is_the_one_in_the_package():
     [
         ({"modle": "x"}, "modle"),
         ({"limits": {"max_region": 3}}, "max_region"),
-        ({"engine": {"dtype": "int8"}}, "engine.dtype"),
-        ({"autoscaling": {"max_replicas": 0}}, "autoscaling.max_replicas"),
+        ({"models": {}}, "models"),
+        ({"models": {"a b": {}}}, "models"),
+        ({"models": {"a": {"model": "x"}}}, "models.a.model"),
+        ({"models": {"a": {"engine": {"dtype": "int8"}}}}, "models.a.engine.dtype"),
+        ({"models": {"a": {"autoscaling": {"max_replicas": 0}}}}, "models.a.autoscaling.max_replicas"),
         ({"limits": {"max_tokens": -1}}, "limits.max_tokens"),
     ],
 )

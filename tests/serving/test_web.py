@@ -20,7 +20,7 @@ def test_a_browser_gets_the_page_and_others_get_json(api):
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.text == (FOLDER / "index.html").read_text(encoding="utf-8")
     for accept in ("*/*", "application/json"):
-        assert api.get("/", headers={"Accept": accept}).json()["model"] == "measured"
+        assert api.get("/", headers={"Accept": accept}).json()["models"] == ["measured"]
     assert page.headers["vary"] == "Accept", "a cache must not give one the other's"
 
 

@@ -51,13 +51,14 @@ def serve_heldout(export_dir: Path, rows: Sequence[ImageRow], *, max_tokens: int
     from ray import serve
 
     from ureca.serving import Client, Settings, build
+    from ureca.serving.settings import one_model
 
     connect()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     port = _free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        serve.run(build(Settings(model=str(export_dir))), name="captioner", route_prefix="/")
+        serve.run(build(Settings(models=one_model(export_dir))), name="captioner", route_prefix="/")
         with Client(f"http://127.0.0.1:{port}") as client:
             captions, errors, seconds = _ask(client, rows, max_tokens)
     finally:

@@ -1,8 +1,10 @@
 """What the engine returns; imports neither torch nor vLLM, so that callers elsewhere can read it."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
-__all__ = ["Caption"]
+__all__ = ["Caption", "whole_captions"]
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,13 @@ class Caption:
     completion_tokens: int
     logprobs: tuple[tuple[str, float], ...] | None = None
     """Each token's text and log-probability, where they were asked for."""
+
+
+async def whole_captions(stream: AsyncGenerator[tuple[int, str | Caption]]) -> list[Caption]:
+    """Of what `CaptionEngine.stream` tells, only the whole captions, in the order of their regions."""
+    captions: dict[int, Caption] = {}
+    async with aclosing(stream):
+        async for index, event in stream:
+            if isinstance(event, Caption):
+                captions[index] = event
+    return [captions[index] for index in sorted(captions)]

@@ -13,14 +13,14 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ureca.engine.caption import Caption
+from ureca.engine.caption import Caption, whole_captions
 from ureca.engine.load import Load
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
 from ureca.engine.start import EngineDiedError, check_dtype, end_llm, start_llm
@@ -43,6 +43,9 @@ class CaptionEngine:
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
         prefix_caching: bool = True,
+        name: str | None = None,
+        stat_loggers: Sequence[Any] = (),
+        on_masks_encoded: Callable[[float], None] | None = None,
     ) -> None:
         """Read the export; no process is started yet.
 
@@ -56,6 +59,9 @@ class CaptionEngine:
             tensor_parallel_size: GPUs that share the model.
             gpu_memory_utilization: share of each GPU's memory that the engine may take.
             prefix_caching: keep the image's KV blocks for its other regions; False only to measure what that saves.
+            name: of the model in vLLM's metrics; None: the folder.
+            stat_loggers: classes that vLLM makes and tells its metrics (`vllm.v1.metrics`); none: it keeps none.
+            on_masks_encoded: called with the seconds that the masks of an image took, from another thread.
 
         Raises:
             CheckpointError: the folder is no export, or its parts don't fit each other.
@@ -70,9 +76,12 @@ class CaptionEngine:
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
             "enable_prefix_caching": prefix_caching,
+            "served_model_name": name,
+            "stat_loggers": stat_loggers,
         }
         self.load = Load(max_num_seqs)
         """The regions that vLLM generates captions for, from when it was ready."""
+        self._on_masks_encoded = on_masks_encoded
         self._llm: Any = None
 
     async def start(self) -> None:
@@ -114,13 +123,7 @@ class CaptionEngine:
         **options: Any,
     ) -> list[Caption]:
         """Caption regions of one image; arguments and errors as in `stream`."""
-        captions: dict[int, Caption] = {}
-        stream = self.stream(image, segmentations, queries, **options)
-        async with contextlib.aclosing(stream):
-            async for index, event in stream:
-                if isinstance(event, Caption):
-                    captions[index] = event
-        return [captions[index] for index in range(len(segmentations))]
+        return await whole_captions(self.stream(image, segmentations, queries, **options))
 
     async def stream(
         self,
@@ -262,7 +265,10 @@ class CaptionEngine:
         max_tokens: int,
     ) -> tuple[ImagePrompt, list[RegionPrompt]]:
         image_prompt = self.prompts.image(image)
+        began = time.perf_counter()
         regions = self.prompts.regions(segmentations, queries)
+        if self._on_masks_encoded is not None:
+            self._on_masks_encoded(time.perf_counter() - began)
         for region in regions:
             needed = len(self.prompts.token_ids(image_prompt, region)) + max_tokens
             if needed > self.max_model_len:

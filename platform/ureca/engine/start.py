@@ -50,7 +50,13 @@ def check_dtype(dtype: str) -> None:
 
 
 def start_llm(
-    *, model: str, dtype: str, tensor_parallel_size: int, gpu_memory_utilization: float, **options: Any
+    *,
+    model: str,
+    dtype: str,
+    tensor_parallel_size: int,
+    gpu_memory_utilization: float,
+    stat_loggers: Sequence[Any] = (),
+    **options: Any,
 ) -> Any:
     """vLLM's `AsyncLLM`, its processes started and the weights loaded: 20 to 60 s on two cores. End it with `end_llm`.
 
@@ -62,6 +68,7 @@ def start_llm(
         dtype: "float32", "bfloat16", or "auto": float32 on a CPU, bfloat16 on a GPU.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: share of each GPU's memory that the engine may take; of no meaning on a CPU.
+        stat_loggers: classes that vLLM makes and tells its metrics; none: it keeps none.
         options: vLLM's further `AsyncEngineArgs`.
     """
     for name, value in {**_CPU_ENVIRONMENT, **_QUIET_ENVIRONMENT}.items():
@@ -84,7 +91,8 @@ def start_llm(
             disable_log_stats=True,
             distributed_executor_backend="mp" if tensor_parallel_size > 1 else None,
             **{"enable_prefix_caching": True, **options},
-        )
+        ),
+        stat_loggers=list(stat_loggers),
     )
     _guards[id(llm)] = guard([child.pid for child in set(multiprocessing.active_children()) - before if child.pid])
     return llm

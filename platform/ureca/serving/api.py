@@ -1,24 +1,27 @@
-"""The HTTP API: a FastAPI application in front of anything that captions (`CaptionBackend`).
+"""The HTTP API: a FastAPI application in front of anything that captions (`CaptionBackend`), by the name of its model.
 
 POST /v1/captions           captions for regions of one image; a faulty region gets its error in its own slot
 POST /v1/trees              the regions of an image as a tree, captioned
 POST /v1/regions            the regions that are found in an image, as a tree
 POST /v1/chat/completions   the same in OpenAI's form; GET /v1/models
 GET  /healthz               this process answers
-GET  /readyz                the engine behind it answers; 503 until it does
+GET  /readyz                the engine of every model answers; 503 until they do
 GET  /                      the page for a browser, and for others what is where
 """
 
+import asyncio
 from collections.abc import Sequence
 
 from fastapi import FastAPI
 
+from ureca.serving.access import Observed
 from ureca.serving.auth import BearerTokens
 from ureca.serving.body_limit import BodyLimit
-from ureca.serving.calls import CaptionBackend
+from ureca.serving.calls import Backends, CaptionBackend, UnavailableError
 from ureca.serving.captions import caption_routes
 from ureca.serving.chat import chat_routes
 from ureca.serving.errors import add_error_handlers
+from ureca.serving.metrics import NoRecorder, Recorder
 from ureca.serving.schema import ERROR_RESPONSES
 from ureca.serving.settings import AccessToken, ImageUrls, Limits
 from ureca.serving.web import add_page
@@ -27,14 +30,21 @@ __all__ = ["create_app"]
 
 
 def create_app(
-    backend: CaptionBackend,
+    backends: Backends,
     *,
-    model_name: str,
     limits: Limits,
     access_tokens: Sequence[AccessToken] = (),
     image_urls: ImageUrls = ImageUrls(),  # noqa: B008 (frozen)
+    recorder: Recorder = NoRecorder(),  # noqa: B008 (has no state)
+    proxy_answers_id: bool = False,
 ) -> FastAPI:
-    """The application. Every error it answers with has the form of `error_body`."""
+    """The application. Every error it answers with has the form of `error_body`.
+
+    Args:
+        backends: what captions, by the name that a request's `model` says.
+        recorder: gets the metrics of `ureca.serving.metrics`.
+        proxy_answers_id: a proxy in front returns `X-Request-Id`, as Ray Serve's does.
+    """
     app = FastAPI(
         title="URECA captioner",
         summary="A caption for every region of an image that fits it alone.",
@@ -43,6 +53,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=limits.max_request_bytes)
     if access_tokens:  # added last, so it comes first: nobody unknown has a body read
         app.add_middleware(BearerTokens, tokens=access_tokens)
+    app.add_middleware(Observed, recorder=recorder, proxy_answers_id=proxy_answers_id)
     add_error_handlers(app)
 
     @app.get("/healthz")
@@ -51,11 +62,11 @@ def create_app(
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        await backend.check_health()
+        await asyncio.gather(*(_check(name, backend) for name, backend in backends.items()))
         return {"status": "ready"}
 
-    app.include_router(caption_routes(backend, model_name=model_name, limits=limits, image_urls=image_urls))
-    app.include_router(chat_routes(backend, model_name=model_name, limits=limits, image_urls=image_urls))
+    app.include_router(caption_routes(backends, limits=limits, image_urls=image_urls))
+    app.include_router(chat_routes(backends, limits=limits, image_urls=image_urls))
     links = {
         "page": "/",
         "docs": "/docs",
@@ -67,5 +78,12 @@ def create_app(
         "health": "/healthz",
         "ready": "/readyz",
     }
-    add_page(app, {"service": "ureca captioner", "model": model_name, "links": links})
+    add_page(app, {"service": "ureca captioner", "models": list(backends), "links": links})
     return app
+
+
+async def _check(name: str, backend: CaptionBackend) -> None:
+    try:
+        await backend.check_health()
+    except UnavailableError as error:
+        raise UnavailableError(f"{name}: {error}") from error

@@ -1,6 +1,6 @@
 """What the API asks of whatever captions, and how that may fail; the border between HTTP and the engine."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +9,15 @@ import numpy as np
 from ureca.engine.caption import Caption
 from ureca.regions.rle import Rle
 
-__all__ = ["CaptionBackend", "CaptionCall", "OverloadedError", "RegionCall", "Sampling", "UnavailableError"]
+__all__ = [
+    "Backends",
+    "CaptionBackend",
+    "CaptionCall",
+    "OverloadedError",
+    "RegionCall",
+    "Sampling",
+    "UnavailableError",
+]
 
 
 class OverloadedError(Exception):
@@ -66,3 +74,7 @@ class CaptionBackend(Protocol):
     def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]: ...
 
     async def check_health(self) -> None: ...
+
+
+Backends = Mapping[str, CaptionBackend]
+"""The models that are served, by name; the first is that of requests which name none."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -14,9 +13,10 @@ from ureca.errors import MaskError
 from ureca.proposals import propose_segments
 from ureca.regions.tree import DropReason, Mask, MaskTree, Region, build_mask_tree
 from ureca.serving.auth import tenant_of
-from ureca.serving.calls import CaptionBackend, CaptionCall, RegionCall
-from ureca.serving.errors import RequestError, describe
+from ureca.serving.calls import Backends, CaptionBackend, CaptionCall, RegionCall
+from ureca.serving.errors import RequestError, describe, log_fault
 from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
+from ureca.serving.request_record import current_request
 from ureca.serving.schema import (
     STREAM_RESPONSES,
     CaptionRequest,
@@ -32,11 +32,10 @@ from ureca.serving.schema import (
 )
 from ureca.serving.settings import ImageUrls, Limits
 
-__all__ = ["caption_routes", "check_model", "failure_event", "fill", "server_sent"]
+__all__ = ["caption_routes", "choose_model", "failure_event", "fill", "server_sent"]
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
 
 _DROPPED: dict[DropReason, str] = {
     "too_small": "covers too few pixels to be told from a speck.",
@@ -46,8 +45,8 @@ _DROPPED: dict[DropReason, str] = {
 }
 
 
-def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, image_urls: ImageUrls) -> APIRouter:
-    """The calls about regions in front of a backend."""
+def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls) -> APIRouter:
+    """The calls about regions in front of the models."""
     router = APIRouter()
 
     @router.post(
@@ -58,7 +57,7 @@ def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, 
     )
     async def captions(request: CaptionRequest, http: Request) -> Any:
         """Captions for regions of one image; a faulty region gets its error in its own slot."""
-        check_model(request.model, model_name)
+        model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
         image = await read_image(request.image, limits, image_urls)
         answers = await asyncio.to_thread(read_regions, request.regions, image, request.style, limits)
@@ -66,16 +65,16 @@ def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, 
             answers.add_whole_image(image.size, request.style)
         call = answers.call(image, sampling, tenant_of(http.scope))
         if request.stream:
-            events = _events(backend, call, answers, model_name, limits)
+            events = _events(backend, call, answers, model, limits)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         await fill(backend, call, answers, limits)
         whole = answers.answers.pop() if request.image_caption else None
-        return CaptionResponse(model=model_name, captions=answers.answers, image=whole, usage=answers.usage)
+        return CaptionResponse(model=model, captions=answers.answers, image=whole, usage=answers.usage)
 
     @router.post("/v1/trees", response_model=TreeResponse, response_model_exclude_none=True)
     async def trees(request: TreeRequest, http: Request) -> Any:
         """Put regions in a tree, which is part of which, and caption all of it."""
-        check_model(request.model, model_name)
+        model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
         image = await read_image(request.image, limits, image_urls)
         tree, dropped = await _in_time(limits, asyncio.to_thread(_tree, request, image, limits))
@@ -86,7 +85,7 @@ def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, 
         )
         if request.captions:
             await fill(backend, nodes.call(image, sampling, tenant_of(http.scope)), nodes, limits)
-        return TreeResponse(model=model_name, regions=_nodes(tree, nodes), dropped=dropped, usage=nodes.usage)
+        return TreeResponse(model=model, regions=_nodes(tree, nodes), dropped=dropped, usage=nodes.usage)
 
     @router.post("/v1/regions", response_model=FoundRegions)
     async def regions(request: FindRequest) -> Any:
@@ -100,15 +99,18 @@ def caption_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, 
     return router
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """Raises RequestError (404) for another model than the one that is served."""
-    if asked not in (None, served):
+def choose_model(asked: str | None, backends: Backends) -> tuple[str, CaptionBackend]:
+    """The model that a request asks for; the first, where it names none. Raises RequestError (404) for an unknown."""
+    name = next(iter(backends)) if asked is None else asked
+    if name not in backends:
         raise RequestError(
-            f"model: {asked!r} is not served here. There is: {served}.",
+            f"model: {name!r} is not served here. There is: {', '.join(backends)}.",
             status=404,
             kind="model_not_found",
             param="model",
         )
+    current_request().model = name
+    return name, backends[name]
 
 
 async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, limits: Limits) -> None:
@@ -138,7 +140,7 @@ def too_slow(limits: Limits) -> RequestError:
 
 
 async def _events(
-    backend: CaptionBackend, call: CaptionCall, answers: Answers, model_name: str, limits: Limits
+    backend: CaptionBackend, call: CaptionCall, answers: Answers, model: str, limits: Limits
 ) -> AsyncIterator[str]:
     """Server-sent events, each one JSON: {"id", "delta"}, {"id", "finish_reason", "caption"} once a region,
     {"id", "error"}, last {"model", "usage"}, then the line [DONE]."""
@@ -156,15 +158,15 @@ async def _events(
     except Exception as error:  # the status line is out: what went wrong can only be told as an event
         yield failure_event(error, limits)
     else:
-        yield server_sent({"model": model_name, "usage": answers.usage.model_dump()})
+        yield server_sent({"model": model, "usage": answers.usage.model_dump()})
     yield "data: [DONE]\n\n"
 
 
 def failure_event(error: Exception, limits: Limits) -> str:
-    """What a stream ends with that can't go on; called where the error was caught."""
+    """What a stream ends with that can't go on."""
     status, body = describe(too_slow(limits) if isinstance(error, TimeoutError) else error)
     if status == 500:
-        logger.exception("captioning failed")
+        log_fault(error)
     return server_sent(body)
 
 

@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ureca.errors import MaskError
 from ureca.serving.auth import tenant_of
-from ureca.serving.calls import CaptionBackend, CaptionCall, RegionCall
-from ureca.serving.captions import check_model, failure_event, fill, server_sent
+from ureca.serving.calls import Backends, CaptionBackend, CaptionCall, RegionCall
+from ureca.serving.captions import choose_model, failure_event, fill, server_sent
 from ureca.serving.errors import RequestError
 from ureca.serving.inputs import alpha_mask
 from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
@@ -107,28 +107,28 @@ class ChatRequest(BaseModel):
         )
 
 
-def chat_routes(backend: CaptionBackend, *, model_name: str, limits: Limits, image_urls: ImageUrls) -> APIRouter:
-    """The two calls in front of a backend."""
+def chat_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls) -> APIRouter:
+    """The two calls in front of the models."""
     router = APIRouter()
     started = int(time.time())
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
-        card = {"id": model_name, "object": "model", "created": started, "owned_by": "ureca"}
-        return {"object": "list", "data": [card]}
+        cards = [{"id": name, "object": "model", "created": started, "owned_by": "ureca"} for name in backends]
+        return {"object": "list", "data": cards}
 
     @router.post("/chat/completions", include_in_schema=False)
     @router.post("/v1/chat/completions", responses=STREAM_RESPONSES)
     async def completions(request: ChatRequest, http: Request) -> Any:
         """Captions of regions, or answers about them, in OpenAI's form: a choice for each region."""
-        if request.model != DAM_MODEL:
-            check_model(request.model, model_name)
+        asked = None if request.model == DAM_MODEL else request.model
+        model, backend = choose_model(asked, backends)
         sampling = read_sampling(request.sampling(), limits)
         url, regions, text = _read_message(request.messages, limits)
         image = await read_image(url, limits, image_urls)
         answers = await asyncio.to_thread(_regions, image, regions, request.style, text, limits)
         call = answers.call(image, sampling, tenant_of(http.scope))
-        head = _Head(model_name)
+        head = _Head(model)
         if request.stream:
             with_usage = bool(request.stream_options and request.stream_options.include_usage)
             events = _events(backend, call, answers, head, limits, with_usage=with_usage)

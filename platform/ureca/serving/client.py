@@ -131,10 +131,11 @@ class Client:
         *,
         style: str = "unique",
         captions: bool = True,
+        **options: Any,
     ) -> dict[str, Any]:
         """The regions as a tree, parents before children, as `POST /v1/trees` answers; without regions, of those that
         the service finds in the image. Raises as `caption`."""
-        body = {"image": data_url(image), "style": style, "captions": captions}
+        body = {"image": data_url(image), "style": style, "captions": captions, **options}
         if regions is not None:
             body["regions"] = _regions(regions)
         return self._again(lambda: self._request("POST", "/v1/trees", body))
@@ -153,13 +154,14 @@ class Client:
         style: str = "unique",
         max_tokens: int | None = None,
         temperature: float = 0.0,
+        **options: Any,
     ) -> Iterator[tuple[str, str | RegionCaption]]:
         """The same, piece by piece: (id, next piece of text), and once a region, last, (id, `RegionCaption`).
 
         Pieces of several regions come in turn. Closing the iterator ends the captioning. A stream that breaks after its
         first piece is not begun again: what was told can't be taken back.
         """
-        body = _body(image, regions, style, max_tokens, temperature, stream=True)
+        body = _body(image, regions, style, max_tokens, temperature, stream=True) | options
         response, events = self._again(lambda: self._open_stream(body))
         try:
             for event in events:

@@ -1,13 +1,16 @@
 """The application on Ray Serve: `build(settings)`.
 
 Ingress     FastAPI; needs neither torch nor a GPU
-Captioner   one CaptionEngine; autoscaled, chosen by the image's digest, so that all calls for one image meet
-            the KV cache of its prefix (it falls over to other replicas when one is full)
+Captioner   one CaptionEngine; a deployment for each model, autoscaled. A replica is chosen by the image's digest, so
+            that all calls for one image meet the KV cache of its prefix (it falls over to others when one is full)
+
+Whatever changes in the settings, every deployment gets new replicas: Serve knows one version of the whole application.
 """
 
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
@@ -16,56 +19,70 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from ureca.engine.caption import Caption
+from ureca.engine.caption import Caption, whole_captions
 from ureca.engine.start import EngineDiedError
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
+from ureca.serving.access import log_access_to_stdout
 from ureca.serving.api import create_app
 from ureca.serving.calls import CaptionCall, OverloadedError, UnavailableError
-from ureca.serving.settings import Settings
+from ureca.serving.metrics import EngineMeter
+from ureca.serving.ray_metrics import RayRecorder
+from ureca.serving.settings import ServedModel, Settings
 
 __all__ = ["build"]
 
 # One setting to change if this experimental class moves.
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _HEALTH_TIMEOUT_SECONDS = 10.0
+# While a new version is rolled in, so many replicas more than usual, at least one: an old one goes on until a new one
+# is ready. Serve's default is none: it ends an old one first, and requests wait for an engine's start.
+_SURGE_PERCENT = 20
 
 
 class CaptionerReplica:
     """A CaptionEngine as a Serve deployment."""
 
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, name: str, model: ServedModel) -> None:  # type: ignore[misc]  # Serve awaits it
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
         from ureca.engine import CaptionEngine
 
-        options = settings.engine
+        self._meter = EngineMeter(RayRecorder(), name)
+        options = model.engine
         self._engine = CaptionEngine(
-            settings.export_dir,
+            model.export_dir,
             dtype=options.dtype,
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_num_seqs,
             tensor_parallel_size=options.tensor_parallel_size,
             gpu_memory_utilization=options.gpu_memory_utilization,
+            name=name,
+            stat_loggers=[RayPrometheusStatLogger],
+            on_masks_encoded=self._meter.masks_encoded,
         )
         await self._engine.start()
+        self._reporting = asyncio.create_task(self._meter.keep_reporting())
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises; its default pings the process around the engine."""
         await self._engine.check_health()
 
     async def caption(self, call: CaptionCall) -> list[Caption]:
-        return await self._engine.caption(*self._asked(call), **_options(call))
+        return await whole_captions(self._events(call))
 
     async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
-        stream = self._engine.stream(*self._asked(call), **_options(call))
-        try:
-            async for event in stream:
+        async with aclosing(self._events(call)) as events:
+            async for event in events:
                 yield event
-        finally:
-            await stream.aclose()
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+
+    def _events(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
+        events = self._engine.stream(*self._asked(call), **_options(call))
+        return self._meter.measure(events, len(call.regions))
 
     def _asked(self, call: CaptionCall) -> tuple[Any, list[Rle], list[str]]:
         query = self._engine.prompts.processor.query
@@ -82,7 +99,7 @@ def _options(call: CaptionCall) -> dict[str, Any]:
 
 
 class ServeBackend:
-    """The captioner's replicas, as the API sees them."""
+    """A captioner's replicas, as the API sees them."""
 
     def __init__(self, captioner: DeploymentHandle) -> None:
         self._captioner = captioner
@@ -133,18 +150,20 @@ def _translated(error: Exception) -> Exception:
 class Ingress:
     """The API as a Serve deployment."""
 
-    def __init__(self, captioner: DeploymentHandle, settings: Settings) -> None:
-        self._backend = ServeBackend(captioner)
+    def __init__(self, captioners: dict[str, DeploymentHandle], settings: Settings) -> None:
+        self._backends = {name: ServeBackend(captioner) for name, captioner in captioners.items()}
         self._settings = settings
+        log_access_to_stdout()
 
     def __serve_build_asgi_app__(self) -> Any:
         settings = self._settings
         return create_app(
-            self._backend,
-            model_name=settings.model_name,
+            self._backends,
             limits=settings.limits,
             access_tokens=settings.access_tokens,
             image_urls=settings.image_urls,
+            recorder=RayRecorder(),
+            proxy_answers_id=True,
         )
 
 
@@ -152,19 +171,33 @@ def build(settings: Settings) -> serve.Application:
     """The application that `serve_apps/captioner.yaml` names; `args:` there are the settings.
 
     Raises:
-        CheckpointError: `model` is no export.
+        CheckpointError: an `export` is none.
     """
     from ureca.model.captioner import CaptionerConfig
 
-    CaptionerConfig.load(settings.export_dir)  # said here in one line, not in a replica's log over and over
-    if settings.model is not None:  # replicas may have another working directory
-        settings = settings.model_copy(update={"model": str(settings.export_dir.resolve())})
-    scaling = settings.autoscaling
+    for model in settings.models.values():
+        CaptionerConfig.load(model.export_dir)  # said here in one line, not in a replica's log over and over
+    upkeep = _upkeep(settings)
     deployment: Any = serve.deployment  # its type covers only the decorator
+    ingress = deployment(Ingress).options(
+        name="Ingress",
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=200,
+        **upkeep,
+    )
+    captioners = {name: _captioner(name, model, upkeep) for name, model in settings.models.items()}
+    return ingress.bind(captioners, settings)
+
+
+def _captioner(name: str, model: ServedModel, upkeep: dict[str, float]) -> serve.Application:
+    if model.export is not None:  # replicas may have another working directory
+        model = model.model_copy(update={"export": str(model.export_dir.resolve())})
+    scaling = model.autoscaling
+    deployment: Any = serve.deployment
     router: Any = {"request_router_class": ROUTER}
     captioner = deployment(CaptionerReplica).options(
-        name="Captioner",
-        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        name=f"Captioner-{name}",
+        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         autoscaling_config=AutoscalingConfig(
             min_replicas=scaling.min_replicas,
             max_replicas=scaling.max_replicas,
@@ -177,12 +210,9 @@ def build(settings: Settings) -> serve.Application:
         max_ongoing_requests=scaling.max_ongoing_requests,
         max_queued_requests=scaling.max_queued_requests,
         request_router_config=RequestRouterConfig(**router),
-        **_upkeep(settings),
+        **upkeep,
     )
-    ingress = deployment(Ingress).options(
-        name="Ingress", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=200, **_upkeep(settings)
-    )
-    return ingress.bind(captioner.bind(settings), settings)
+    return captioner.bind(name, model)
 
 
 def _upkeep(settings: Settings) -> dict[str, float]:
@@ -191,4 +221,5 @@ def _upkeep(settings: Settings) -> dict[str, float]:
         "health_check_timeout_s": settings.upkeep.health_check_timeout_seconds,
         "graceful_shutdown_timeout_s": settings.upkeep.drain_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,  # an idle replica waits so long too
+        "max_surge_percent": _SURGE_PERCENT,
     }

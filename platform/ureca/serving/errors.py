@@ -10,12 +10,22 @@ from starlette.exceptions import HTTPException
 
 from ureca.errors import InputError, UrecaError
 from ureca.serving.calls import OverloadedError, UnavailableError
+from ureca.serving.request_record import current_request
 
-__all__ = ["RETRY_AFTER_SECONDS", "RequestError", "add_error_handlers", "describe", "error_body"]
+__all__ = [
+    "RETRY_AFTER_SECONDS",
+    "RequestError",
+    "add_error_handlers",
+    "describe",
+    "error_body",
+    "fault_response",
+    "log_fault",
+]
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
+"""What `Retry-After` says in every 503 (`ureca.serving.access` puts it there)."""
 
 
 class RequestError(UrecaError):
@@ -29,7 +39,8 @@ class RequestError(UrecaError):
 
 
 def error_body(kind: str, message: str, param: str | None = None) -> dict[str, Any]:
-    """The one JSON form of every error."""
+    """The one JSON form of every error. The request's record keeps its type."""
+    current_request().rejected = kind
     return {"error": {"type": kind, "message": message, "param": param}}
 
 
@@ -47,23 +58,28 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of the application in the form of `error_body`."""
+    """Answer every error that is expected in the form of `error_body`; of others `ureca.serving.access` takes care."""
     for kind in (RequestError, InputError, OverloadedError, UnavailableError):
         app.add_exception_handler(kind, _on_known)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_fault)
 
 
 async def _on_known(_: Request, error: Exception) -> Response:
     status, body = describe(error)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
-    return JSONResponse(body, status, headers=headers)
+    return JSONResponse(body, status)
 
 
-async def _on_fault(_: Request, error: Exception) -> Response:
-    logger.error("captioning failed", exc_info=error)
-    return JSONResponse(describe(error)[1], 500)
+def fault_response(error: Exception) -> Response:
+    """The answer to an error that nobody expected; the log keeps what it was."""
+    log_fault(error)
+    status, body = describe(error)
+    return JSONResponse(body, status)
+
+
+def log_fault(error: Exception) -> None:
+    """Under the request's id, which the caller knows."""
+    logger.error("request %s: captioning failed", current_request().request_id, exc_info=error)
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:

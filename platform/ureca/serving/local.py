@@ -15,6 +15,11 @@ from ureca.errors import ConfigError
 
 __all__ = ["serve_locally"]
 
+_HOST_HELP = (
+    "default 127.0.0.1: this machine only. Here nobody is asked for a token: to serve to others, set access_tokens in "
+    "serve_apps/captioner.yaml (`ureca token NAME` makes one), put TLS in front, and `serve run` that file"
+)
+
 
 def serve_locally(argv: list[str]) -> None:
     """The subcommand: start Ray, the API and one engine, and stay until Ctrl-C.
@@ -30,9 +35,10 @@ def serve_locally(argv: list[str]) -> None:
 
     from ureca.cluster import connect
     from ureca.serving import Settings, build
+    from ureca.serving.settings import one_model
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    application = build(Settings(model=options.model, num_gpus=options.gpus))
+    application = build(Settings(models=one_model(options.model, num_gpus=options.gpus)))
     in_order = False
     try:
         print("starting the engine (about a minute on two cores) …", flush=True)
@@ -67,7 +73,7 @@ def _check_port(host: str, port: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca serve", description="Serve captions over HTTP on this machine.")
     parser.add_argument("--model", metavar="DIR", help="an export (jobs/export.py); default: nano, which ships")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves to others; there is no authentication")
+    parser.add_argument("--host", default="127.0.0.1", help=_HOST_HELP)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--gpus", type=float, default=0, help="that the engine may take; default 0: on the CPU")
     return parser

@@ -21,6 +21,7 @@ from ureca.serving.calls import CaptionCall, RegionCall, Sampling
 from ureca.serving.errors import RequestError
 from ureca.serving.fetch import fetch_image
 from ureca.serving.inputs import data_url_bytes, decode_request_image, region_to_rle
+from ureca.serving.request_record import current_request
 from ureca.serving.schema import (
     RegionAnswer,
     RegionRequest,
@@ -89,6 +90,7 @@ class Answers:
     usage: Usage = field(default_factory=Usage)
 
     def call(self, image: ReadImage, sampling: Sampling, tenant: str) -> CaptionCall:
+        current_request().regions = len(self.regions)
         return CaptionCall(
             image=image.pixels, digest=image.digest, regions=tuple(self.regions), sampling=sampling, tenant=tenant
         )
@@ -145,6 +147,7 @@ def read_regions(regions: Sequence[RegionRequest], image: ReadImage, style: Styl
             read.slots.append(slot)
         except MaskError as error:
             answer.error = SlotError(type="invalid_region", message=str(error))
+            current_request().invalid_regions += 1
         read.answers.append(answer)
     return read
 

@@ -1,13 +1,24 @@
 """What `serve_apps/captioner.yaml` may say under `args:`; Ray Serve checks it before anything starts."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 import ureca
 
-__all__ = ["AccessToken", "Autoscaling", "Engine", "ImageUrls", "Limits", "Settings", "Upkeep"]
+__all__ = [
+    "AccessToken",
+    "Autoscaling",
+    "Engine",
+    "ImageUrls",
+    "Limits",
+    "ServedModel",
+    "Settings",
+    "Upkeep",
+    "one_model",
+]
 
 
 class _Strict(BaseModel):
@@ -101,29 +112,41 @@ class Upkeep(_Strict):
     requests and first ends those it has; after so long they are cut off. `limits.max_seconds` lets every one end."""
 
 
+class ServedModel(_Strict):
+    """One captioner: its replicas, and what each of them takes."""
+
+    export: str | None = None
+    """Folder of an export, as `jobs/export.py` writes it; None: nano's, which ships in the package."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1
+    """That Ray reserves for a replica."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    """The same; `tensor_parallel_size` GPUs for a model that is split."""
+    engine: Engine = Engine()
+    autoscaling: Autoscaling = Autoscaling()
+
+    @property
+    def export_dir(self) -> Path:
+        # Not through ureca.model: the ingress gets by without torch.
+        return Path(self.export) if self.export else Path(ureca.__file__).parent / "model" / "nano_captioner"
+
+
+_ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
 class Settings(_Strict):
     """Of the whole application."""
 
-    model: str | None = None
-    """Folder of an export; None: nano's, which ships in the package."""
-    num_cpus: Annotated[float, Field(ge=0)] = 1
-    """That Ray reserves for a captioner replica."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0
-    """The same; `tensor_parallel_size` GPUs for a model that is split."""
+    models: Annotated[dict[_ModelName, ServedModel], Field(min_length=1)] = {"nano_captioner": ServedModel()}
+    """By the name that requests ask for; one that asks for none gets the first."""
+    upkeep: Upkeep = Upkeep()
     limits: Limits = Limits()
     access_tokens: tuple[AccessToken, ...] = ()
     """Requests must bring one of these (`Authorization: Bearer …`). Without any, everybody may ask: then listen on
     loopback only."""
     image_urls: ImageUrls = ImageUrls()
-    engine: Engine = Engine()
-    autoscaling: Autoscaling = Autoscaling()
-    upkeep: Upkeep = Upkeep()
 
-    @property
-    def export_dir(self) -> Path:
-        # Not through ureca.model: the ingress gets by without torch.
-        return Path(self.model) if self.model else Path(ureca.__file__).parent / "model" / "nano_captioner"
 
-    @property
-    def model_name(self) -> str:
-        return self.export_dir.name
+def one_model(export: str | Path | None, **options: Any) -> dict[str, ServedModel]:
+    """`Settings.models` of one export alone, under its folder's name; None: nano. `options`: of its `ServedModel`."""
+    model = ServedModel(export=None if export is None else str(export), **options)
+    return {re.sub(r"[^A-Za-z0-9_.-]", "_", model.export_dir.resolve().name): model}

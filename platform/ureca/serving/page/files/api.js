@@ -11,7 +11,7 @@ const TOKEN = "ureca token"; // in sessionStorage: of this tab, gone with it
 export const keepToken = (token) => sessionStorage.setItem(TOKEN, token);
 export const hasToken = () => sessionStorage.getItem(TOKEN) !== null;
 
-/** What is served here: {"service", "model", "links"}. */
+/** What is served here: {"service", "models", "links"}. */
 export const serviceIndex = async () => (await ask("./", { headers: { Accept: "application/json" } })).json();
 
 /** A file of the page's own. */
