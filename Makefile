@@ -2,7 +2,7 @@
 # make test    every check and test
 # make check   the same without what starts Ray, DeepSpeed, vLLM or a browser
 # make nano-benchmark   score the nano captioner of the package on its frozen benchmark
-# make faults  kill parts of labeling jobs again and again, and count what was lost
+# make faults  kill parts of labeling jobs and of the caption service again and again, and count what was lost
 # make serve   the captioner's HTTP API on localhost:8000, until Ctrl-C
 # make setup   only install (every target does it first, once)
 # make clean   remove the environment and the caches; runs/ stays
@@ -58,6 +58,7 @@ nano-benchmark: setup
 
 faults: setup
 	$(BIN)/python benchmarks/labeling_faults.py
+	$(BIN)/python benchmarks/serving_faults.py
 
 serve: setup
 	$(BIN)/$(if $(MODEL),ureca serve --model $(MODEL),serve run serve_apps/captioner.yaml)
