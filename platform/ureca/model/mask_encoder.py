@@ -37,9 +37,9 @@ GRID = 32
 """Cells along each side of a tile: one for each patch of 14 px that InternVL cuts a tile of 448 px into."""
 CUTOUT = 32
 """Side of the cut-out that a region's outline is read from."""
-_FIRST_CODES, _FIRST_WORDS = 0.02, 0.3
-"""How large codes and descriptions start, of unit waves and of torch's own weights. At unit size a training of 150
-steps did not learn to read them (docs/mask_encoder.md); codes that start as the base's location tokens keep theirs."""
+_SMALL = {"codes": 0.02, "describe": 0.3, "place": 0.1}
+"""How large the parts of a `tokens` sum start, of what is a usual size. At that size a short training did not learn to
+read codes that the base doesn't know (docs/mask_encoder.md)."""
 TILES_AT_ONCE = (8, 64)
 """Tiles that go through the encoder together, on a CPU, whose caches they have to fit, and elsewhere."""
 
@@ -175,9 +175,11 @@ class MaskEncoder(nn.Module):
 
     @torch.no_grad()
     def use_location_embeddings(self, embeddings: Tensor) -> None:
-        """Start the cells' codes from the base's location tokens, `(GRID * GRID, D)` row by row."""
+        """Start the cells' codes from the base's location tokens, `(GRID * GRID, D)` row by row, all at usual size: the
+        base can read them from the first step."""
         if isinstance(self.body, _Tokens):
             self.body.codes.copy_(embeddings / embeddings.square().mean().sqrt())
+            self.body.scale_descriptions(1 / _SMALL["describe"], 1 / _SMALL["place"])
 
 
 def _portions(lengths: Sequence[int], limit: int) -> list[slice]:
@@ -230,7 +232,7 @@ class _Tokens(nn.Module):
     def __init__(self, config: MaskEncoderConfig) -> None:
         super().__init__()
         n, d = config.tokens_per_tile, config.hidden_size
-        self.codes = nn.Parameter(_wave_codes(d) * _FIRST_CODES)
+        self.codes = nn.Parameter(_wave_codes(d) * _SMALL["codes"])
         self.spots = nn.Parameter(_spread_spots(n))
         self.coverage_weight = nn.Parameter(torch.full((n,), 2.0))
 
@@ -246,12 +248,17 @@ class _Tokens(nn.Module):
         self.norm = nn.RMSNorm(d, eps=1e-6)
         nn.init.constant_(self.norm.weight, config.embedding_norm)
         # Small, for the norm comes after: what a rate moves in a step is then much of them, and they turn soon.
+        nn.init.normal_(self.place.weight, std=0.1)
+        self.scale_descriptions(_SMALL["describe"], _SMALL["place"])
+        nn.init.zeros_(self.place.bias)
+
+    @torch.no_grad()
+    def scale_descriptions(self, describe: float, place: float) -> None:
+        """Make the weights of what is added to the codes so many times as large."""
         last = self.describe[-1]
         assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.weight.mul_(_FIRST_WORDS)
-        nn.init.normal_(self.place.weight, std=0.01)
-        nn.init.zeros_(self.place.bias)
+        last.weight.mul_(describe)
+        self.place.weight.mul_(place)
 
     def forward(self, masks: Tensor, boxes: Tensor) -> Tensor:
         """`(B, 1, H, W)` and each tile's box `(B, 4)` -> `(B, N, D)`."""
