@@ -9,6 +9,8 @@ Whatever changes in the settings, every deployment gets new replicas: Serve know
 
 import asyncio
 import dataclasses
+import logging
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -31,6 +33,8 @@ from ureca.serving.ray_metrics import RayRecorder
 from ureca.serving.settings import ServedModel, Settings
 
 __all__ = ["build"]
+
+logger = logging.getLogger(__name__)
 
 # One setting to change if this experimental class moves.
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -62,11 +66,30 @@ class CaptionerReplica:
             on_masks_encoded=self._meter.masks_encoded,
         )
         await self._engine.start()
+        self._closing = False
+        self._watch = asyncio.create_task(self._end_with_the_engine())
         self._reporting = asyncio.create_task(self._meter.keep_reporting())
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises; its default pings the process around the engine."""
         await self._engine.check_health()
+
+    async def _end_with_the_engine(self) -> None:
+        """End this process once its engine is gone.
+
+        Serve's controller takes three failed checks to replace a replica, on a busy machine a minute; until then the
+        ingress would send it requests. That a process has died the ingress sees for itself: requests then wait for
+        the next replica.
+        """
+        while True:
+            await asyncio.sleep(0.5)
+            try:
+                await self._engine.check_health()
+            except Exception:
+                if self._closing:
+                    return
+                logger.exception("the engine is gone; this replica ends with it")
+                os._exit(1)
 
     async def caption(self, call: CaptionCall) -> list[Caption]:
         return await whole_captions(self._events(call))
@@ -77,6 +100,7 @@ class CaptionerReplica:
                 yield event
 
     def __del__(self) -> None:
+        self._closing = True
         if hasattr(self, "_engine"):
             self._engine.close()
 

@@ -1,0 +1,123 @@
+"""The whole service under load: parts of it killed, clients that leave, a full queue, an orderly end."""
+
+import http.client
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from serving_load import Load, ask_once, drawn_questions, kill, processes, running_service
+
+from ureca.regions.rle import box_to_rle
+from ureca.serving import Client, Settings
+from ureca.serving.client import RegionCaption, data_url
+from ureca.serving.settings import Autoscaling, ServedModel
+
+pytestmark = pytest.mark.slow
+
+SIZE = (256, 500)
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster, tiny_export):  # noqa: ARG001
+    scaling = Autoscaling(max_ongoing_requests=4, max_queued_requests=4)
+    model = ServedModel(export=str(tiny_export), num_cpus=0.5, autoscaling=scaling)
+    with running_service(Settings(models={"export": model})) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with Client(url) as client:
+        yield client
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*SIZE, 3), dtype=np.uint8))
+
+
+def regions(count: int) -> list[dict]:
+    return [{"id": f"r{i}", "rle": box_to_rle((60 * i, 10, 60 * i + 50, 200 - 20 * i), SIZE)} for i in range(count)]
+
+
+def engine_seconds() -> float:
+    """Of the core, that the engine has used so far, with the process that computes for it."""
+    [engine] = processes("engine")
+    times = [process.cpu_times() for process in (engine, *engine.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def settled_engine_seconds() -> float:
+    """The same, once it has nothing more to do."""
+    before = engine_seconds()
+    while True:
+        time.sleep(1.5)
+        after = engine_seconds()
+        if after - before < 0.05:
+            return after
+        before = after
+
+
+def leave_in_the_middle_of_an_answer(url: str, body: dict, seconds_to_wait_for: float) -> None:
+    port = int(url.rpartition(":")[2])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    started = engine_seconds()
+    connection.request("POST", "/v1/captions", json.dumps(body), {"Content-Type": "application/json"})
+    while engine_seconds() - started < seconds_to_wait_for:
+        time.sleep(0.02)
+    connection.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_captions_in_the_engine(url, stream):
+    body = {"image": data_url(picture(20)), "regions": regions(8), "max_tokens": 250, "stream": stream}
+    before = settled_engine_seconds()
+    assert httpx.post(f"{url}/v1/captions", json=body, timeout=300).is_success
+    whole = settled_engine_seconds() - before
+    body["image"] = data_url(picture(21))
+    before = settled_engine_seconds()
+    leave_in_the_middle_of_an_answer(url, body, whole / 10)
+    assert settled_engine_seconds() - before < whole / 2
+
+
+def test_beyond_the_queue_s_end_requests_are_refused_at_once(url):
+    [question] = drawn_questions(1, regions=4, max_tokens=250)
+    with httpx.Client(base_url=url, timeout=300) as http_client, ThreadPoolExecutor(16) as pool:
+        told = list(pool.map(lambda _: ask_once(http_client, question), range(16)))
+    refused = told.count("refused")
+    assert 0 < refused <= 8
+    assert sum(isinstance(each, dict) for each in told) == 16 - refused
+
+
+@pytest.mark.parametrize("part", ["proxy", "ingress", "replica", "engine"])
+def test_a_killed_part_comes_back_and_no_region_is_lost(url, client, part):
+    load = Load(url, drawn_questions(4, regions=3, max_tokens=4))
+    load.learn()
+    load.start(patient=2, once=1, stream=1)
+    load.wait_for(lambda: load.answered() >= 12, 120)
+    killed = {each.pid for each in processes(part)}
+    kill(part)
+    goal = load.answered() + 24
+    load.wait_for(lambda: load.answered() >= goal and {each.pid for each in processes(part)} - killed, 240)
+    load.stop()
+    assert set(load.tallies["patient"].outcomes) == {"answered"}
+    assert set(load.tallies["once"].outcomes) <= {"answered", "refused", "broken", "http 500"}
+    assert set(load.tallies["stream"].outcomes) <= {"answered", "broken"}
+    if part == "engine":  # its replica is there and says so
+        assert load.tallies["once"].outcomes["refused"] > 0
+    assert client.is_ready()
+
+
+def test_a_stream_in_progress_ends_whole_though_its_application_is_deleted(client):
+    from ray import serve
+
+    stream = client.stream(picture(50), regions(6), max_tokens=250)
+    events = [next(stream)]
+    serve.delete("captioner", _blocking=False)
+    time.sleep(2)
+    events += stream
+    assert sum(isinstance(event, RegionCaption) for _, event in events) == 6
+    assert not client.is_ready()
