@@ -233,19 +233,6 @@ def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url
     assert len(engines()) == 2
 
 
-def test_a_dead_engine_is_said_and_not_called_healthy(url, client):
-    for engine in engines():
-        engine.kill()
-    deadline = time.monotonic() + 30
-    while client.is_ready() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    body = {"image": data_url(picture(40)), "regions": regions(1)}
-    response = httpx.post(f"{url}/v1/captions", json=body, timeout=60)
-    assert response.status_code == 503
-    assert response.json()["error"]["type"] == "unavailable"
-    assert response.headers["retry-after"] == "5"
-
-
 def test_what_is_no_export_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
         build(Settings(models=one_model(tmp_path)))
