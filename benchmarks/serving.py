@@ -7,7 +7,7 @@
 is ignored), float32, everything on one core with one thread, the four ways one after the other:
 
     ours               the service's engine: the image once, then all its regions together
-    no_prefix          the same vLLM, each region a request of its own, no KV block used twice
+    no_prefix          the same vLLM, each region a request of its own, all at once, no KV block used twice
     generate_single    transformers' generate, one region at a time
     generate_batched   transformers' generate, eight at a time, padded on the left; regions of one image share its
                        vision tower's output
@@ -44,8 +44,7 @@ from ureca.engine import CaptionEngine, compare_with_transformers
 from ureca.engine.caption import Caption
 from ureca.io import write_json
 from ureca.machine import capture_context
-from ureca.model import Captioner, MaskEncoder, MaskEncoderConfig, export
-from ureca.model.captioner import CaptionerConfig
+from ureca.model import Captioner, export
 from ureca.model.costs import Branch, Learns, limit_speedup
 from ureca.model.nano import nano_processor, nano_tokenizer
 from ureca.model.processor import CaptionerProcessor
@@ -100,7 +99,6 @@ def random_export(directory: Path, *, tile_limit: int) -> Path:
 
     torch.manual_seed(0)
     config = part_of_model(PART)
-    text: Any = config.text_config
     tokenizer = nano_tokenizer([" ".join(WORDS)] * 20, num_words=512)
     hf = nano_processor(tokenizer)
     size = {"height": 448, "width": 448}
@@ -110,9 +108,7 @@ def random_export(directory: Path, *, tile_limit: int) -> Path:
     base_dir = directory / "base"
     base.save_pretrained(base_dir)
     CaptionerProcessor(hf, tile_limit=tile_limit).save_pretrained(str(base_dir))
-    mask = MaskEncoderConfig(hidden_size=text.hidden_size, tokens_per_tile=16, embedding_norm=0.02)
-    settings = CaptionerConfig(base=str(base_dir), base_hash="", tile_limit=tile_limit, mask=mask)
-    captioner = Captioner(base, MaskEncoder(mask), settings, CaptionerProcessor(hf, tile_limit=tile_limit))
+    captioner = Captioner.from_base(str(base_dir), tile_limit=tile_limit, tokens_per_tile=16)
     captioner.save_pretrained(directory / "model")
     return export(directory / "model", directory / "export")
 
@@ -164,16 +160,22 @@ async def ours(engine: CaptionEngine, works: Sequence[Work], tokens: int) -> Tim
 
 
 async def no_prefix(engine: CaptionEngine, works: Sequence[Work], tokens: int) -> Timing:
-    """Every region by itself, `AT_A_TIME` in progress; `engine` keeps no prefixes."""
-    return await ours(
-        engine,
-        [
-            Work(work.image, [rle], [query])
-            for work in works
-            for rle, query in zip(work.regions, work.queries, strict=True)
-        ],
-        tokens,
-    )
+    """The same, each region a request of its own; `engine` keeps no prefixes."""
+    places, latencies = asyncio.Semaphore(AT_A_TIME), list[float]()
+
+    async def region(image: np.ndarray, rle: Rle, query: str) -> None:
+        begun = time.perf_counter()
+        [caption] = await engine.caption(image, [rle], [query], max_tokens=tokens, min_tokens=tokens)
+        assert caption.completion_tokens == tokens
+        latencies.append(time.perf_counter() - begun)
+
+    async def one(work: Work) -> None:
+        async with places:
+            await asyncio.gather(*(region(work.image, *each) for each in zip(work.regions, work.queries, strict=True)))
+
+    started = time.perf_counter()
+    await asyncio.gather(*map(one, works))
+    return Timing(time.perf_counter() - started, len(latencies), latencies)
 
 
 def generate_single(captioner: Captioner, works: Sequence[Work], tokens: int) -> Timing:
