@@ -104,6 +104,8 @@ def random_export(directory: Path, *, tile_limit: int) -> Path:
     size = {"height": 448, "width": 448}
     hf.image_processor = GotOcr2ImageProcessor(size=size, crop_to_patches=True)  # type: ignore[attr-defined]
     config.image_token_id = hf.image_token_id  # type: ignore[attr-defined]
+    config.text_config.bos_token_id = None  # those of the whole vocabulary
+    config.text_config.eos_token_id = tokenizer.eos_token_id
     base = InternVLForConditionalGeneration(config)
     base_dir = directory / "base"
     base.save_pretrained(base_dir)

@@ -180,7 +180,8 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 """How /docs describes what else may come, of each call."""
 
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "With `stream`, events."}
+    # Without a schema: tools don't agree whether it would be that of the whole stream or of an event.
+    200: {"content": {"text/event-stream": {}}, "description": "With `stream`, server-sent events: `data: {…}`."}
 }
 """The same, of a call that can answer piece by piece."""
 
