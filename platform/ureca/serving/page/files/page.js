@@ -276,7 +276,7 @@ on("#ask", "submit", (event) => {
 });
 
 attempt(async () => {
-  ({ model } = await serviceIndex());
+  [model] = (await serviceIndex()).models; // a request that names none gets the first
   $("#model").textContent = model;
   $("#about-nano").hidden = !model.startsWith("nano");
 });
