@@ -22,6 +22,7 @@ STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | cksum | tr ' ' '
 # itself. The tests switch it off (tests/conftest.py): their Ray listens on loopback only and dies with them.
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED ?= 0
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= ureca.serving.proxy:middlewares
 # Several processes with several threads each run many times slower on few cores than with one each.
 export OMP_NUM_THREADS ?= 1
 

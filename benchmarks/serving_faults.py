@@ -45,7 +45,7 @@ class Outcome:
         refusal that says when to come again, or a broken connection."""
         allowed = {
             "patient": {"answered"},
-            "once": {"answered", "refused", "broken", "http 500"},
+            "once": {"answered", "refused", "broken"},
             "stream": {"answered", "broken"},
         }
         return sum(

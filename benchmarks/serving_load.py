@@ -22,6 +22,9 @@ from PIL import Image
 from ureca.regions.rle import box_to_rle
 from ureca.serving import Client, Settings, build
 from ureca.serving.client import ServiceError, data_url
+from ureca.serving.proxy import use_for_ray_started_here
+
+use_for_ray_started_here()
 
 Part = Literal["replica", "engine", "ingress", "proxy"]
 

@@ -31,14 +31,14 @@ from ureca.scenes import read_truth
 from ureca.training import Stage1Config, Stage2Config, fit
 
 MINUTES = {
-    "corpus": 0.5,
-    "label": 1.5,
-    "stage1": 2.5,
-    "stage2": 4.5,
-    "control": 4,
-    "evaluate": 3,
-    "serve": 2.5,
-    "report": 0.5,
+    "corpus": 0.2,
+    "label": 0.6,
+    "stage1": 1.7,
+    "stage2": 6.5,
+    "control": 5.5,
+    "evaluate": 1,
+    "serve": 1.5,
+    "report": 0.1,
 }
 
 

@@ -9,6 +9,7 @@ os.environ.update(
         # Set on purpose: Ray's default writes a token into the home folder; here Ray is on loopback only.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ureca.serving.proxy:middlewares",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -97,6 +97,18 @@ def page_url(backend: MeasuringBackend) -> Iterator[str]:
 
 
 @pytest.fixture
+def second_backend() -> MeasuringBackend:
+    return MeasuringBackend()
+
+
+@pytest.fixture
+def two_models_url(backend: MeasuringBackend, second_backend: MeasuringBackend) -> Iterator[str]:
+    backends = {"nano_one": backend, "other": second_backend}
+    with on_a_port(create_app(backends, limits=page_driver.LIMITS)) as url:
+        yield url
+
+
+@pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens the page of a service. In the end it has asked nobody else, and has met no error but `page.expected`."""
     pages = []

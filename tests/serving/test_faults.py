@@ -73,14 +73,15 @@ def leave_in_the_middle_of_an_answer(url: str, body: dict, seconds_to_wait_for: 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_captions_in_the_engine(url, stream):
-    body = {"image": data_url(picture(20)), "regions": regions(8), "max_tokens": 250, "stream": stream}
+    asked = [{**each, "id": f"{each['id']} {number}"} for number in range(3) for each in regions(8)]
+    body = {"image": data_url(picture(20)), "regions": asked, "max_tokens": 250, "stream": stream}
     before = settled_engine_seconds()
     assert httpx.post(f"{url}/v1/captions", json=body, timeout=300).is_success
     whole = settled_engine_seconds() - before
     body["image"] = data_url(picture(21))
     before = settled_engine_seconds()
     leave_in_the_middle_of_an_answer(url, body, whole / 10)
-    assert settled_engine_seconds() - before < whole / 2
+    assert settled_engine_seconds() - before < 0.6 * whole
 
 
 def test_beyond_the_queue_s_end_requests_are_refused_at_once(url):
@@ -90,6 +91,18 @@ def test_beyond_the_queue_s_end_requests_are_refused_at_once(url):
     refused = told.count("refused")
     assert 0 < refused <= 8
     assert sum(isinstance(each, dict) for each in told) == 16 - refused
+
+
+def test_a_request_whose_ingress_is_killed_is_told_to_come_again(url, client):
+    [question] = drawn_questions(1, regions=24, max_tokens=250)
+    before = engine_seconds()
+    with httpx.Client(base_url=url, timeout=300) as http_client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask_once, http_client, question)
+        while engine_seconds() - before < 0.3:
+            time.sleep(0.02)
+        kill("ingress")
+        assert asked.result() == "refused"
+    assert client.caption(question.image, question.regions, max_tokens=4)[0].caption is not None
 
 
 @pytest.mark.parametrize("part", ["proxy", "ingress", "replica", "engine"])
@@ -104,7 +117,7 @@ def test_a_killed_part_comes_back_and_no_region_is_lost(url, client, part):
     load.wait_for(lambda: load.answered() >= goal and {each.pid for each in processes(part)} - killed, 240)
     load.stop()
     assert set(load.tallies["patient"].outcomes) == {"answered"}
-    assert set(load.tallies["once"].outcomes) <= {"answered", "refused", "broken", "http 500"}
+    assert set(load.tallies["once"].outcomes) <= {"answered", "refused", "broken"}
     assert set(load.tallies["stream"].outcomes) <= {"answered", "broken"}
     if part == "engine":  # its replica is there and says so
         assert load.tallies["once"].outcomes["refused"] > 0

@@ -177,6 +177,30 @@ def test_another_choice_ends_the_work_behind_the_first(page, backend):
     assert (len(backend.calls), backend.num_closed) == (3, 3)
 
 
+def test_where_several_models_are_served_each_is_asked_and_kept_apart(
+    open_page, two_models_url, backend, second_backend
+):
+    page = open_page(two_models_url)
+    expect(page.locator("#model")).to_have_text("")
+    models = page.get_by_label("Model", exact=True)
+    expect(models.locator("option")).to_have_text(["nano_one", "other"])
+    expect(page.locator("#about-nano")).to_be_visible()
+    give_squares(page)
+    click(page, 120, 120)
+    wait_for_caption(page, said(WHITE))
+    assert (len(backend.calls), len(second_backend.calls)) == (1, 0)
+    models.select_option("other")  # and what is chosen is asked about anew
+    wait_for_caption(page, said(WHITE))
+    expect(page.locator("#about-nano")).to_have_attribute("hidden", "")
+    assert (len(backend.calls), len(second_backend.calls)) == (1, 1)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert json.loads(download.value.path().read_text())["info"]["model"] == "other"
+    models.select_option("nano_one")
+    wait_for_caption(page, said(WHITE))
+    assert (len(backend.calls), len(second_backend.calls)) == (1, 1), "asked for a caption that it has"
+
+
 @pytest.mark.parametrize("has_clipboard", [True, False])
 def test_copy_and_download_give_coco_captions_that_the_package_reads(open_page, page_url, tmp_path, has_clipboard):
     page = open_page(page_url, permissions=["clipboard-read", "clipboard-write"])

@@ -22,6 +22,8 @@ def test_a_browser_gets_the_page_and_others_get_json(api):
     for accept in ("*/*", "application/json"):
         assert api.get("/", headers={"Accept": accept}).json()["models"] == ["measured"]
     assert page.headers["vary"] == "Accept", "a cache must not give one the other's"
+    head = api.head("/")
+    assert (head.status_code, head.text) == (200, "")
 
 
 @pytest.mark.parametrize("path", ["/", *(f"/page/{name}" for name in FILES), "/page/examples/coffee.jpg"])

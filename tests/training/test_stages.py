@@ -38,6 +38,8 @@ from ureca.training.plan import Plan
 
 pytestmark = pytest.mark.slow
 
+TOKENS_PER_STEP = 1200
+
 
 @pytest.fixture(scope="module")
 def one_worker(train: Callable[..., Trained], tiny_base: Path, region_table: Path) -> Trained:
@@ -51,10 +53,10 @@ def stage2_run(train: Callable[..., Trained], two_workers: Trained, tiny_base: P
         heldout=0.0,
         base=str(tiny_base),
         init=two_workers.result.model,
-        batch=replace(two_workers.config.batch, images_per_step=2),
-        optimizer=OptimizerConfig(learning_rate=3e-3, epochs=4 * 2 / 7),
+        batch=replace(two_workers.config.batch, images_per_step=None, tokens_per_step=TOKENS_PER_STEP),
+        optimizer=OptimizerConfig(learning_rate=3e-3, epochs=2),
         workers=WorkersConfig(num_workers=2, zero_stage=3, max_failures=0),
-        lora=LoraConfig(rank=4),
+        lora=LoraConfig(rank=4, dropout=0.0),
     )
     return train(config)
 
@@ -112,6 +114,18 @@ def test_stage_2_changes_nothing_but_lora(stage2_run: Trained, two_workers: Trai
     # lora_B starts at zero: whatever is not zero has learned.
     assert all(value.any() for name, value in adapter.items() if "lora_B" in name)
     Captioner.from_pretrained(stage2_run.result.model)
+
+
+def test_steps_of_a_token_budget_do_not_depend_on_the_workers(
+    train: Callable[..., Trained], stage2_run: Trained
+) -> None:
+    config = stage2_run.config
+    batch = replace(config.batch, tokens_per_device=10 * TOKENS_PER_STEP)
+    alone = train(replace(config, batch=batch, workers=WorkersConfig(num_workers=1, max_failures=0)))
+    assert_same_curve(alone.losses, stage2_run.losses)
+    mine, others = ([(line["num_regions"], line["num_tokens"]) for line in run.lines] for run in (alone, stage2_run))
+    assert mine == others
+    assert len(set(mine)) > 1, "steps all alike would show nothing"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ class DemoConfig:
     heldout: float = 0.06
     """Share of the images that training never sees."""
     stage1_epochs: float = 1.0
-    stage2_epochs: float = 3.0
+    stage2_epochs: float = 2.5
     """Passes over the images; `tuned_none`, the control, gets the same."""
     max_tokens: int = 64
     """Longest caption, in tokens."""

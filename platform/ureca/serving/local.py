@@ -35,6 +35,7 @@ def serve_locally(argv: list[str]) -> None:
 
     from ureca.cluster import connect
     from ureca.serving import Settings, build
+    from ureca.serving.proxy import use_for_ray_started_here
     from ureca.serving.settings import one_model
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -42,6 +43,7 @@ def serve_locally(argv: list[str]) -> None:
     in_order = False
     try:
         print("starting the engine (about a minute on two cores) …", flush=True)
+        use_for_ray_started_here()
         connect()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose own would end it on the spot
         serve.start(http_options={"host": options.host, "port": options.port})

@@ -61,7 +61,7 @@ def add_page(app: FastAPI, index: dict[str, Any]) -> None:
     router = APIRouter(include_in_schema=False)
     html = (_FOLDER / "index.html").read_text(encoding="utf-8")
 
-    @router.get("/")
+    @router.api_route("/", methods=["GET", "HEAD"])  # probes ask by HEAD
     async def page(request: Request) -> Response:
         headers = {**HEADERS, "Vary": "Accept"}
         if "text/html" in request.headers.get("accept", ""):

@@ -1,11 +1,11 @@
 // Captions as they stream in, and what is kept of them.
 //
-// A region keeps one caption for each thing it was asked: `region.said` maps a style, or "?" and a question, to
+// A region keeps one caption for each thing it was asked: `region.said` maps `keyOf` a model and a style or question to
 // {text, busy, error, cut}. What was cut off by another choice is forgotten, so that it is asked for again.
 
 import { stream } from "./api.js";
 
-export const keyOf = ({ style, question }) => (question ? `? ${question}` : style);
+export const keyOf = ({ model, style, question }) => `${model}\n${question ? `? ${question}` : style}`;
 
 export class Captioner {
   /** `onChange` gets each region of which something was said; `onRun` is called when asking begins and ends. */
@@ -38,16 +38,17 @@ export class Captioner {
   }
 
   /** Ask for captions of regions of an image; ends when the last is there. Cuts off what was running. */
-  async ask(dataUrl, regions, { style, question }) {
+  async ask(dataUrl, regions, { model, style, question }) {
     this.stop();
-    const key = keyOf({ style, question }), controller = new AbortController();
+    const key = keyOf({ model, style, question }), controller = new AbortController();
     this.running = { controller, key, regions };
     this.onRun();
     for (const region of regions) this.#set(region, key, { text: "", busy: true });
     const byId = new Map(regions.map((region) => [region.id, region]));
     const asked = regions.map(({ id, rle }) => (question ? { id, rle, question } : { id, rle }));
+    const body = { model, image: dataUrl, regions: asked, style };
     try {
-      for await (const event of stream("v1/captions", { image: dataUrl, regions: asked, style }, controller.signal)) {
+      for await (const event of stream("v1/captions", body, controller.signal)) {
         const region = byId.get(event.id);
         if (!region) continue; // the usage, at the end
         const said = region.said.get(key);

@@ -1,6 +1,8 @@
 // What there is of an image as COCO captions JSON, the form that `ureca convert --format coco` reads; and the ways to
 // take it along.
 
+import { keyOf } from "./captions.js";
+
 const KEYS = { caption: "unique", short_caption: "brief", long_caption: "detailed" };
 
 export const cocoOf = ({ name, width, height }, regions, model) => ({
@@ -10,8 +12,8 @@ export const cocoOf = ({ name, width, height }, regions, model) => ({
   images: [{ id: 1, file_name: name, height, width }],
   annotations: regions.map((region, index) => ({
     id: index + 1, image_id: 1, category_id: 1, iscrowd: 0, region_id: region.id,
-    ...Object.fromEntries(Object.entries(KEYS).map(([key, style]) => [key, whole(region, style)])),
-    ...answersOf(region),
+    ...Object.fromEntries(Object.entries(KEYS).map(([key, style]) => [key, whole(region, keyOf({ model, style }))])),
+    ...answersOf(region, model),
     segmentation: region.rle, area: region.area, bbox: region.bbox, parent_id: region.parent, depth: region.depth,
   })),
 });
@@ -21,9 +23,10 @@ const whole = (region, key) => {
   return said && !said.busy && !said.error ? said.text : null;
 };
 
-const answersOf = (region) => {
-  const questions = [...region.said.keys()].filter((key) => key.startsWith("? ") && whole(region, key) !== null);
-  return questions.length ? { answers: questions.map((key) => ({ question: key.slice(2), answer: whole(region, key) })) } : {};
+const answersOf = (region, model) => {
+  const begin = keyOf({ model, style: "? " }); // of the keys of all questions to this model
+  const questions = [...region.said.keys()].filter((key) => key.startsWith(begin) && whole(region, key) !== null);
+  return questions.length ? { answers: questions.map((key) => ({ question: key.slice(begin.length), answer: whole(region, key) })) } : {};
 };
 
 /** Put a text on the clipboard; whether that worked. */

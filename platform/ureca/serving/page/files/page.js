@@ -10,11 +10,10 @@ import { Stage } from "./stage.js";
 import { Tree } from "./tree.js";
 import { attempt } from "./trouble.js";
 
-let model = ""; // its name
 let picture = null; // {name, url, dataUrl, width, height, note}
 let regions = []; // {id, parent, depth, area, bbox, rle, runs, outline, hue, said}: parents before children
 let chosen = null; // the region that the card is about
-let asked = { style: "unique", question: "" }; // of every region, until another is asked
+let asked = { model: undefined, style: "unique", question: "" }; // of every region, until another is asked
 let smallest = null; // id of the smallest region where the image was clicked last
 let looking = null; // AbortController of the calls for this picture's regions
 let turn = Promise.resolve(); // of those calls: each builds on the regions that the one before has left
@@ -123,6 +122,11 @@ const ask = (next) => {
   else if (asked.question) say("Now choose the region to ask about.");
 };
 
+const useModel = (model) => {
+  $("#about-nano").hidden = !model.startsWith("nano");
+  ask({ ...asked, model });
+};
+
 const captionAll = () => {
   const left = regions.filter((region) => !captioner.has(region, asked));
   if (left.length) caption(left);
@@ -217,7 +221,7 @@ const tree = new Tree($("#tree"), { onChoose: choose, onHover: pointAt });
 
 // ---- events
 
-const taken = () => JSON.stringify(cocoOf(picture, regions, model), null, 1);
+const taken = () => JSON.stringify(cocoOf(picture, regions, asked.model), null, 1);
 const stem = () => picture.name.replace(/\.[^.]*$/, "");
 const openFile = (files) => {
   const file = [...files].find((each) => each.type.startsWith("image/")) ?? files[0];
@@ -263,10 +267,11 @@ on("#copy", "click", async () => {
     : "This browser gives the page no clipboard. Download the file instead.");
 });
 on("#save", "click", () => { download(`${stem()}.json`, taken()); say(`Saved as ${stem()}.json.`); });
+on("#models", "change", ({ target }) => useModel(target.value));
 on("#ask", "change", ({ target }) => {
   if (target.name !== "style") return;
   $("#question").value = "";
-  ask({ style: target.value, question: "" });
+  ask({ ...asked, style: target.value, question: "" });
 });
 on("#ask", "submit", (event) => {
   event.preventDefault();
@@ -276,7 +281,10 @@ on("#ask", "submit", (event) => {
 });
 
 attempt(async () => {
-  [model] = (await serviceIndex()).models; // a request that names none gets the first
-  $("#model").textContent = model;
-  $("#about-nano").hidden = !model.startsWith("nano");
+  const { models } = await serviceIndex();
+  const several = models.length > 1;
+  $("#model").textContent = several ? "" : models[0];
+  $("#models").hidden = !several;
+  $("#models").append(...models.map((name) => new Option(name, name)));
+  useModel(models[0]);
 });

@@ -1,0 +1,180 @@
+"""End the caption service in order, and exchange it, while it is asked; count what became of every region.
+
+    python benchmarks/serving_orderly.py
+
+end        `ureca serve`, SIGTERM in the middle of many requests, streams among them: each has to end whole.
+exchange   A cluster (`ray start --head`), `serve deploy` of serve_apps/captioner.yaml, and of the same with a second
+           model and another limit while clients ask: each of their requests has to be answered. The code comes to the
+           cluster as docs/serving.md says, in a zip of this repository.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
+
+import httpx
+import yaml
+from serving_load import Load, Question, ask_once, drawn_questions, free_port
+
+from ureca.io import write_json
+from ureca.machine import capture_context
+from ureca.serving import Client
+from ureca.serving.client import RegionCaption, ServiceError
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+REGIONS_PER_IMAGE = 8
+CLIENTS = 8
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not after {seconds:g} s")
+        time.sleep(0.2)
+
+
+@contextmanager
+def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is asked to end, and has to."""
+    process = subprocess.Popen([str(BIN / command[0]), *command[1:]], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def run_end(max_tokens: int) -> dict[str, Any]:
+    """Of requests that were in progress at SIGTERM."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running("ureca", "serve", "--port", str(port)) as service, Client(url) as client:
+        wait_until(client.is_ready, 180, "the service's start")
+        questions = drawn_questions(CLIENTS, regions=REGIONS_PER_IMAGE, max_tokens=max_tokens)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            asked = [pool.submit(ask, url, question, number % 2 == 1) for number, question in enumerate(questions)]
+            time.sleep(1)
+            before = sum(each.done() for each in asked)
+            service.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            outcomes = sum((each.result() for each in asked), Counter())
+        service.wait(60)
+    return {
+        "requests": CLIENTS,
+        "answered_before_the_signal": before,
+        "outcomes": dict(outcomes),
+        "seconds_to_end": round(time.monotonic() - started, 1),
+        "exit_status": service.returncode,
+    }
+
+
+def ask(url: str, question: Question, stream: bool) -> Counter[str]:
+    """What became of a question's regions, asked once."""
+    count = len(question.regions)
+    if stream:
+        with Client(url, retries=0) as client:
+            events = client.stream(question.image, question.regions, max_tokens=question.max_tokens)
+            try:
+                told = [event for _, event in events if isinstance(event, RegionCaption) and event.caption is not None]
+            except ServiceError as error:
+                return Counter({f"stream: {error}": count})
+        return Counter({"answered": len(told), "missing": count - len(told)})
+    with httpx.Client(base_url=url, timeout=300) as http:
+        captions = ask_once(http, question)
+    return Counter({captions: count}) if isinstance(captions, str) else Counter({"answered": len(captions)})
+
+
+def run_exchange(regions: int, max_tokens: int) -> dict[str, Any]:
+    """Of clients that ask all the time while another version is deployed."""
+    port, dashboard = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    cluster = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running("ray", "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1", *cluster),
+        Client(url) as client,
+    ):
+        zipped = Path(folder, "ureca.zip")
+        subprocess.run(
+            ["git", "archive", "--format=zip", "--prefix=ureca/", "-o", zipped, "HEAD"], cwd=ROOT, check=True
+        )
+        wait_until(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 120, "Ray's start")
+        deploy(folder, dashboard, zipped, port, models=("nano",), max_regions=64)
+        wait_until(client.is_ready, 240, "the first version")
+        load = Load(url, drawn_questions(CLIENTS, regions=REGIONS_PER_IMAGE, max_tokens=max_tokens))
+        load.learn()
+        load.start(patient=1, once=2, stream=1)
+        load.wait_for(lambda: load.answered("once") >= regions // 4, 300)
+        began = time.monotonic()
+        deploy(folder, dashboard, zipped, port, models=("nano", "second"), max_regions=32)
+        load.wait_for(lambda: client.models() == ["nano", "second"] and client.is_ready(), 400)
+        seconds = time.monotonic() - began
+        goal = load.answered("once") + regions // 4
+        load.wait_for(lambda: load.answered("once") >= goal, 300)
+        load.stop()
+    return {
+        "seconds_to_exchange": round(seconds, 1),
+        "longest_pause": round(max(tally.longest_pause() for tally in load.tallies.values()), 1),
+        "outcomes": {kind: dict(tally.outcomes) for kind, tally in load.tallies.items()},
+    }
+
+
+def answers(url: str) -> bool:
+    """Whether anybody does."""
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+def deploy(folder: str, dashboard: int, zipped: Path, port: int, *, models: tuple[str, ...], max_regions: int) -> None:
+    """`serve deploy` of the repository's YAML with these changes."""
+    config = yaml.safe_load((ROOT / "serve_apps" / "captioner.yaml").read_text())
+    config["http_options"]["port"] = port
+    [application] = config["applications"]
+    application["runtime_env"] = {"working_dir": zipped.as_uri(), "env_vars": {"PYTHONPATH": "platform"}}
+    application["args"]["models"] = {name: {"num_cpus": 0.5} for name in models}
+    application["args"]["limits"]["max_regions"] = max_regions
+    file = Path(folder, "captioner.yaml")
+    file.write_text(yaml.safe_dump(config))
+    command = [BIN / "serve", "deploy", file, "--address", f"http://127.0.0.1:{dashboard}"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--regions", type=int, default=1000, help="asked about while versions are exchanged, at least")
+    parser.add_argument("--out", default="runs/benchmarks/serving_orderly.json")
+    options = parser.parse_args()
+    ended = run_end(max_tokens=200)
+    print(f"end: {ended}", flush=True)
+    exchanged = run_exchange(options.regions, max_tokens=8)
+    print(f"exchange: {exchanged}", flush=True)
+    payload = {"context": capture_context(), "end": ended, "exchange": exchanged}
+    write_json(options.out, payload)
+    print(json.dumps(payload))
+    told = [ended["outcomes"], *exchanged["outcomes"].values()]
+    lost = sum(count for each in told for what, count in each.items() if what != "answered")
+    print(f"{sum(sum(each.values()) for each in told)} regions asked about, {lost} lost")
+    if lost or ended["exit_status"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
