@@ -60,6 +60,7 @@ nano-benchmark: setup
 faults: setup
 	$(BIN)/python benchmarks/labeling_faults.py
 	$(BIN)/python benchmarks/serving_faults.py
+	$(BIN)/python benchmarks/serving_orderly.py
 
 serve: setup
 	$(BIN)/$(if $(MODEL),ureca serve --model $(MODEL),serve run serve_apps/captioner.yaml)
