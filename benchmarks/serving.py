@@ -1,6 +1,6 @@
 """How fast regions are captioned: our engine beside transformers' generate and vLLM without prefix reuse.
 
-    python benchmarks/serving.py                           about 15 minutes on one core
+    python benchmarks/serving.py                           half an hour on one core
     python benchmarks/serving.py --models nano --tokens 16
 
 64 regions of one image, and 64 images of one region each; greedy, every caption exactly --tokens long (the end marker
