@@ -17,9 +17,10 @@ async def whose_ingress_died(scope, receive, send):
 
 
 def test_a_request_whose_ingress_died_is_told_to_come_again():
-    response = behind(whose_ingress_died).post("/v1/captions")
+    response = behind(whose_ingress_died).post("/v1/captions", headers={"X-Request-Id": "from-the-client.1"})
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert response.json()["error"]["type"] == "unavailable"
+    assert response.headers["x-request-id"] == "from-the-client.1"
 
 
 @pytest.mark.parametrize(("given", "told"), [({}, "5"), ({"Retry-After": "60"}, "60")])

@@ -8,7 +8,7 @@ Without it a request whose ingress dies gets a bare 500, and one that finds none
 
 import os
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +41,8 @@ class TellsWhenToRetry:
         await self._app(scope, receive, watched_send)
         if scope["type"] == "http" and not started:  # what the proxy does when the ingress is gone
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+            if request_id := Headers(scope=scope).get("x-request-id"):  # the client's or the proxy's
+                headers["X-Request-Id"] = request_id
             await JSONResponse({"error": _LOST}, 503, headers)(scope, receive, send)
 
 
