@@ -1,6 +1,7 @@
 """`ureca serve`: the captioner's HTTP API on this machine, from the package alone.
 
-Ctrl-C and SIGTERM end it in order: new requests are refused, those in progress end first. A second one ends it at once.
+Ctrl-C and SIGTERM end it in order: new requests are refused (404), those in progress end first. A second
+one ends it at once.
 """
 
 import argparse
