@@ -200,13 +200,17 @@ class Load:
         """`captions`: of each id, or what happened instead."""
         tally, now = self.tallies[kind], time.monotonic()
         with self._lock:
-            if isinstance(captions, str):
-                tally.outcomes[captions] += len(question.regions)
-                return
-            ids = [each["id"] for each in question.regions]
-            tally.outcomes.update("answered" if captions.get(id) == self.expected[id] else "wrong" for id in ids)
-            tally.finished.append((now, len(ids)))
-            tally.seconds.append(now - started)
+            tally.outcomes.update(self.judged(question, captions))
+            if not isinstance(captions, str):
+                tally.finished.append((now, len(question.regions)))
+                tally.seconds.append(now - started)
+
+    def judged(self, question: Question, captions: dict[str, str | None] | str) -> Counter[str]:
+        """The outcomes of a question's regions, counted as in `Tally`."""
+        ids = [each["id"] for each in question.regions]
+        if isinstance(captions, str):
+            return Counter({captions: len(ids)})
+        return Counter("answered" if captions.get(id) == self.expected[id] else "wrong" for id in ids)
 
     def _patiently(self, number: int) -> None:
         with Client(self.url) as client:
@@ -229,16 +233,7 @@ class Load:
         with Client(self.url) as client:
             for question in self._asking(number):
                 started = time.monotonic()
-                captions: dict[str, str | None] = {}
-                try:
-                    for region_id, event in client.stream(
-                        question.image, question.regions, max_tokens=question.max_tokens
-                    ):
-                        if not isinstance(event, str):
-                            captions[region_id] = event.caption
-                    self._count("stream", question, started, captions)
-                except ServiceError:
-                    self._count("stream", question, started, "broken")
+                self._count("stream", question, started, stream_once(client, question))
 
 
 def ask_once(http: httpx.Client, question: Question) -> dict[str, str | None] | str:
@@ -252,3 +247,15 @@ def ask_once(http: httpx.Client, question: Question) -> dict[str, str | None] | 
     if response.status_code == 503 and "retry-after" in response.headers:
         return "refused"
     return f"http {response.status_code}"
+
+
+def stream_once(client: Client, question: Question) -> dict[str, str | None] | str:
+    """The same of a streamed answer. Our client tries again what was refused before the first word."""
+    captions: dict[str, str | None] = {}
+    try:
+        for region_id, event in client.stream(question.image, question.regions, max_tokens=question.max_tokens):
+            if not isinstance(event, str):
+                captions[region_id] = event.caption
+    except ServiceError:
+        return "broken"
+    return captions

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,17 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it
 
 import httpx
 import yaml
-from serving_load import Load, Question, ask_once, drawn_questions, free_port
+from serving_load import Load, ask_once, drawn_questions, free_port, stream_once
 
 from ureca.io import write_json
 from ureca.machine import capture_context
 from ureca.serving import Client
-from ureca.serving.client import RegionCaption, ServiceError
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 REGIONS_PER_IMAGE = 8
+REGIONS_AT_THE_END = 32
+"""In each request, so that none is over when the signal comes."""
 CLIENTS = 8
 
 
@@ -64,16 +66,23 @@ def run_end(max_tokens: int) -> dict[str, Any]:
     """Of requests that were in progress at SIGTERM."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with running("ureca", "serve", "--port", str(port)) as service, Client(url) as client:
+    with (
+        running("ureca", "serve", "--port", str(port)) as service,
+        Client(url, retries=0) as client,
+        httpx.Client(base_url=url, timeout=300) as http,
+        ThreadPoolExecutor(CLIENTS) as pool,
+    ):
         wait_until(client.is_ready, 180, "the service's start")
-        questions = drawn_questions(CLIENTS, regions=REGIONS_PER_IMAGE, max_tokens=max_tokens)
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            asked = [pool.submit(ask, url, question, number % 2 == 1) for number, question in enumerate(questions)]
-            time.sleep(1)
-            before = sum(each.done() for each in asked)
-            service.send_signal(signal.SIGTERM)
-            started = time.monotonic()
-            outcomes = sum((each.result() for each in asked), Counter())
+        load = Load(url, drawn_questions(CLIENTS, regions=REGIONS_AT_THE_END, max_tokens=max_tokens))
+        load.learn()
+        ways = [partial(ask_once, http), partial(stream_once, client)]
+        asked = [pool.submit(ways[number % 2], question) for number, question in enumerate(load.questions)]
+        time.sleep(1)
+        before = sum(each.done() for each in asked)
+        service.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        told = zip(load.questions, asked, strict=True)
+        outcomes = sum((load.judged(question, each.result()) for question, each in told), Counter())
         service.wait(60)
     return {
         "requests": CLIENTS,
@@ -82,22 +91,6 @@ def run_end(max_tokens: int) -> dict[str, Any]:
         "seconds_to_end": round(time.monotonic() - started, 1),
         "exit_status": service.returncode,
     }
-
-
-def ask(url: str, question: Question, stream: bool) -> Counter[str]:
-    """What became of a question's regions, asked once."""
-    count = len(question.regions)
-    if stream:
-        with Client(url, retries=0) as client:
-            events = client.stream(question.image, question.regions, max_tokens=question.max_tokens)
-            try:
-                told = [event for _, event in events if isinstance(event, RegionCaption) and event.caption is not None]
-            except ServiceError as error:
-                return Counter({f"stream: {error}": count})
-        return Counter({"answered": len(told), "missing": count - len(told)})
-    with httpx.Client(base_url=url, timeout=300) as http:
-        captions = ask_once(http, question)
-    return Counter({captions: count}) if isinstance(captions, str) else Counter({"answered": len(captions)})
 
 
 def run_exchange(regions: int, max_tokens: int) -> dict[str, Any]:
