@@ -63,7 +63,7 @@ faults: setup
 	$(BIN)/python benchmarks/serving_orderly.py
 
 serve: setup
-	$(BIN)/$(if $(MODEL),ureca serve --model $(MODEL),serve run serve_apps/captioner.yaml)
+	$(BIN)/ureca serve $(if $(MODEL),--model $(MODEL),serve_apps/captioner.yaml)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache platform/*.egg-info

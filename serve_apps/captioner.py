@@ -1,4 +1,4 @@
-"""The captioner behind an HTTP API. `serve run serve_apps/captioner.yaml`; options stand in the YAML.
+"""The captioner behind an HTTP API. `ureca serve serve_apps/captioner.yaml`; options stand in the YAML.
 
 On a cluster: `serve deploy serve_apps/captioner.yaml --address http://HEAD:8265`.
 """

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ureca.errors import ConfigError
+
 __all__ = ["before_importing_ray", "connect", "joins_cluster"]
 
 # A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own,
@@ -44,6 +46,9 @@ def connect() -> None:
 
     Does nothing where this process has joined one already. A Ray started here ends with the process.
     Other clusters that may run on this machine are left alone: name one with RAY_ADDRESS to use it.
+
+    Raises:
+        ConfigError: no Ray could be started here, or the cluster that RAY_ADDRESS names can't be joined.
     """
     before_importing_ray()
     import ray
@@ -54,9 +59,21 @@ def connect() -> None:
     # reaches the driver in any case; what it prints is in /tmp/ray/session_latest/logs (or the dashboard).
     settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     address = _address()
+    try:
+        if address is not None:
+            package = str(Path(__file__).resolve().parent)
+            ray.init(address=address, runtime_env={"py_modules": [package]}, **settings)
+        else:
+            cpus = max(_LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+    except Exception as error:  # Ray has no class of its own for a start that failed
+        raise ConfigError(f"{_what_to_do(address)} Ray says: {' '.join(str(error).split())}") from error
+
+
+def _what_to_do(address: str | None) -> str:
     if address is not None:
-        package = str(Path(__file__).resolve().parent)
-        ray.init(address=address, runtime_env={"py_modules": [package]}, **settings)
-    else:
-        cpus = max(_LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+        return f"RAY_ADDRESS={address}: can't be joined. Name a cluster that runs; without it a Ray is started here."
+    return (
+        "Ray could not be started on this machine. One that is very busy, or lacks memory or room on the disk, does "
+        "this; `ureca doctor` looks, and logs are in /tmp/ray/session_latest/logs."
+    )

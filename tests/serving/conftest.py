@@ -27,6 +27,9 @@ class MeasuringBackend:
         self.calls: list[CaptionCall] = []
         self.failure: Exception | None = None
         self.fails_after = 0
+        """So many regions are answered before."""
+        self.num_failures: int | None = None
+        """So many calls fail, the first ones; None: all."""
         self.num_closed = 0
         self.seconds = 0.0
         """That each region takes."""
@@ -38,11 +41,12 @@ class MeasuringBackend:
 
     async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
         self.calls.append(call)
+        failure = self.failure if self.num_failures is None or len(self.calls) <= self.num_failures else None
         try:
             for index, region in enumerate(call.regions):
                 rle = region.segmentation
-                if self.failure and index >= self.fails_after:
-                    raise self.failure
+                if failure and index >= self.fails_after:
+                    raise failure
                 box = ",".join(f"{value:g}" for value in rle_bbox(rle))
                 pieces = [region.question or region.style, " ", f"{rle_area(rle)}", f" at {box}"]
                 await asyncio.sleep(self.seconds)

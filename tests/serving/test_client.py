@@ -14,6 +14,7 @@ from ureca.errors import ImageError, UrecaError
 from ureca.regions.rle import box_to_rle
 from ureca.serving.calls import OverloadedError
 from ureca.serving.client import Client, RegionCaption, ServiceError, as_read
+from ureca.serving.errors import RETRY_AFTER_SECONDS
 
 RLE = box_to_rle((10, 5, 30, 15), (40, 60))
 
@@ -81,16 +82,16 @@ def test_a_missing_file_or_service_is_said(client):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_overloaded_or_lost_is_asked_again(client, backend, stream):
+    backend.failure, backend.num_failures = OverloadedError(), 1
     started = time.monotonic()
     with Client(str(client._http.base_url), retries=2) as patient:
-        backend.failure = OverloadedError()
-        threading.Timer(0.4 if stream else 1.0, lambda: setattr(backend, "failure", None)).start()
         if stream:
             *_, (_, answer) = patient.stream(photo(), [RLE])
         else:
             [answer] = patient.caption(photo(), [RLE])
     assert answer.caption == "unique 200 at 10,5,20,10"
-    assert time.monotonic() - started > (0.37 if stream else 1)
+    # A quarter less at most than what is to be waited: half a second, or what `Retry-After` says.
+    assert time.monotonic() - started > 0.75 * (0.5 if stream else RETRY_AFTER_SECONDS)
     assert len(backend.calls) == 2
 
 

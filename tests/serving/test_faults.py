@@ -124,13 +124,14 @@ def test_a_killed_part_comes_back_and_no_region_is_lost(url, client, part):
     assert client.is_ready()
 
 
-def test_a_stream_in_progress_ends_whole_though_its_application_is_deleted(client):
+def test_a_stream_in_progress_ends_whole_though_its_application_is_deleted(url, client):
     from ray import serve
 
     stream = client.stream(picture(50), regions(6), max_tokens=250)
     events = [next(stream)]
     serve.delete("captioner", _blocking=False)
     time.sleep(2)
+    assert httpx.get(f"{url}/healthz").headers["Retry-After"]  # who comes now is refused in order
     events += stream
     assert sum(isinstance(event, RegionCaption) for _, event in events) == 6
     assert not client.is_ready()

@@ -1,7 +1,9 @@
 """The middleware around Serve's proxy, before applications that behave as the proxy does."""
 
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from ureca.serving.proxy import middlewares
@@ -33,3 +35,22 @@ def test_every_other_answer_stays_as_it_is():
     response = behind(PlainTextResponse("fine", 200)).get("/")
     assert (response.status_code, response.text) == (200, "fine")
     assert "retry-after" not in response.headers
+
+
+@pytest.mark.parametrize("routes", [JSONResponse({}), PlainTextResponse("Route table is not populated yet.", 503)])
+def test_where_nothing_is_served_the_proxy_s_404_says_come_again(routes):
+    response = behind(proxy_of(routes)).post("/v1/captions?x=1", content=b"{}", headers={"X-Request-Id": "mine"})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert response.json()["error"]["type"] == "unavailable"
+    assert response.headers["x-request-id"] == "mine"
+
+
+def test_where_something_is_served_a_404_stays():
+    response = behind(proxy_of(JSONResponse({"/": "captioner"}))).get("/nowhere")
+    assert (response.status_code, response.text) == (404, "Not Found")
+    assert "retry-after" not in response.headers
+
+
+def proxy_of(routes: Response) -> Starlette:
+    """It knows no other path than /-/routes, as Serve's proxy where no application is left."""
+    return Starlette(routes=[Route("/-/routes", lambda _: routes)])

@@ -1,65 +1,138 @@
-"""`ureca serve`: the captioner's HTTP API on this machine, from the package alone.
+"""`ureca serve`: the captioner's HTTP API on this machine, with settings of its own or those of a Serve YAML.
 
-Ctrl-C and SIGTERM end it in order: new requests are refused (404), those in progress end first. A second
+Ctrl-C and SIGTERM end it in order: new requests are refused (503), those in progress end first. A second
 one ends it at once.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
 import socket
 import threading
+from typing import Any
 
+from pydantic import ValidationError
+
+from ureca.cluster import before_importing_ray, connect, joins_cluster
+from ureca.config import read_config
 from ureca.errors import ConfigError
+from ureca.serving.settings import Settings, one_model
 
 __all__ = ["serve_locally"]
 
+_IMPORT_PATHS = ("serve_apps.captioner:build", "ureca.serving:build")
 _HOST_HELP = (
-    "default 127.0.0.1: this machine only. Here nobody is asked for a token: to serve to others, set access_tokens in "
-    "serve_apps/captioner.yaml (`ureca token NAME` makes one), put TLS in front, and `serve run` that file"
+    "default: the YAML's; without one 127.0.0.1, this machine only, and nobody is asked for a token. To serve to "
+    "others, set access_tokens as in serve_apps/captioner.yaml (`ureca token NAME` makes one), and put TLS in "
+    "front"
 )
 
 
+@dataclasses.dataclass(kw_only=True)
+class _Service:
+    settings: Settings
+    name: str = "captioner"
+    route_prefix: str = "/"
+    start: dict[str, Any]
+    """Keyword arguments of `serve.start`; `http_options` among them."""
+    logging_config: dict[str, Any] | None = None
+    """Of the application."""
+
+
 def serve_locally(argv: list[str]) -> None:
-    """The subcommand: start Ray, the API and one engine, and stay until Ctrl-C.
+    """The subcommand: start Ray, the API and its engines, and stay until Ctrl-C.
 
     Raises:
-        UrecaError: the model can't be used, or the port is taken.
+        UrecaError: the YAML or the model can't be used, or the port is taken.
     """
-    options = _parser().parse_args(argv)
-    _check_port(options.host, options.port)
+    service = _asked_for(_parser().parse_args(argv))
+    http = service.start["http_options"]
+    _check_port(http["host"], http["port"])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+    before_importing_ray()
+    import ray
     from ray import serve
 
-    from ureca.cluster import connect
-    from ureca.serving import Settings, build
+    from ureca.serving import build
     from ureca.serving.proxy import use_for_ray_started_here
-    from ureca.serving.settings import one_model
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    application = build(Settings(models=one_model(options.model, num_gpus=options.gpus)))
+    application = build(service.settings)
     in_order = False
     try:
         print("starting the engine (about a minute on two cores) …", flush=True)
         use_for_ray_started_here()
         connect()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose own would end it on the spot
-        serve.start(http_options={"host": options.host, "port": options.port})
-        serve.run(application, name="captioner", route_prefix="/")
-        print(f"ready: http://{options.host}:{options.port} (requests: /docs)   Ctrl-C ends it", flush=True)
+        serve.start(**service.start)
+        serve.run(
+            application, name=service.name, route_prefix=service.route_prefix, logging_config=service.logging_config
+        )
+        url = f"http://{http['host']}:{http['port']}{service.route_prefix.rstrip('/')}"
+        print(f"ready: {url} (requests: /docs)   Ctrl-C ends it", flush=True)
         in_order = True
         threading.Event().wait()
     except KeyboardInterrupt:
         if in_order:
             print("ending the requests in progress …   Ctrl-C again ends it at once", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
-                serve.delete("captioner")  # Serve's own shutdown ends the proxy first, and with it what it answers
+                serve.delete(service.name)  # Serve's own shutdown ends the proxy first, and with it what it answers
         print("stopped")
     finally:
-        serve.shutdown()
+        if joins_cluster():
+            serve.shutdown()
+        else:  # Serve's own shutdown makes Ray print an error: its controller is killed while it is waited for
+            ray.shutdown()
+
+
+def _asked_for(options: argparse.Namespace) -> _Service:
+    if options.yaml is None:
+        models = one_model(options.model, num_gpus=options.gpus or 0)
+        service = _Service(
+            settings=Settings(models=models), start={"http_options": {"host": "127.0.0.1", "port": 8000}}
+        )
+    elif options.model is not None or options.gpus is not None:
+        raise ConfigError(f"{options.yaml}: says itself what the models are and take; leave out --model and --gpus.")
+    else:
+        service = _from_yaml(options.yaml)
+    given = {"host": options.host, "port": options.port}
+    service.start["http_options"].update({key: value for key, value in given.items() if value is not None})
+    return service
+
+
+def _from_yaml(path: str) -> _Service:
+    """What a file that `serve deploy` takes says. What could not be honored here is refused."""
+    try:
+        mapping = read_config(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.") from error
+    before_importing_ray()
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        config = ServeDeploySchema.model_validate(mapping).model_dump(exclude_unset=True)
+        names = [application["import_path"] for application in config["applications"]]
+        if len(names) != 1 or names[0] not in _IMPORT_PATHS:
+            raise ConfigError(
+                f"{path}: has applications {names}; `ureca serve` runs one {_IMPORT_PATHS[0]}, `serve run` whatever."
+            )
+        [application] = config.pop("applications")
+        settings = Settings.model_validate(application.pop("args", {}))
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: {told}.") from error
+    known = ("import_path", "name", "route_prefix", "logging_config")
+    if unknown := [*sorted(application.keys() - known), *config.keys() & {"target_capacity"}]:
+        raise ConfigError(
+            f"{path}: {', '.join(unknown)}: not for `ureca serve`; `serve run` and `serve deploy` take it."
+        )
+    http_options = {"host": "127.0.0.1", "port": 8000, **config.pop("http_options", {})}
+    del application["import_path"]
+    return _Service(settings=settings, start={**config, "http_options": http_options}, **application)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -75,8 +148,9 @@ def _check_port(host: str, port: int) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca serve", description="Serve captions over HTTP on this machine.")
+    parser.add_argument("yaml", nargs="?", metavar="YAML", help="settings, as in serve_apps/captioner.yaml")
     parser.add_argument("--model", metavar="DIR", help="an export (jobs/export.py); default: nano, which ships")
-    parser.add_argument("--host", default="127.0.0.1", help=_HOST_HELP)
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--gpus", type=float, default=0, help="that the engine may take; default 0: on the CPU")
+    parser.add_argument("--host", help=_HOST_HELP)
+    parser.add_argument("--port", type=int, help="default: the YAML's, without one 8000")
+    parser.add_argument("--gpus", type=float, help="that the engine may take; default 0: on the CPU")
     return parser
