@@ -2,7 +2,8 @@
 
     python benchmarks/serving_orderly.py
 
-end        `ureca serve`, SIGTERM in the middle of many requests, streams among them: each has to end whole.
+end        `ureca serve`, SIGTERM in the middle of many requests, streams among them: each has to end whole, and who
+           asks meanwhile is told to come again.
 exchange   A cluster (`ray start --head`), `serve deploy` of serve_apps/captioner.yaml, and of the same with a second
            model and another limit while clients ask: each of their requests has to be answered. The code comes to the
            cluster as docs/serving.md says, in a zip of this repository.
@@ -81,6 +82,12 @@ def run_end(max_tokens: int) -> dict[str, Any]:
         before = sum(each.done() for each in asked)
         service.send_signal(signal.SIGTERM)
         started = time.monotonic()
+        time.sleep(0.5)  # until then the signal may not have been heard
+        late: Counter[str] = Counter()
+        while not all(each.done() for each in asked):
+            answer = ask_once(http, load.questions[0])
+            late[answer if isinstance(answer, str) else "answered"] += 1
+            time.sleep(0.1)
         told = zip(load.questions, asked, strict=True)
         outcomes = sum((load.judged(question, each.result()) for question, each in told), Counter())
         service.wait(60)
@@ -88,6 +95,7 @@ def run_end(max_tokens: int) -> dict[str, Any]:
         "requests": CLIENTS,
         "answered_before_the_signal": before,
         "outcomes": dict(outcomes),
+        "asked_while_it_ended": dict(late),
         "seconds_to_end": round(time.monotonic() - started, 1),
         "exit_status": service.returncode,
     }
@@ -165,7 +173,8 @@ def main() -> None:
     told = [ended["outcomes"], *exchanged["outcomes"].values()]
     lost = sum(count for each in told for what, count in each.items() if what != "answered")
     print(f"{sum(sum(each.values()) for each in told)} regions asked about, {lost} lost")
-    if lost or ended["exit_status"]:
+    late = ended["asked_while_it_ended"]
+    if lost or ended["exit_status"] or "refused" not in late or set(late) - {"refused", "broken"}:
         raise SystemExit(1)
 
 
