@@ -9,7 +9,7 @@
 #
 # PYTHON=python3.11   the interpreter to make .venv with
 # LOCK=requirements-gpu.lock   on a machine with an NVIDIA GPU
-# MODEL=runs/demo/export   what make serve serves; without it the nano captioner of the package
+# MODEL=runs/demo/export   what make serve serves; without it what serve_apps/captioner.yaml names: the package's nano
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements.lock
@@ -63,7 +63,7 @@ faults: setup
 	$(BIN)/python benchmarks/serving_orderly.py
 
 serve: setup
-	$(BIN)/ureca serve $(if $(MODEL),--model $(MODEL),serve_apps/captioner.yaml)
+	$(BIN)/ureca serve serve_apps/captioner.yaml $(if $(MODEL),--model $(MODEL))
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache platform/*.egg-info

@@ -11,7 +11,7 @@ from chromium import chromium
 from fastapi.testclient import TestClient
 from on_a_port import on_a_port
 
-from ureca.engine.caption import Caption
+from ureca.engine.caption import Caption, Event, RegionFault, whole_captions
 from ureca.regions.rle import rle_area, rle_bbox
 from ureca.serving.api import create_app
 from ureca.serving.calls import CaptionCall
@@ -21,7 +21,7 @@ LIMITS = Limits(max_request_bytes=400_000, max_image_pixels=10_000, max_regions=
 
 
 class MeasuringBackend:
-    """Says of each region its area and box, in four pieces; fails where it is told to."""
+    """Says of each region its area and box, in four pieces; fails where it is told to. Takes no question with "<|"."""
 
     def __init__(self) -> None:
         self.calls: list[CaptionCall] = []
@@ -36,10 +36,10 @@ class MeasuringBackend:
         self.piece_seconds = 0.0
         """That each of its pieces takes."""
 
-    async def caption(self, call: CaptionCall) -> list[Caption]:
-        return [event async for _, event in self.stream(call) if isinstance(event, Caption)]
+    async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]:
+        return await whole_captions(self.stream(call))
 
-    async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
+    async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]:
         self.calls.append(call)
         failure = self.failure if self.num_failures is None or len(self.calls) <= self.num_failures else None
         try:
@@ -50,6 +50,9 @@ class MeasuringBackend:
                 box = ",".join(f"{value:g}" for value in rle_bbox(rle))
                 pieces = [region.question or region.style, " ", f"{rle_area(rle)}", f" at {box}"]
                 await asyncio.sleep(self.seconds)
+                if "<|" in (region.question or ""):
+                    yield index, RegionFault("it holds a control token")
+                    continue
                 for piece in pieces:
                     await asyncio.sleep(self.piece_seconds)
                     yield index, piece

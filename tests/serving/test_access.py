@@ -168,7 +168,7 @@ def test_a_fault_is_answered_counted_and_logged_under_the_request_s_id(observed,
     assert streamed.headers["x-request-id"] == "r3"
     assert [(line["request_id"], line["status"], line["rejected"]) for line in lines()] == [
         ("r2", 500, "internal_error"),
-        ("r3", 200, "internal_error"),
+        ("r3", 500, "internal_error"),
     ]
     assert recorder.count(REJECTED) == {"internal_error": 2}
     faults = [each for each in caplog.records if each.levelname == "ERROR"]
@@ -178,12 +178,20 @@ def test_a_fault_is_answered_counted_and_logged_under_the_request_s_id(observed,
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/captions", BODY), ("/v1/trees", BODY), ("/v1/chat/completions", CHAT), ("/chat/completions", CHAT)],
+    [
+        ("/v1/captions", BODY),
+        ("/v1/captions", {**BODY, "stream": True}),
+        ("/v1/trees", BODY),
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions", {**CHAT, "stream": True}),
+        ("/chat/completions", CHAT),
+    ],
 )
 @pytest.mark.parametrize("failure", [OverloadedError(), UnavailableError("gone"), None])
 def test_every_503_says_when_to_come_back(backend, recorder, path, body, failure):
+    """That of a stream too: nothing has been told of it yet."""
     backend.failure, backend.seconds = failure, 60.0
-    client = client_of(backend, recorder, max_seconds=0.1)
+    client = client_of(backend, recorder, max_seconds=0.5)
     response = client.post(path, json=body)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "5"

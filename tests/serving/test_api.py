@@ -4,9 +4,11 @@ import base64
 import json
 import time
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from on_a_port import on_a_port
 from PIL import Image
 from request_images import HEIGHT, WIDTH, data_url, encoded, photo, png_of_a_size_it_does_not_hold, with_alpha
 
@@ -135,6 +137,13 @@ def test_a_tree_says_which_region_is_part_of_which_and_what_was_dropped(api):
     }
 
 
+def test_a_tree_s_regions_are_asked_in_their_own_style_or_with_their_own_question(api):
+    regions = [{"id": "inner", "box": [32, 32, 16, 16], "question": "what?"}, {"id": "outer", "box": [20, 20, 40, 40]}]
+    body = {"image": data_url(two_squares()), "regions": [regions[0], {**regions[1], "style": "brief"}]}
+    outer, inner = api.post("/v1/trees", json=body).json()["regions"]
+    assert (outer["caption"], inner["caption"]) == ("brief 1600 at 20,20,40,40", "what? 256 at 32,32,16,16")
+
+
 def test_a_tree_without_regions_takes_those_found_in_the_image(api, backend):
     body = {"image": data_url(two_squares()), "captions": False}
     answer = api.post("/v1/trees", json=body).json()
@@ -197,9 +206,42 @@ def test_a_request_past_its_time_is_given_up(slow_api):
     response = ask(slow_api)
     assert response.status_code == 503
     assert response.json()["error"]["type"] == "timeout"
-    *_, error, done = events(ask(slow_api, stream=True).text)
+    streamed = ask(slow_api, stream=True)
+    assert (streamed.status_code, streamed.json()["error"]["type"]) == (503, "timeout")
+
+
+def test_a_stream_past_its_time_ends_with_the_reason(slow_api, backend):
+    backend.seconds, backend.piece_seconds = 0, 0.08
+    first, *_, error, done = events(ask(slow_api, stream=True).text)
+    assert first["delta"] == "unique"
     assert error["error"]["type"] == "timeout"
     assert done == "[DONE]"
+
+
+def test_a_body_that_arrives_too_slowly_is_refused(backend):
+    def trickling():
+        yield b"{"
+        time.sleep(1)
+        yield b"}"
+
+    app = create_app({"measured": backend}, limits=Limits(max_seconds=0.3))
+    with on_a_port(app) as url:
+        response = httpx.post(f"{url}/v1/captions", content=trickling(), timeout=10)
+    assert response.status_code == 408
+    assert response.json()["error"]["message"].startswith("the body did not arrive within 0.3 s")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_question_that_the_model_can_t_take_is_an_error_in_its_own_slot(api, stream):
+    regions = [BOX, {"id": "8", "box": [0, 0, 5, 5], "question": "what <|is|> it?"}]
+    response = ask(api, regions=regions, stream=stream)
+    assert response.status_code == 200
+    told = events(response.text)[:-1] if stream else response.json()["captions"]
+    captions = {each["id"]: each["caption"] for each in told if "caption" in each}
+    [fault] = [each for each in told if "error" in each]
+    assert captions == {"7": "unique 200 at 10,5,20,10"}
+    assert (fault["id"], fault["error"]["type"]) == ("8", "invalid_region")
+    assert fault["error"]["message"] == "question: it holds a control token"
 
 
 def test_ids_default_to_numbers_and_may_be_integers(api):

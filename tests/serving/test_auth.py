@@ -54,6 +54,14 @@ def test_probes_documentation_and_the_page_need_no_token(guarded, path):
     assert guarded.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("prefix", ["/captions", "/page"])
+def test_the_same_holds_below_a_route_prefix(guarded, prefix):
+    """Of Serve, which leaves it in the path and names it as the root path."""
+    below = TestClient(guarded.app, root_path=prefix)
+    assert below.get(f"{prefix}/healthz").status_code == 200
+    assert below.post(f"{prefix}/v1/captions", json=BODY).status_code == 401
+
+
 def test_a_body_of_somebody_unknown_is_not_even_measured(guarded):
     response = guarded.post("/v1/captions", content=b"x" * 500_000)
     assert response.status_code == 401

@@ -150,9 +150,17 @@ def test_an_alpha_channel_that_marks_nothing_is_said(api):
     assert "its alpha channel, which marks the region, is 0 everywhere" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_question_that_the_model_can_t_take_is_refused(api, stream):
+    body = {"messages": message(IMAGE, BOX, {"type": "text", "text": "<|what|>?"}), "stream": stream}
+    response = api.post("/v1/chat/completions", json=body)
+    assert "mask 0: question: it holds a control token" in response.text
+    assert stream or response.status_code == 400
+
+
 def test_a_failure_in_the_middle_of_a_stream_ends_it_with_the_reason(api, backend):
-    backend.failure = InputError("a prompt of 9 tokens does not fit")
-    body = {"messages": message(IMAGE, BOX), "stream": True}
+    backend.failure, backend.fails_after = InputError("a prompt of 9 tokens does not fit"), 1
+    body = {"messages": message(IMAGE, BOX, BOX), "stream": True}
     *_, error, done, _ = api.post("/v1/chat/completions", json=body).text.split("\n\n")
     assert "does not fit" in json.loads(error.removeprefix("data: "))["error"]["message"]
     assert done == "data: [DONE]"

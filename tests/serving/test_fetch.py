@@ -150,6 +150,7 @@ def test_subdomains_are_allowed_where_the_list_says_so():
         ("255.255.255.255", False),
         ("::1", False),
         ("fe80::1", False),
+        ("fec0::1", False),
         ("fd00:ec2::254", False),
         ("ff02::1", False),
         ("::ffff:169.254.169.254", False),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ureca.errors import CheckpointError, ConfigError, UrecaError
-from ureca.serving.local import serve_locally
+from ureca.serving.local import asked_for, serve_locally
 
 YAML = Path(__file__).parents[2] / "serve_apps" / "captioner.yaml"
 
@@ -66,8 +66,24 @@ def test_a_yaml_that_can_t_be_honored_is_refused(tmp_path, written, instead, sai
         serve_locally([str(yaml)])
 
 
-def test_a_yaml_that_is_none_or_contradicted_is_refused(tmp_path):
+def test_a_yaml_that_is_none_is_refused(tmp_path):
     with pytest.raises(UrecaError, match=r"nothing\.yaml: "):
         serve_locally([str(tmp_path / "nothing.yaml")])
-    with pytest.raises(ConfigError, match=r"captioner\.yaml: says itself what the models are .* leave out --model"):
-        serve_locally([str(YAML), "--model", "runs/export"])
+
+
+def test_another_model_takes_the_place_of_the_yaml_s_and_keeps_its_settings(tmp_path):
+    yaml = tmp_path / "service.yaml"
+    yaml.write_text(
+        YAML.read_text().replace("max_regions: 256", "max_regions: 7").replace("num_cpus: 1", "num_cpus: 3")
+    )
+    service = asked_for([str(yaml), "--model", "runs/my_export", "--gpus", "2", "--port", "1"])
+    assert service.settings.limits.max_regions == 7
+    [(name, model)] = service.settings.models.items()
+    assert (name, model.export, model.num_cpus, model.num_gpus) == ("my_export", "runs/my_export", 3, 2)
+    assert service.start["http_options"] == {"host": "127.0.0.1", "port": 1}
+
+
+def test_a_cluster_is_not_served_from_here(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379: .* `serve deploy` serves from a cluster"):
+        serve_locally([])

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-__all__ = ["Caption", "whole_captions"]
+__all__ = ["Caption", "Event", "RegionFault", "whole_captions"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,22 @@ class Caption:
     """Each token's text and log-probability, where they were asked for."""
 
 
-async def whole_captions(stream: AsyncGenerator[tuple[int, str | Caption]]) -> list[Caption]:
-    """Of what `CaptionEngine.stream` tells, only the whole captions, in the order of their regions."""
-    captions: dict[int, Caption] = {}
+@dataclass(frozen=True)
+class RegionFault:
+    """Why a region gets no caption: what is wrong with its question alone."""
+
+    message: str
+
+
+Event = str | Caption | RegionFault
+"""What is told of a region: the next piece of its caption, and last its caption, or why it has none."""
+
+
+async def whole_captions(stream: AsyncGenerator[tuple[int, Event]]) -> list[Caption | RegionFault]:
+    """Of what `CaptionEngine.stream` tells, only the last of each region, in the order of the regions."""
+    last: dict[int, Caption | RegionFault] = {}
     async with aclosing(stream):
         async for index, event in stream:
-            if isinstance(event, Caption):
-                captions[index] = event
-    return [captions[index] for index in sorted(captions)]
+            if not isinstance(event, str):
+                last[index] = event
+    return [last[index] for index in sorted(last)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ureca.engine.caption import Caption, whole_captions
+from ureca.engine.caption import Caption, Event, RegionFault, whole_captions
 from ureca.engine.load import Load
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
 from ureca.engine.start import EngineDiedError, check_dtype, end_llm, start_llm
@@ -123,7 +124,8 @@ class CaptionEngine:
         **options: Any,
     ) -> list[Caption]:
         """Caption regions of one image; arguments and errors as in `stream`."""
-        return await whole_captions(self.stream(image, segmentations, queries, **options))
+        captions = await whole_captions(self.stream(image, segmentations, queries, **options))
+        return [each for each in captions if isinstance(each, Caption)]
 
     async def stream(
         self,
@@ -137,7 +139,8 @@ class CaptionEngine:
         top_p: float = 1.0,
         logprobs: bool = False,
         cache_salt: str | None = None,
-    ) -> AsyncGenerator[tuple[int, str | Caption]]:
+        faults_in_place: bool = False,
+    ) -> AsyncGenerator[tuple[int, Event]]:
         """Caption regions of one image and tell of each piece of text as it comes.
 
         Args:
@@ -149,7 +152,8 @@ class CaptionEngine:
             temperature: 0 takes the likeliest token each time.
             top_p: share of the probability, the likeliest tokens first, that is drawn from.
             logprobs: tell each token's log-probability in the `Caption`.
-            cache_salt: calls find only those cached prefixes that calls with the same salt left.
+            cache_salt: calls find only what calls with the same salt left: prefixes, and processed images.
+            faults_in_place: yield a `RegionFault` of a region whose query is at fault; otherwise that is an InputError.
 
         Yields:
             (number of the region, next piece of its caption), and once for each region, last,
@@ -164,6 +168,13 @@ class CaptionEngine:
         from vllm.sampling_params import RequestOutputKind
 
         image_prompt, regions = await asyncio.to_thread(self._prepare, image, segmentations, queries, max_tokens)
+        for index, region in enumerate(regions):
+            if isinstance(region, RegionFault):
+                if not faults_in_place:
+                    raise InputError(region.message)
+                yield index, region
+        asked = {index: region for index, region in enumerate(regions) if isinstance(region, RegionPrompt)}
+        first = next(iter(asked), None)
         params = SamplingParams(
             temperature=temperature,
             top_p=top_p,
@@ -178,7 +189,7 @@ class CaptionEngine:
 
         async def run(index: int, region: RegionPrompt) -> None:
             try:
-                if index:
+                if index != first:
                     await prefix_ready.wait()
                 async for event in self._generate(image_prompt, region, params, cache_salt):
                     prefix_ready.set()
@@ -187,7 +198,7 @@ class CaptionEngine:
                 prefix_ready.set()
                 events.put_nowait((index, None))
 
-        tasks = [asyncio.create_task(run(index, region)) for index, region in enumerate(regions)]
+        tasks = {index: asyncio.create_task(run(index, region)) for index, region in asked.items()}
         try:
             running = len(tasks)
             while running:
@@ -198,9 +209,9 @@ class CaptionEngine:
                 else:
                     yield index, event
         finally:
-            for task in tasks:
+            for task in tasks.values():
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _generate(
         self, image: ImagePrompt, region: RegionPrompt, params: Any, cache_salt: str | None
@@ -249,6 +260,10 @@ class CaptionEngine:
         }
         if cache_salt is not None:
             prompt["cache_salt"] = cache_salt
+            # vLLM salts its KV blocks, but not what it keeps of a processed image under this name.
+            prompt["multi_modal_uuids"] = {
+                "image": [hashlib.sha256(f"{cache_salt} {image.digest}".encode()).hexdigest()]
+            }
         if region.rows is not None:
             # The one name here that vLLM does not document: what its chat route hands to the same function.
             prompt["_prompt_embeds"] = ([region.rows], self.prompts.placeholder_id)
@@ -263,16 +278,20 @@ class CaptionEngine:
         segmentations: Sequence[Rle | None],
         queries: Sequence[str],
         max_tokens: int,
-    ) -> tuple[ImagePrompt, list[RegionPrompt]]:
+    ) -> tuple[ImagePrompt, list[RegionPrompt | RegionFault]]:
         image_prompt = self.prompts.image(image)
+        faults = [self.prompts.fault(query) for query in queries]
+        sound = [index for index, fault in enumerate(faults) if fault is None]
         began = time.perf_counter()
-        regions = self.prompts.regions(segmentations, queries)
+        made = self.prompts.regions([segmentations[index] for index in sound], [queries[index] for index in sound])
         if self._on_masks_encoded is not None:
             self._on_masks_encoded(time.perf_counter() - began)
-        for region in regions:
+        regions: list[RegionPrompt | RegionFault] = [RegionFault(fault or "") for fault in faults]
+        for index, region in zip(sound, made, strict=True):
             needed = len(self.prompts.token_ids(image_prompt, region)) + max_tokens
+            regions[index] = region
             if needed > self.max_model_len:
-                raise InputError(
+                regions[index] = RegionFault(
                     f"a prompt of {needed - max_tokens} tokens and a caption of {max_tokens} do not fit the "
                     f"engine's max_model_len={self.max_model_len}; ask for fewer tokens or start it with more"
                 )

@@ -111,6 +111,11 @@ class PromptBuilder:
         digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
         return ImagePrompt(picture, digest, self.processor.prefix_ids(num_tiles))
 
+    def fault(self, query: str) -> str | None:
+        """What is wrong with a query: it holds a control token."""
+        held = next((token for token in self._control_tokens if token in query), None)
+        return held and f"a question holds {held!r}, which steers the model. Ask without it."
+
     def regions(self, segmentations: Sequence[Rle | None], queries: Sequence[str]) -> list[RegionPrompt]:
         """One prompt for each region of one image. All segmentations must have that image's size.
 
@@ -118,9 +123,8 @@ class PromptBuilder:
             InputError: a query holds a control token of the model, which would change the prompt's structure.
         """
         for query in queries:
-            held = next((token for token in self._control_tokens if token in query), None)
-            if held is not None:
-                raise InputError(f"a question holds {held!r}, which steers the model. Ask without it.")
+            if fault := self.fault(query):
+                raise InputError(fault)
         rows = iter(self._mask_rows([rle for rle in segmentations if rle is not None]))
         return [
             RegionPrompt(None if rle is None else next(rows), self.processor.branch_ids(query))

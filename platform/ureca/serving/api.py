@@ -5,7 +5,7 @@ POST /v1/trees              the regions of an image as a tree, captioned
 POST /v1/regions            the regions that are found in an image, as a tree
 POST /v1/chat/completions   the same in OpenAI's form; GET /v1/models
 GET  /healthz               this process answers
-GET  /readyz                the engine of every model answers; 503 until they do
+GET  /readyz                every model has an engine; 503 until they do
 GET  /                      the page for a browser, and for others what is where
 """
 
@@ -20,6 +20,7 @@ from ureca.serving.body_limit import BodyLimit
 from ureca.serving.calls import Backends, CaptionBackend, UnavailableError
 from ureca.serving.captions import caption_routes
 from ureca.serving.chat import chat_routes
+from ureca.serving.drain import Drain, RefusedWhileDraining
 from ureca.serving.errors import add_error_handlers
 from ureca.serving.metrics import NoRecorder, Recorder
 from ureca.serving.schema import ERROR_RESPONSES
@@ -37,6 +38,7 @@ def create_app(
     image_urls: ImageUrls = ImageUrls(),  # noqa: B008 (frozen)
     recorder: Recorder = NoRecorder(),  # noqa: B008 (has no state)
     proxy_answers_id: bool = False,
+    drain: Drain | None = None,
 ) -> FastAPI:
     """The application. Every error it answers with has the form of `error_body`.
 
@@ -44,15 +46,17 @@ def create_app(
         backends: what captions, by the name that a request's `model` says.
         recorder: gets the metrics of `ureca.serving.metrics`.
         proxy_answers_id: a proxy in front returns `X-Request-Id`, as Ray Serve's does.
+        drain: ends the service in order; None: nobody will ask for that.
     """
     app = FastAPI(
         title="URECA captioner",
         summary="A caption for every region of an image that fits it alone.",
         responses=ERROR_RESPONSES,
     )
-    app.add_middleware(BodyLimit, max_bytes=limits.max_request_bytes)
+    app.add_middleware(BodyLimit, max_bytes=limits.max_request_bytes, max_seconds=limits.max_seconds)
     if access_tokens:  # added last, so it comes first: nobody unknown has a body read
         app.add_middleware(BearerTokens, tokens=access_tokens)
+    app.add_middleware(RefusedWhileDraining, drain=drain or Drain())
     app.add_middleware(Observed, recorder=recorder, proxy_answers_id=proxy_answers_id)
     add_error_handlers(app)
 

@@ -32,7 +32,7 @@ class BearerTokens:
         self._tokens = [(each.name, bytes.fromhex(each.sha256)) for each in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["path"].startswith(_OPEN_BELOW):
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         header = dict(scope["headers"]).get(b"authorization", b"")
@@ -50,6 +50,11 @@ class BearerTokens:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))  # which is Serve's route_prefix
+    return path in OPEN_PATHS or path.startswith(_OPEN_BELOW)
 
 
 def tenant_of(scope: Scope) -> str:

@@ -1,20 +1,23 @@
-"""Refuse a request body that is too large before all of it is in memory."""
+"""Refuse a request body that is too large before all of it is in memory, or that does not arrive in time."""
 
+import asyncio
 import json
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ureca.serving.errors import error_body
+from ureca.serving.request_record import current_request
 
 __all__ = ["BodyLimit"]
 
 
 class BodyLimit:
-    """ASGI middleware: 413 if Content-Length says more than `max_bytes`, or if more arrives."""
+    """ASGI middleware: 413 where Content-Length says more than `max_bytes` or more arrives, 408 after `max_seconds`."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -22,18 +25,22 @@ class BodyLimit:
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_bytes:
-            await self._refuse(send)
+            await self._refuse_size(send)
             return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
-                await self._refuse(send)
-                return
-            more = message.get("more_body", False)
+        try:
+            async with asyncio.timeout(current_request().seconds_left(self._max_seconds)):
+                body = await self._read(receive)
+        except TimeoutError:
+            message = (
+                f"the body did not arrive within {self._max_seconds:g} s, this service's limit. Send less at a time."
+            )
+            await _refuse(send, 408, "timeout", message)
+            return
+        if body is None:  # the client left
+            return
+        if len(body) > self._max_bytes:
+            await self._refuse_size(send)
+            return
         given = False
 
         async def replay() -> Message:
@@ -41,13 +48,28 @@ class BodyLimit:
             if given:
                 return await receive()  # tells of a client that leaves
             given = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, send: Send) -> None:
+    async def _read(self, receive: Receive) -> bytes | None:
+        """All of the body, or as soon as it is too large what is there; None where the client leaves."""
+        body, more = bytearray(), True
+        while more and len(body) <= self._max_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        return bytes(body)
+
+    async def _refuse_size(self, send: Send) -> None:
         message = f"the body has more than {self._max_bytes} bytes. Scale the image down, or send fewer masks."
-        body = json.dumps(error_body("too_large", message)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _refuse(send, 413, "too_large", message)
+
+
+async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
+    body = json.dumps(error_body(kind, message)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

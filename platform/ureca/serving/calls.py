@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ureca.engine.caption import Caption
+from ureca.engine.caption import Caption, Event, RegionFault
 from ureca.regions.rle import Rle
 
 __all__ = [
@@ -69,9 +69,9 @@ class CaptionCall:
 class CaptionBackend(Protocol):
     """Raises OverloadedError, UnavailableError, or InputError; cancelling a call ends its work."""
 
-    async def caption(self, call: CaptionCall) -> list[Caption]: ...
+    async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]: ...
 
-    def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]: ...
+    def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]: ...
 
     async def check_health(self) -> None: ...
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
+from ureca.engine.caption import Event
 from ureca.errors import MaskError
 from ureca.proposals import propose_segments
 from ureca.regions.tree import DropReason, Mask, MaskTree, Region, build_mask_tree
@@ -32,7 +33,7 @@ from ureca.serving.schema import (
 )
 from ureca.serving.settings import ImageUrls, Limits
 
-__all__ = ["caption_routes", "choose_model", "failure_event", "fill", "server_sent"]
+__all__ = ["begun", "caption_routes", "choose_model", "failure_event", "fill", "in_time", "server_sent"]
 
 T = TypeVar("T")
 
@@ -59,13 +60,14 @@ def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls)
         """Captions for regions of one image; a faulty region gets its error in its own slot."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
-        image = await read_image(request.image, limits, image_urls)
-        answers = await asyncio.to_thread(read_regions, request.regions, image, request.style, limits)
+        image = await in_time(limits, read_image(request.image, limits, image_urls))
+        reading = asyncio.to_thread(read_regions, request.regions, image, request.style, limits)
+        answers = await in_time(limits, reading)
         if request.image_caption:
             answers.add_whole_image(image.size, request.style)
         call = answers.call(image, sampling, tenant_of(http.scope))
         if request.stream:
-            events = _events(backend, call, answers, model, limits)
+            events = _events(await begun(backend, call, limits), answers, model, limits)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         await fill(backend, call, answers, limits)
         whole = answers.answers.pop() if request.image_caption else None
@@ -76,12 +78,15 @@ def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls)
         """Put regions in a tree, which is part of which, and caption all of it."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
-        image = await read_image(request.image, limits, image_urls)
-        tree, dropped = await _in_time(limits, asyncio.to_thread(_tree, request, image, limits))
+        image = await in_time(limits, read_image(request.image, limits, image_urls))
+        tree, dropped, asked = await in_time(limits, asyncio.to_thread(_tree, request, image, limits))
         nodes = Answers(
             [RegionAnswer(id=region.region_id) for region in tree.regions],
             list(range(len(tree.regions))),
-            [RegionCall(region.segmentation, request.style) for region in tree.regions],
+            [
+                RegionCall(region.segmentation, *asked.get(region.region_id, (request.style, None)))
+                for region in tree.regions
+            ],
         )
         if request.captions:
             await fill(backend, nodes.call(image, sampling, tenant_of(http.scope)), nodes, limits)
@@ -90,8 +95,8 @@ def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls)
     @router.post("/v1/regions", response_model=FoundRegions)
     async def regions(request: FindRequest) -> Any:
         """Find regions in an image by their looks, and put them in a tree; no model is asked."""
-        image = await read_image(request.image, limits, image_urls)
-        tree = await _in_time(limits, asyncio.to_thread(_found_tree, image, limits))
+        image = await in_time(limits, read_image(request.image, limits, image_urls))
+        tree = await in_time(limits, asyncio.to_thread(_found_tree, image, limits))
         return FoundRegions(
             regions=[FoundRegion(id=region.region_id, **_place(region, tree)) for region in tree.regions]
         )
@@ -117,15 +122,37 @@ async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, lim
     """Caption the call's regions and fill their answers. Raises RequestError past the time limit."""
     if not call.regions:
         return
-    captions = await _in_time(limits, backend.caption(call))
+    captions = await in_time(limits, backend.caption(call))
     for index, caption in enumerate(captions):
         answers.add(index, caption)
 
 
-async def _in_time(limits: Limits, work: Awaitable[T]) -> T:
+async def begun(backend: CaptionBackend, call: CaptionCall, limits: Limits) -> AsyncGenerator[tuple[int, Event]]:
+    """The backend's stream, its first event there: until then a request can be refused with a status of its own.
+
+    Raises RequestError past the time limit, and what the backend raises.
+    """
+    stream = backend.stream(call)
+    try:
+        first = [await in_time(limits, anext(stream))] if call.regions else []
+    except BaseException:
+        await stream.aclose()
+        raise
+
+    async def whole() -> AsyncGenerator[tuple[int, Event]]:
+        async with aclosing(stream):
+            for event in first:
+                yield event
+            async for event in stream:
+                yield event
+
+    return whole()
+
+
+async def in_time(limits: Limits, work: Awaitable[T]) -> T:
     """What `work` returns. Raises RequestError past the time limit; a thread then ends its work for nobody."""
     try:
-        async with asyncio.timeout(limits.max_seconds):
+        async with asyncio.timeout(current_request().seconds_left(limits.max_seconds)):
             return await work
     except TimeoutError as error:
         raise too_slow(limits) from error
@@ -140,7 +167,7 @@ def too_slow(limits: Limits) -> RequestError:
 
 
 async def _events(
-    backend: CaptionBackend, call: CaptionCall, answers: Answers, model: str, limits: Limits
+    stream: AsyncGenerator[tuple[int, Event]], answers: Answers, model: str, limits: Limits
 ) -> AsyncIterator[str]:
     """Server-sent events, each one JSON: {"id", "delta"}, {"id", "finish_reason", "caption"} once a region,
     {"id", "error"}, last {"model", "usage"}, then the line [DONE]."""
@@ -148,13 +175,12 @@ async def _events(
         if answer.error is not None:
             yield server_sent({"id": answer.id, "error": answer.error.model_dump()})
     try:
-        if call.regions:
-            async with asyncio.timeout(limits.max_seconds), aclosing(backend.stream(call)) as stream:
-                async for index, event in stream:
-                    if isinstance(event, str):
-                        yield server_sent({"id": answers.answers[answers.slots[index]].id, "delta": event})
-                    else:
-                        yield server_sent(answers.add(index, event).model_dump(exclude_none=True))
+        async with asyncio.timeout(current_request().seconds_left(limits.max_seconds)), aclosing(stream):
+            async for index, event in stream:
+                if isinstance(event, str):
+                    yield server_sent({"id": answers.answers[answers.slots[index]].id, "delta": event})
+                else:
+                    yield server_sent(answers.add(index, event).model_dump(exclude_none=True))
     except Exception as error:  # the status line is out: what went wrong can only be told as an event
         yield failure_event(error, limits)
     else:
@@ -174,11 +200,14 @@ def server_sent(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def _tree(request: TreeRequest, image: ReadImage, limits: Limits) -> tuple[MaskTree, list[RegionAnswer]]:
-    """The tree of the request's regions, or of those found in the image; and the regions that are not in it."""
+def _tree(
+    request: TreeRequest, image: ReadImage, limits: Limits
+) -> tuple[MaskTree, list[RegionAnswer], dict[str, tuple[str, str | None]]]:
+    """The tree of the request's regions, or of those found in the image; the regions that are not in it; and, by id of
+    those that were sent, each one's style and own question."""
     if request.regions is None:
         tree = _found_tree(image, limits)
-        return tree, _dropped(tree)
+        return tree, _dropped(tree), {}
     read = read_regions(request.regions, image, request.style, limits)
     masks = [Mask(read.answers[slot].id, region.segmentation)
              for slot, region in zip(read.slots, read.regions, strict=True)]  # fmt: skip
@@ -187,7 +216,11 @@ def _tree(request: TreeRequest, image: ReadImage, limits: Limits) -> tuple[MaskT
         tree = build_mask_tree(masks, image.size)
     except MaskError as error:
         raise RequestError(f"regions: {error}", param="regions") from error
-    return tree, [*faulty, *_dropped(tree)]
+    asked = {
+        read.answers[slot].id: (region.style, region.question)
+        for slot, region in zip(read.slots, read.regions, strict=True)
+    }
+    return tree, [*faulty, *_dropped(tree)], asked
 
 
 def _found_tree(image: ReadImage, limits: Limits) -> MaskTree:

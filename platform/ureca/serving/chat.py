@@ -15,7 +15,7 @@ What this answers with is OpenAI's: errors of the caller are 4xx, deltas are str
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -23,13 +23,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ureca.engine.caption import Event
 from ureca.errors import MaskError
 from ureca.serving.auth import tenant_of
-from ureca.serving.calls import Backends, CaptionBackend, CaptionCall, RegionCall
-from ureca.serving.captions import choose_model, failure_event, fill, server_sent
+from ureca.serving.calls import Backends, RegionCall
+from ureca.serving.captions import begun, choose_model, failure_event, fill, in_time, server_sent
 from ureca.serving.errors import RequestError
 from ureca.serving.inputs import alpha_mask
 from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
+from ureca.serving.request_record import current_request
 from ureca.serving.schema import (
     STREAM_RESPONSES,
     RegionAnswer,
@@ -125,15 +127,18 @@ def chat_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls) ->
         model, backend = choose_model(asked, backends)
         sampling = read_sampling(request.sampling(), limits)
         url, regions, text = _read_message(request.messages, limits)
-        image = await read_image(url, limits, image_urls)
-        answers = await asyncio.to_thread(_regions, image, regions, request.style, text, limits)
+        image = await in_time(limits, read_image(url, limits, image_urls))
+        reading = asyncio.to_thread(_regions, image, regions, request.style, text, limits)
+        answers = await in_time(limits, reading)
         call = answers.call(image, sampling, tenant_of(http.scope))
         head = _Head(model)
         if request.stream:
             with_usage = bool(request.stream_options and request.stream_options.include_usage)
-            events = _events(backend, call, answers, head, limits, with_usage=with_usage)
+            events = _events(await begun(backend, call, limits), answers, head, limits, with_usage=with_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         await fill(backend, call, answers, limits)
+        for answer in answers.answers:
+            _check(answer)
         choices = [
             {
                 "index": index,
@@ -207,11 +212,16 @@ def _regions(
     else:
         answers = read_regions(regions, image, style, limits)
         for answer in answers.answers:
-            if answer.error is not None:
-                raise _bad(f"messages: mask {answer.id}: {answer.error.message}")
+            _check(answer)
     if text is not None:
         answers.regions = [RegionCall(each.segmentation, each.style, each.question or text) for each in answers.regions]
     return answers
+
+
+def _check(answer: RegionAnswer) -> None:
+    """OpenAI's form has no place for a region's own error."""
+    if answer.error is not None:
+        raise _bad(f"messages: mask {answer.id}: {answer.error.message}")
 
 
 class _Head:
@@ -225,7 +235,7 @@ class _Head:
 
 
 async def _events(
-    backend: CaptionBackend, call: CaptionCall, answers: Answers, head: _Head, limits: Limits, *, with_usage: bool
+    stream: AsyncGenerator[tuple[int, Event]], answers: Answers, head: _Head, limits: Limits, *, with_usage: bool
 ) -> AsyncIterator[str]:
     """OpenAI's chunks: the role of each choice first, its text as it comes, its end; last the line [DONE]."""
 
@@ -233,15 +243,16 @@ async def _events(
         choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
         return server_sent({**head.of("chat.completion.chunk"), "choices": [choice]})
 
-    for index in range(len(call.regions)):
+    for index in range(len(answers.regions)):
         yield chunk(index, {"role": "assistant", "content": ""})
     try:
-        async with asyncio.timeout(limits.max_seconds), aclosing(backend.stream(call)) as stream:
+        async with asyncio.timeout(current_request().seconds_left(limits.max_seconds)), aclosing(stream):
             async for index, event in stream:
                 if isinstance(event, str):
                     yield chunk(index, {"content": event})
                 else:
                     answer = answers.add(index, event)
+                    _check(answer)
                     logprobs = _logprobs(answer.logprobs)
                     yield chunk(index, {}, finish_reason=answer.finish_reason, logprobs=logprobs)
     except Exception as error:  # the status line is out: what went wrong can only be told as an event

@@ -32,8 +32,6 @@ ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 
 
 _LONGEST_WAIT_SECONDS = 30.0
-_RETRIED = ("overloaded", "unavailable")
-"""Types of error that a stream may begin with whose call is worth another try."""
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -49,7 +47,7 @@ class ServiceError(UrecaError):
 class _RetryError(Exception):
     """The service did not do it, and says, or its end says, that it may the next time."""
 
-    def __init__(self, error: ServiceError, after_seconds: float | None) -> None:
+    def __init__(self, error: ServiceError, after_seconds: float = 0.0) -> None:
         super().__init__(str(error))
         self.error, self.after_seconds = error, after_seconds
 
@@ -202,8 +200,8 @@ class Client:
             except _RetryError as retry:
                 if attempt == self._retries:
                     raise retry.error from retry
-                # Longer each time, and not all clients at once.
-                pause = 0.5 * 2**attempt if retry.after_seconds is None else retry.after_seconds
+                # As long as the service says, longer each time, and not all clients at once.
+                pause = max(retry.after_seconds, 0.5 * 2**attempt)
                 time.sleep(min(_LONGEST_WAIT_SECONDS, pause) * random.uniform(0.75, 1.25))
         raise AssertionError("unreachable")
 
@@ -229,8 +227,6 @@ class Client:
             _raise_for_status(response)
             events = self._events(response)
             first = list(itertools.islice(events, 1))
-            if first and "id" not in first[0] and first[0].get("error", {}).get("type") in _RETRIED:
-                raise _RetryError(ServiceError(first[0]["error"]["message"]), None)
         except BaseException as error:
             response.close()
             if isinstance(error, httpx.TransportError):
@@ -251,7 +247,7 @@ class Client:
         # A time-out has cost the caller its time already, and a wrong URL won't become a right one.
         if isinstance(error, httpx.TimeoutException | httpx.UnsupportedProtocol):
             return self._unreachable(error)
-        return _RetryError(self._unreachable(error), None)
+        return _RetryError(self._unreachable(error))
 
     def _unreachable(self, error: httpx.HTTPError) -> ServiceError:
         return ServiceError(
@@ -265,9 +261,10 @@ def _raise_for_status(response: httpx.Response) -> None:
     error = ServiceError(_message(response), response.status_code)
     # The service's own 500 would come again; without its form it is a proxy's, whose service was lost on the way.
     lost = response.status_code == 500 and not response.headers.get("content-type", "").startswith("application/json")
-    if lost or response.status_code in (429, 502, 503, 504):
+    # What took too long would take as long again.
+    if lost or (response.status_code in (429, 502, 503, 504) and _kind(response) != "timeout"):
         after = response.headers.get("retry-after", "")
-        raise _RetryError(error, float(after) if after.isdigit() else None)
+        raise _RetryError(error, float(after) if after.isdigit() else 0.0)
     raise error
 
 
@@ -338,6 +335,13 @@ def _read_event(event: Mapping[str, Any]) -> Iterator[tuple[str, str | RegionCap
         yield event["id"], _answer(event)
     elif "error" in event:
         raise ServiceError(event["error"]["message"])
+
+
+def _kind(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["type"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _message(response: httpx.Response) -> str:

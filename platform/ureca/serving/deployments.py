@@ -10,24 +10,27 @@ Whatever changes in the settings, every deployment gets new replicas: Serve know
 import asyncio
 import dataclasses
 import logging
+import math
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from ureca.engine.caption import Caption, whole_captions
+from ureca.engine.caption import Caption, Event, RegionFault, whole_captions
 from ureca.engine.start import EngineDiedError
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
 from ureca.serving.access import log_access_to_stdout
 from ureca.serving.api import create_app
 from ureca.serving.calls import CaptionCall, OverloadedError, UnavailableError
+from ureca.serving.drain import Drain
 from ureca.serving.metrics import EngineMeter
 from ureca.serving.ray_metrics import RayRecorder
 from ureca.serving.settings import ServedModel, Settings
@@ -39,9 +42,13 @@ logger = logging.getLogger(__name__)
 # One setting to change if this experimental class moves.
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _HEALTH_TIMEOUT_SECONDS = 10.0
+_HEALTH_KNOWN_SECONDS = 1.0
+"""Anybody may ask, without a token; so often the controller is asked for them all."""
 # While a new version is rolled in, so many replicas more than usual, at least one: an old one goes on until a new one
 # is ready. Serve's default is none: it ends an old one first, and requests wait for an engine's start.
 _SURGE_PERCENT = 20
+_INGRESS_REQUESTS = 200
+"""That the ingress has in progress, and as many that wait in the proxy; beyond that the proxy says 503."""
 
 
 class CaptionerReplica:
@@ -91,10 +98,10 @@ class CaptionerReplica:
                 logger.exception("the engine is gone; this replica ends with it")
                 os._exit(1)
 
-    async def caption(self, call: CaptionCall) -> list[Caption]:
+    async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]:
         return await whole_captions(self._events(call))
 
-    async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
+    async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]:
         async with aclosing(self._events(call)) as events:
             async for event in events:
                 yield event
@@ -104,7 +111,7 @@ class CaptionerReplica:
         if hasattr(self, "_engine"):
             self._engine.close()
 
-    def _events(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
+    def _events(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]:
         events = self._engine.stream(*self._asked(call), **_options(call))
         return self._meter.measure(events, len(call.regions))
 
@@ -119,7 +126,7 @@ class CaptionerReplica:
 
 def _options(call: CaptionCall) -> dict[str, Any]:
     # Guessing a digest from how fast an answer comes would tell one tenant what another has sent.
-    return {**dataclasses.asdict(call.sampling), "cache_salt": call.tenant or None}
+    return {**dataclasses.asdict(call.sampling), "cache_salt": call.tenant or None, "faults_in_place": True}
 
 
 class ServeBackend:
@@ -127,8 +134,10 @@ class ServeBackend:
 
     def __init__(self, captioner: DeploymentHandle) -> None:
         self._captioner = captioner
+        self._ready, self._ready_at = False, -math.inf
+        self._looking = asyncio.Lock()
 
-    async def caption(self, call: CaptionCall) -> list[Caption]:
+    async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]:
         response = self._captioner.options(session_id=call.digest).caption.remote(call)
         try:
             return await response
@@ -138,7 +147,7 @@ class ServeBackend:
         except Exception as error:
             raise _translated(error) from error
 
-    async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, str | Caption]]:
+    async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]:
         handle = self._captioner.options(session_id=call.digest, stream=True)
         events: Any = handle.stream.remote(call)
         try:
@@ -150,10 +159,25 @@ class ServeBackend:
             events.cancel()
 
     async def check_health(self) -> None:
+        """Whether there is a replica whose engine lives, as Serve's controller knows: it asks each every few seconds.
+
+        A replica is not asked from here: where all are busy, the question would wait in line, as if none were there.
+        """
+        async with self._looking:
+            if time.monotonic() > self._ready_at + _HEALTH_KNOWN_SECONDS:
+                self._ready, self._ready_at = await self._has_replicas(), time.monotonic()
+        if not self._ready:
+            raise UnavailableError("its engine is starting, or was lost and is being replaced")
+
+    async def _has_replicas(self) -> bool:
+        name, application = self._captioner.deployment_name, self._captioner.app_name
         try:
-            await asyncio.wait_for(self._captioner.check_health.remote(), _HEALTH_TIMEOUT_SECONDS)
-        except Exception as error:
-            raise UnavailableError("its engine is starting, or was lost and is being replaced") from error
+            status = await asyncio.wait_for(asyncio.to_thread(serve.status), _HEALTH_TIMEOUT_SECONDS)
+            deployment = status.applications[application].deployments[name]
+        except (KeyError, TimeoutError, RayError):
+            return False
+        asleep = deployment.status == "HEALTHY" and not deployment.replica_states  # min_replicas is 0
+        return asleep or any(state == "RUNNING" for state in deployment.replica_states)
 
 
 def _translated(error: Exception) -> Exception:
@@ -177,7 +201,12 @@ class Ingress:
     def __init__(self, captioners: dict[str, DeploymentHandle], settings: Settings) -> None:
         self._backends = {name: ServeBackend(captioner) for name, captioner in captioners.items()}
         self._settings = settings
+        self._drain = Drain()
         log_access_to_stdout()
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when those in progress have ended. The service can only be ended then."""
+        await self._drain.wait()
 
     def __serve_build_asgi_app__(self) -> Any:
         settings = self._settings
@@ -188,6 +217,7 @@ class Ingress:
             image_urls=settings.image_urls,
             recorder=RayRecorder(),
             proxy_answers_id=True,
+            drain=self._drain,
         )
 
 
@@ -206,7 +236,8 @@ def build(settings: Settings) -> serve.Application:
     ingress = deployment(Ingress).options(
         name="Ingress",
         ray_actor_options={"num_cpus": 0.1},
-        max_ongoing_requests=200,
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        max_queued_requests=_INGRESS_REQUESTS,
         **upkeep,
     )
     captioners = {name: _captioner(name, model, upkeep) for name, model in settings.models.items()}
@@ -218,7 +249,8 @@ def _captioner(name: str, model: ServedModel, upkeep: dict[str, float]) -> serve
         model = model.model_copy(update={"export": str(model.export_dir.resolve())})
     scaling = model.autoscaling
     deployment: Any = serve.deployment
-    router: Any = {"request_router_class": ROUTER}
+    fallbacks = {"num_fallback_replicas": max(0, scaling.max_replicas - 1)}  # whichever is free
+    router: Any = {"request_router_class": ROUTER, "request_router_kwargs": fallbacks}
     captioner = deployment(CaptionerReplica).options(
         name=f"Captioner-{name}",
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},

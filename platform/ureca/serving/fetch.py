@@ -34,6 +34,8 @@ def is_public(address: IPAddress) -> bool:
         for inner in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())):
             if inner is not None and not is_public(inner):
                 return False
+        if address.is_site_local:  # deprecated, and global to Python
+            return False
     return address.is_global and not address.is_multicast
 
 

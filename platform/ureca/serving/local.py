@@ -21,7 +21,7 @@ from ureca.config import read_config
 from ureca.errors import ConfigError
 from ureca.serving.settings import Settings, one_model
 
-__all__ = ["serve_locally"]
+__all__ = ["asked_for", "serve_locally"]
 
 _IMPORT_PATHS = ("serve_apps.captioner:build", "ureca.serving:build")
 _HOST_HELP = (
@@ -35,7 +35,7 @@ _HOST_HELP = (
 class _Service:
     settings: Settings
     name: str = "captioner"
-    route_prefix: str = "/"
+    route_prefix: str | None = "/"
     start: dict[str, Any]
     """Keyword arguments of `serve.start`; `http_options` among them."""
     logging_config: dict[str, Any] | None = None
@@ -48,7 +48,12 @@ def serve_locally(argv: list[str]) -> None:
     Raises:
         UrecaError: the YAML or the model can't be used, or the port is taken.
     """
-    service = _asked_for(_parser().parse_args(argv))
+    if joins_cluster():
+        raise ConfigError(
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: `ureca serve` serves from this machine, with a Ray of its own; "
+            "`serve deploy` serves from a cluster. Unset it, or use that."
+        )
+    service = asked_for(argv)
     http = service.start["http_options"]
     _check_port(http["host"], http["port"])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,52 +61,63 @@ def serve_locally(argv: list[str]) -> None:
     before_importing_ray()
     import ray
     from ray import serve
+    from ray.exceptions import RayError
 
     from ureca.serving import build
     from ureca.serving.proxy import use_for_ray_started_here
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(service.settings)
-    in_order = False
+    ingress = None
     try:
         print("starting the engine (about a minute on two cores) …", flush=True)
         use_for_ray_started_here()
         connect()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose own would end it on the spot
         serve.start(**service.start)
-        serve.run(
+        ingress = serve.run(
             application, name=service.name, route_prefix=service.route_prefix, logging_config=service.logging_config
         )
-        url = f"http://{http['host']}:{http['port']}{service.route_prefix.rstrip('/')}"
+        url = f"http://{http['host']}:{http['port']}{(service.route_prefix or '/').rstrip('/')}"
         print(f"ready: {url} (requests: /docs)   Ctrl-C ends it", flush=True)
-        in_order = True
         threading.Event().wait()
     except KeyboardInterrupt:
-        if in_order:
+        if ingress is not None:
             print("ending the requests in progress …   Ctrl-C again ends it at once", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                serve.delete(service.name)  # Serve's own shutdown ends the proxy first, and with it what it answers
+            with contextlib.suppress(KeyboardInterrupt, TimeoutError, RayError):
+                ingress.drain.remote().result(timeout_s=service.settings.upkeep.drain_seconds)
+                serve.delete(service.name)  # the engines end in order too
         print("stopped")
     finally:
-        if joins_cluster():
-            serve.shutdown()
-        else:  # Serve's own shutdown makes Ray print an error: its controller is killed while it is waited for
-            ray.shutdown()
+        # Not `serve.shutdown()`: Ray prints an error, since Serve's controller is killed while it is waited for.
+        ray.shutdown()
 
 
-def _asked_for(options: argparse.Namespace) -> _Service:
+def asked_for(argv: list[str]) -> _Service:
+    """What the subcommand's arguments ask for. Raises ConfigError."""
+    options = _parser().parse_args(argv)
     if options.yaml is None:
         models = one_model(options.model, num_gpus=options.gpus or 0)
         service = _Service(
             settings=Settings(models=models), start={"http_options": {"host": "127.0.0.1", "port": 8000}}
         )
-    elif options.model is not None or options.gpus is not None:
-        raise ConfigError(f"{options.yaml}: says itself what the models are and take; leave out --model and --gpus.")
     else:
         service = _from_yaml(options.yaml)
+        if options.model is not None or options.gpus is not None:
+            service.settings = _with_one_model(service.settings, options)
     given = {"host": options.host, "port": options.port}
     service.start["http_options"].update({key: value for key, value in given.items() if value is not None})
     return service
+
+
+def _with_one_model(settings: Settings, options: argparse.Namespace) -> Settings:
+    """The YAML's settings, for this model in place of its own; its first one says what a replica takes."""
+    first = next(iter(settings.models.values()))
+    own = {name: getattr(first, name) for name in type(first).model_fields if name != "export"}
+    if options.gpus is not None:
+        own["num_gpus"] = options.gpus
+    export = first.export if options.model is None else options.model
+    return settings.model_copy(update={"models": one_model(export, **own)})
 
 
 def _from_yaml(path: str) -> _Service:
@@ -149,8 +165,10 @@ def _check_port(host: str, port: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca serve", description="Serve captions over HTTP on this machine.")
     parser.add_argument("yaml", nargs="?", metavar="YAML", help="settings, as in serve_apps/captioner.yaml")
-    parser.add_argument("--model", metavar="DIR", help="an export (jobs/export.py); default: nano, which ships")
+    parser.add_argument(
+        "--model", metavar="DIR", help="an export (jobs/export.py); default: the YAML's, without one nano, which ships"
+    )
     parser.add_argument("--host", help=_HOST_HELP)
     parser.add_argument("--port", type=int, help="default: the YAML's, without one 8000")
-    parser.add_argument("--gpus", type=float, help="that the engine may take; default 0: on the CPU")
+    parser.add_argument("--gpus", type=float, help="that an engine may take; default: the YAML's, without one 0")
     return parser

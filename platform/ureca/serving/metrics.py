@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ureca.engine.caption import Caption
+from ureca.engine.caption import Caption, Event, RegionFault
 
 __all__ = ["METRICS", "EngineMeter", "Metric", "NoRecorder", "Recorder"]
 
@@ -114,8 +114,8 @@ class EngineMeter:
         self._record(MASK_ENCODE_SECONDS, seconds)
 
     async def measure(
-        self, events: AsyncGenerator[tuple[int, str | Caption]], num_regions: int
-    ) -> AsyncGenerator[tuple[int, str | Caption]]:
+        self, events: AsyncGenerator[tuple[int, Event]], num_regions: int
+    ) -> AsyncGenerator[tuple[int, Event]]:
         """Pass on what `CaptionEngine.stream` tells of `num_regions` regions."""
         began = time.perf_counter()
         left, first = num_regions, True
@@ -123,12 +123,13 @@ class EngineMeter:
         try:
             async with aclosing(events):
                 async for index, event in events:
-                    if first:
+                    if first and not isinstance(event, RegionFault):
                         self._record(FIRST_TOKEN_SECONDS, time.perf_counter() - began)
                         first = False
-                    if isinstance(event, Caption):
+                    if not isinstance(event, str):
                         left -= 1
                         self._enter(-1)
+                    if isinstance(event, Caption):
                         self._finished(event, time.perf_counter() - began)
                     yield index, event
         finally:

@@ -12,7 +12,7 @@ from typing import get_args
 
 import numpy as np
 
-from ureca.engine.caption import Caption
+from ureca.engine.caption import Caption, RegionFault
 from ureca.errors import MaskError
 from ureca.proposals import propose_segments
 from ureca.regions.rle import Rle, Size, box_to_rle
@@ -95,9 +95,13 @@ class Answers:
             image=image.pixels, digest=image.digest, regions=tuple(self.regions), sampling=sampling, tenant=tenant
         )
 
-    def add(self, index: int, caption: Caption) -> RegionAnswer:
-        """Fill in the caption of the call's region `index`; returns its answer."""
+    def add(self, index: int, caption: Caption | RegionFault) -> RegionAnswer:
+        """Fill in the caption of the call's region `index`, or why it has none; returns its answer."""
         answer = self.answers[self.slots[index]]
+        if isinstance(caption, RegionFault):
+            answer.error = SlotError(type="invalid_region", message=f"question: {caption.message}")
+            current_request().invalid_regions += 1
+            return answer
         answer.caption = caption.text
         answer.finish_reason = "length" if caption.finish_reason == "length" else "stop"
         if caption.logprobs is not None:

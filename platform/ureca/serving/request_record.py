@@ -1,7 +1,8 @@
 """What is noted of the request in progress, for its metrics and its line in the access log."""
 
+import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["RequestRecord", "current_request", "start_request"]
 
@@ -15,6 +16,11 @@ class RequestRecord:
     invalid_regions: int = 0
     rejected: str | None = None
     """Type of the error that the request was answered with, or its stream ended with."""
+    began: float = field(default_factory=time.monotonic)
+
+    def seconds_left(self, of: float) -> float:
+        """Of so many from its beginning; 0 where they are over."""
+        return max(0.0, self.began + of - time.monotonic())
 
 
 _current: ContextVar[RequestRecord] = ContextVar("ureca_request")
