@@ -40,6 +40,8 @@ BIN = Path(sys.executable).parent
 REGIONS_PER_IMAGE = 8
 REGIONS_AT_THE_END = 32
 """In each request, so that none is over when the signal comes."""
+REQUESTS_AT_THE_END = 12
+"""More than a replica takes at a time, so that some still wait for their turn when the signal comes."""
 CLIENTS = 8
 
 
@@ -71,10 +73,10 @@ def run_end(max_tokens: int) -> dict[str, Any]:
         running("ureca", "serve", "--port", str(port)) as service,
         Client(url, retries=0) as client,
         httpx.Client(base_url=url, timeout=300) as http,
-        ThreadPoolExecutor(CLIENTS) as pool,
+        ThreadPoolExecutor(REQUESTS_AT_THE_END) as pool,
     ):
         wait_until(client.is_ready, 180, "the service's start")
-        load = Load(url, drawn_questions(CLIENTS, regions=REGIONS_AT_THE_END, max_tokens=max_tokens))
+        load = Load(url, drawn_questions(REQUESTS_AT_THE_END, regions=REGIONS_AT_THE_END, max_tokens=max_tokens))
         load.learn()
         ways = [partial(ask_once, http), partial(stream_once, client)]
         asked = [pool.submit(ways[number % 2], question) for number, question in enumerate(load.questions)]
@@ -92,7 +94,7 @@ def run_end(max_tokens: int) -> dict[str, Any]:
         outcomes = sum((load.judged(question, each.result()) for question, each in told), Counter())
         service.wait(60)
     return {
-        "requests": CLIENTS,
+        "requests": REQUESTS_AT_THE_END,
         "answered_before_the_signal": before,
         "outcomes": dict(outcomes),
         "asked_while_it_ended": dict(late),

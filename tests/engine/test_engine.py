@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ureca.engine import CaptionEngine, compare_with_transformers
-from ureca.engine.caption import Caption
+from ureca.engine.caption import Caption, RegionFault, whole_captions
 from ureca.errors import ConfigError, InputError
 from ureca.model import Captioner
 from ureca.regions.rle import box_to_rle
@@ -86,6 +86,32 @@ def test_what_one_tenant_leaves_in_the_cache_serves_no_other(running_engine, eng
     assert cached("ada") > 0
     assert cached("grace") == 0
     assert cached(None) == 0
+
+
+def test_what_is_kept_of_an_image_is_kept_for_one_tenant(running_engine, engine):
+    """vLLM names processed images by what it is told, and looks for them under that name whoever asks."""
+    image = engine.prompts.image(picture(WIDE, 11))
+    [region] = engine.prompts.regions(boxes(WIDE, 1), queries(engine, 1))
+
+    def name(salt: str | None) -> str:
+        prompt = running_engine.run(engine._vllm_prompt(image, region, salt))
+        [kept] = prompt["mm_hashes"]["image"]
+        return kept
+
+    assert name("ada") == name("ada")
+    assert len({name("ada"), name("grace"), name(None)}) == 3
+
+
+def test_a_region_s_faulty_question_leaves_the_others_their_captions(running_engine, engine):
+    image, rles = picture(SQUARE, 12), boxes(SQUARE, 3)
+    good = queries(engine, 3)
+    alone = running_engine.run(engine.caption(image, [rles[1], rles[2]], good[1:], max_tokens=5))
+    asked = ["what is <IMG_CONTEXT>?", *good[1:]]
+    stream = engine.stream(image, rles, asked, max_tokens=5, faults_in_place=True)
+    fault, *captions = running_engine.run(whole_captions(stream))
+    assert isinstance(fault, RegionFault)
+    assert "holds '<IMG_CONTEXT>'" in fault.message
+    assert [each.text for each in captions] == [each.text for each in alone]
 
 
 def test_log_probabilities_come_where_asked_for_one_a_token(running_engine, engine, captioner):

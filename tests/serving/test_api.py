@@ -13,7 +13,8 @@ from PIL import Image
 from request_images import HEIGHT, WIDTH, data_url, encoded, photo, png_of_a_size_it_does_not_hold, with_alpha
 
 from ureca.errors import InputError
-from ureca.regions.rle import encode_mask
+from ureca.regions.rle import box_to_rle, encode_mask
+from ureca.regions.tree import Mask
 from ureca.serving.api import create_app
 from ureca.serving.calls import OverloadedError, Sampling, UnavailableError
 from ureca.serving.settings import Limits
@@ -193,10 +194,25 @@ def test_regions_are_refused_in_the_same_form(api, body, status, kind, said):
     assert said.lower() in response.json()["error"]["message"].lower()
 
 
+def test_another_proposer_finds_the_regions_and_what_lies_at_points(backend):
+    """A SAM for one: `proposals` in the settings."""
+    proposer = lambda image: [Mask("1", box_to_rle((4, 4, 24, 14), image.shape[:2]))]  # noqa: E731
+    api = TestClient(create_app({"measured": backend}, limits=Limits(), proposer=proposer))
+    assert [each["bbox"] for each in api.post("/v1/regions", json={"image": data_url(photo())}).json()["regions"]] == [
+        [4, 4, 20, 10]
+    ]
+    inside, outside = ask(api, regions=[{"points": [[5, 5]]}, {"points": [[30, 5]]}]).json()["captions"]
+    assert inside["caption"] == "unique 200 at 4,4,20,10"
+    assert outside["error"]["type"] == "invalid_region"
+
+
 @pytest.mark.parametrize("path", ["/v1/regions", "/v1/trees"])
-def test_looking_for_regions_past_its_time_is_given_up(backend, path, monkeypatch):
-    monkeypatch.setattr("ureca.serving.captions.propose_segments", lambda _: time.sleep(0.5) or [])
-    api = TestClient(create_app({"measured": backend}, limits=Limits(max_seconds=0.1)))
+def test_looking_for_regions_past_its_time_is_given_up(backend, path):
+    def slow(_: np.ndarray) -> list[Mask]:
+        time.sleep(1)
+        return []
+
+    api = TestClient(create_app({"measured": backend}, limits=Limits(max_seconds=0.3), proposer=slow))
     response = api.post(path, json={"image": data_url(photo())})
     assert response.status_code == 503
     assert response.json()["error"]["type"] == "timeout"

@@ -1,11 +1,19 @@
-"""`ureca serve`: what it reads and what it refuses before anything starts."""
+"""`ureca serve`: what it reads, what it refuses before anything starts, and how it ends."""
 
+import signal
 import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
+from serving_load import ask_once, drawn_questions, free_port
 
 from ureca.errors import CheckpointError, ConfigError, UrecaError
+from ureca.serving import Client
 from ureca.serving.local import asked_for, serve_locally
 
 YAML = Path(__file__).parents[2] / "serve_apps" / "captioner.yaml"
@@ -87,3 +95,36 @@ def test_a_cluster_is_not_served_from_here(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379: .* `serve deploy` serves from a cluster"):
         serve_locally([])
+
+
+@pytest.mark.slow
+def test_at_sigterm_what_was_asked_is_answered_and_what_is_asked_later_is_refused(tiny_export):
+    """More requests than the engine takes at a time (8): some still wait in the ingress then."""
+    port, questions = free_port(), drawn_questions(12, regions=16, max_tokens=250)
+    url = f"http://127.0.0.1:{port}"
+    command = [Path(sys.executable).parent / "ureca", "serve", "--model", tiny_export, "--port", str(port)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service,
+        Client(url) as client,
+        httpx.Client(base_url=url, timeout=300) as http_client,
+        ThreadPoolExecutor(len(questions)) as pool,
+    ):
+        deadline = time.monotonic() + 180
+        while not client.is_ready():
+            assert service.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        asked = [pool.submit(ask_once, http_client, question) for question in questions]
+        time.sleep(2)
+        assert not any(each.done() for each in asked)
+        service.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        late = ask_once(http_client, drawn_questions(1, regions=1, max_tokens=1)[0])
+        still_running = sum(not each.done() for each in asked)
+        answers = [each.result() for each in asked]
+        said, _ = service.communicate(timeout=60)
+    assert late == "refused"
+    assert still_running > 0
+    assert all(isinstance(answer, dict) and all(answer.values()) and len(answer) == 16 for answer in answers)
+    assert service.returncode == 0
+    assert "ending the requests in progress" in said

@@ -42,6 +42,8 @@ def test_one_model_is_named_after_its_folder():
         ({"models": {"a": {"engine": {"dtype": "int8"}}}}, "models.a.engine.dtype"),
         ({"models": {"a": {"autoscaling": {"max_replicas": 0}}}}, "models.a.autoscaling.max_replicas"),
         ({"limits": {"max_tokens": -1}}, "limits.max_tokens"),
+        ({"proposals": {"kid": "sam"}}, "proposals.kid"),
+        ({"proposals": {"kind": "sam", "sam": {"weights": "x"}}}, "proposals.sam.weights"),
     ],
 )
 def test_what_the_settings_do_not_know_or_allow_is_refused(args, said):

@@ -11,9 +11,11 @@ GET  /                      the page for a browser, and for others what is where
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from fastapi import FastAPI
 
+from ureca.proposals import Proposer, propose_segments
 from ureca.serving.access import Observed
 from ureca.serving.auth import BearerTokens
 from ureca.serving.body_limit import BodyLimit
@@ -23,6 +25,7 @@ from ureca.serving.chat import chat_routes
 from ureca.serving.drain import Drain, RefusedWhileDraining
 from ureca.serving.errors import add_error_handlers
 from ureca.serving.metrics import NoRecorder, Recorder
+from ureca.serving.reading import read_image
 from ureca.serving.schema import ERROR_RESPONSES
 from ureca.serving.settings import AccessToken, ImageUrls, Limits
 from ureca.serving.web import add_page
@@ -36,6 +39,7 @@ def create_app(
     limits: Limits,
     access_tokens: Sequence[AccessToken] = (),
     image_urls: ImageUrls = ImageUrls(),  # noqa: B008 (frozen)
+    proposer: Proposer = propose_segments,
     recorder: Recorder = NoRecorder(),  # noqa: B008 (has no state)
     proxy_answers_id: bool = False,
     drain: Drain | None = None,
@@ -44,6 +48,7 @@ def create_app(
 
     Args:
         backends: what captions, by the name that a request's `model` says.
+        proposer: finds regions in images that come without, and what lies at points.
         recorder: gets the metrics of `ureca.serving.metrics`.
         proxy_answers_id: a proxy in front returns `X-Request-Id`, as Ray Serve's does.
         drain: ends the service in order; None: nobody will ask for that.
@@ -69,8 +74,9 @@ def create_app(
         await asyncio.gather(*(_check(name, backend) for name, backend in backends.items()))
         return {"status": "ready"}
 
-    app.include_router(caption_routes(backends, limits=limits, image_urls=image_urls))
-    app.include_router(chat_routes(backends, limits=limits, image_urls=image_urls))
+    read = partial(read_image, limits=limits, urls=image_urls, proposer=proposer)
+    app.include_router(caption_routes(backends, limits=limits, read_image=read))
+    app.include_router(chat_routes(backends, limits=limits, read_image=read))
     links = {
         "page": "/",
         "docs": "/docs",

@@ -11,12 +11,11 @@ from fastapi.responses import StreamingResponse
 
 from ureca.engine.caption import Event
 from ureca.errors import MaskError
-from ureca.proposals import propose_segments
 from ureca.regions.tree import DropReason, Mask, MaskTree, Region, build_mask_tree
 from ureca.serving.auth import tenant_of
 from ureca.serving.calls import Backends, CaptionBackend, CaptionCall, RegionCall
 from ureca.serving.errors import RequestError, describe, log_fault
-from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
+from ureca.serving.reading import Answers, ImageReader, ReadImage, read_regions, read_sampling
 from ureca.serving.request_record import current_request
 from ureca.serving.schema import (
     STREAM_RESPONSES,
@@ -31,7 +30,7 @@ from ureca.serving.schema import (
     TreeRequest,
     TreeResponse,
 )
-from ureca.serving.settings import ImageUrls, Limits
+from ureca.serving.settings import Limits
 
 __all__ = ["begun", "caption_routes", "choose_model", "failure_event", "fill", "in_time", "server_sent"]
 
@@ -46,7 +45,7 @@ _DROPPED: dict[DropReason, str] = {
 }
 
 
-def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls) -> APIRouter:
+def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) -> APIRouter:
     """The calls about regions in front of the models."""
     router = APIRouter()
 
@@ -60,7 +59,7 @@ def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls)
         """Captions for regions of one image; a faulty region gets its error in its own slot."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
-        image = await in_time(limits, read_image(request.image, limits, image_urls))
+        image = await in_time(limits, read_image(request.image))
         reading = asyncio.to_thread(read_regions, request.regions, image, request.style, limits)
         answers = await in_time(limits, reading)
         if request.image_caption:
@@ -78,7 +77,7 @@ def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls)
         """Put regions in a tree, which is part of which, and caption all of it."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
-        image = await in_time(limits, read_image(request.image, limits, image_urls))
+        image = await in_time(limits, read_image(request.image))
         tree, dropped, asked = await in_time(limits, asyncio.to_thread(_tree, request, image, limits))
         nodes = Answers(
             [RegionAnswer(id=region.region_id) for region in tree.regions],
@@ -95,7 +94,7 @@ def caption_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls)
     @router.post("/v1/regions", response_model=FoundRegions)
     async def regions(request: FindRequest) -> Any:
         """Find regions in an image by their looks, and put them in a tree; no model is asked."""
-        image = await in_time(limits, read_image(request.image, limits, image_urls))
+        image = await in_time(limits, read_image(request.image))
         tree = await in_time(limits, asyncio.to_thread(_found_tree, image, limits))
         return FoundRegions(
             regions=[FoundRegion(id=region.region_id, **_place(region, tree)) for region in tree.regions]
@@ -224,7 +223,7 @@ def _tree(
 
 
 def _found_tree(image: ReadImage, limits: Limits) -> MaskTree:
-    return build_mask_tree(propose_segments(image.pixels)[: limits.max_regions], image.size)
+    return build_mask_tree(image.proposed[: limits.max_regions], image.size)
 
 
 def _dropped(tree: MaskTree) -> list[RegionAnswer]:

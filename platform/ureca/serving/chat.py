@@ -30,7 +30,7 @@ from ureca.serving.calls import Backends, RegionCall
 from ureca.serving.captions import begun, choose_model, failure_event, fill, in_time, server_sent
 from ureca.serving.errors import RequestError
 from ureca.serving.inputs import alpha_mask
-from ureca.serving.reading import Answers, ReadImage, read_image, read_regions, read_sampling
+from ureca.serving.reading import Answers, ImageReader, ReadImage, read_regions, read_sampling
 from ureca.serving.request_record import current_request
 from ureca.serving.schema import (
     STREAM_RESPONSES,
@@ -43,7 +43,7 @@ from ureca.serving.schema import (
     Usage,
     check_text,
 )
-from ureca.serving.settings import ImageUrls, Limits
+from ureca.serving.settings import Limits
 
 __all__ = ["DAM_MODEL", "ChatRequest", "chat_routes"]
 
@@ -109,7 +109,7 @@ class ChatRequest(BaseModel):
         )
 
 
-def chat_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls) -> APIRouter:
+def chat_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) -> APIRouter:
     """The two calls in front of the models."""
     router = APIRouter()
     started = int(time.time())
@@ -127,7 +127,7 @@ def chat_routes(backends: Backends, *, limits: Limits, image_urls: ImageUrls) ->
         model, backend = choose_model(asked, backends)
         sampling = read_sampling(request.sampling(), limits)
         url, regions, text = _read_message(request.messages, limits)
-        image = await in_time(limits, read_image(url, limits, image_urls))
+        image = await in_time(limits, read_image(url))
         reading = asyncio.to_thread(_regions, image, regions, request.style, text, limits)
         answers = await in_time(limits, reading)
         call = answers.call(image, sampling, tenant_of(http.scope))

@@ -26,6 +26,7 @@ from ray.serve.handle import DeploymentHandle
 from ureca.engine.caption import Caption, Event, RegionFault, whole_captions
 from ureca.engine.start import EngineDiedError
 from ureca.errors import InputError
+from ureca.proposals import make_proposer
 from ureca.regions.rle import Rle
 from ureca.serving.access import log_access_to_stdout
 from ureca.serving.api import create_app
@@ -215,6 +216,7 @@ class Ingress:
             limits=settings.limits,
             access_tokens=settings.access_tokens,
             image_urls=settings.image_urls,
+            proposer=make_proposer(settings.proposals),
             recorder=RayRecorder(),
             proxy_answers_id=True,
             drain=self._drain,
@@ -235,7 +237,7 @@ def build(settings: Settings) -> serve.Application:
     deployment: Any = serve.deployment  # its type covers only the decorator
     ingress = deployment(Ingress).options(
         name="Ingress",
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.ingress_num_gpus},
         max_ongoing_requests=_INGRESS_REQUESTS,
         max_queued_requests=_INGRESS_REQUESTS,
         **upkeep,

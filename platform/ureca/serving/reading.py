@@ -6,7 +6,7 @@ What is wrong with a region ends in its own slot; what is wrong with the request
 import asyncio
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ureca.engine.caption import Caption, RegionFault
 from ureca.errors import MaskError
-from ureca.proposals import propose_segments
+from ureca.proposals import Proposer
 from ureca.regions.rle import Rle, Size, box_to_rle
 from ureca.regions.tree import Mask
 from ureca.serving.calls import CaptionCall, RegionCall, Sampling
@@ -34,7 +34,7 @@ from ureca.serving.schema import (
 )
 from ureca.serving.settings import ImageUrls, Limits
 
-__all__ = ["Answers", "ReadImage", "read_image", "read_regions", "read_sampling"]
+__all__ = ["Answers", "ImageReader", "ReadImage", "read_image", "read_regions", "read_sampling"]
 
 WHOLE_IMAGE = "image"
 """Id of the answer about the whole image."""
@@ -48,6 +48,7 @@ class ReadImage:
     """The file."""
     pixels: np.ndarray
     """(H, W, 3) uint8 RGB."""
+    proposer: Proposer
 
     @property
     def size(self) -> Size:
@@ -57,14 +58,23 @@ class ReadImage:
     def digest(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
+    @functools.cached_property
+    def proposed(self) -> tuple[Mask, ...]:
+        """The regions that are found in it; computed once, which takes a while."""
+        return tuple(self.proposer(self.pixels))
 
-async def read_image(url: str, limits: Limits, urls: ImageUrls) -> ReadImage:
+
+ImageReader = Callable[[str], Awaitable[ReadImage]]
+"""`read_image` with the service's settings."""
+
+
+async def read_image(url: str, *, limits: Limits, urls: ImageUrls, proposer: Proposer) -> ReadImage:
     """The image of a data URL, or, where allowed, of another. Raises RequestError."""
     if url[:8].lower().startswith(("http:", "https:")):
         data = await fetch_image(url, urls)
     else:
         data = await asyncio.to_thread(data_url_bytes, url)
-    return ReadImage(data, await asyncio.to_thread(decode_request_image, data, limits))
+    return ReadImage(data, await asyncio.to_thread(decode_request_image, data, limits), proposer)
 
 
 def read_sampling(options: SamplingOptions, limits: Limits) -> Sampling:
@@ -142,12 +152,11 @@ def read_regions(regions: Sequence[RegionRequest], image: ReadImage, style: Styl
     ids = [str(index if region.id is None else region.id) for index, region in enumerate(regions)]
     if twice := _first_twice(ids):
         raise RequestError(f"regions: id {twice!r} occurs twice. Give each an id of its own.", param="regions")
-    propose = functools.cache(lambda: tuple(propose_segments(image.pixels)))
     read = Answers([], [], [])
     for slot, (region_id, region) in enumerate(zip(ids, regions, strict=True)):
         answer = RegionAnswer(id=region_id)
         try:
-            read.regions.append(_read_region(region, image.size, style, limits, propose))
+            read.regions.append(_read_region(region, image, style, limits))
             read.slots.append(slot)
         except MaskError as error:
             answer.error = SlotError(type="invalid_region", message=str(error))
@@ -156,9 +165,7 @@ def read_regions(regions: Sequence[RegionRequest], image: ReadImage, style: Styl
     return read
 
 
-def _read_region(
-    region: RegionRequest, size: Size, style: Style, limits: Limits, propose: Callable[[], Sequence[Mask]]
-) -> RegionCall:
+def _read_region(region: RegionRequest, image: ReadImage, style: Style, limits: Limits) -> RegionCall:
     if region.model_extra:
         raise MaskError(f"unknown key {next(iter(region.model_extra))!r} in the region.")
     own_style = style if region.style is None else region.style
@@ -173,7 +180,7 @@ def _read_region(
         check_text(question or "")
     except ValueError as error:
         raise MaskError(f"question: {error}.") from error
-    mask: Rle = region_to_rle({form: getattr(region, form) for form in _FORMS}, size, propose)
+    mask: Rle = region_to_rle({form: getattr(region, form) for form in _FORMS}, image.size, lambda: image.proposed)
     return RegionCall(mask, own_style, question.strip() if question else None)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import ureca
+from ureca.proposals import ProposalConfig
 
 __all__ = [
     "AccessToken",
@@ -144,6 +145,11 @@ class Settings(_Strict):
     """Requests must bring one of these (`Authorization: Bearer …`). Without any, everybody may ask: then listen on
     loopback only."""
     image_urls: ImageUrls = ImageUrls()
+    proposals: ProposalConfig = ProposalConfig()
+    """What finds regions in an image that comes without, and what lies at points: pieces of one look, or a model of the
+    SAM family, which the ingress then holds."""
+    ingress_num_gpus: Annotated[float, Field(ge=0)] = 0
+    """For that model; 0 leaves it on the CPU."""
 
 
 def one_model(export: str | Path | None, **options: Any) -> dict[str, ServedModel]:
