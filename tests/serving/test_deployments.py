@@ -1,5 +1,7 @@
 """The whole service: Ray Serve, the ingress, one engine on random weights. Started once."""
 
+import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -14,12 +16,14 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from ray.serve.handle import DeploymentResponse
 
 from ureca.errors import CheckpointError
 from ureca.model.presets import shipped
 from ureca.regions.rle import box_to_rle
 from ureca.serving import Client, Settings, build
 from ureca.serving.client import data_url
+from ureca.serving.deployments import router_by_image
 from ureca.serving.settings import Limits, ServedModel, one_model
 
 pytestmark = pytest.mark.slow
@@ -180,19 +184,25 @@ def access_lines(log: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time": ')]
 
 
-def engines() -> list[psutil.Process]:
-    """Below Ray's workers; one that is this process's own child is another test's."""
-    own = psutil.Process()
-    return [
-        each
-        for each in own.children(recursive=True)
-        if "EngineCore" in "".join(each.cmdline()) and each.ppid() != own.pid
-    ]
+def engines(count: int) -> list[psutil.Process]:
+    """Below Ray's workers; one that is this process's own child is another test's. So many must be found, at once or on
+    a busy machine soon: processes are looked up by titles that they give themselves."""
+    own, deadline = psutil.Process(), time.monotonic() + 15
+    while True:
+        titles = {}
+        for each in own.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                titles[each] = "".join(each.cmdline())
+        found = [each for each, title in titles.items() if "EngineCore" in title and each.ppid() != own.pid]
+        if len(found) == count:
+            return found
+        assert time.monotonic() < deadline, titles
+        time.sleep(0.5)
 
 
 def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url, tiny_export):
     """One name's random weights make way for nano, and go on beside it under another name."""
-    [old] = engines()
+    [old] = engines(1)
     stop = threading.Event()
 
     def ask(name: str = "export") -> str:
@@ -230,7 +240,41 @@ def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url
         assert set(each[turn:]) == {after}
         assert turn > 3
     assert ask("other") == before
-    assert len(engines()) == 2
+    engines(2)
+
+
+def test_calls_about_one_image_go_to_one_replica_and_to_another_while_it_is_full(url):  # noqa: ARG001
+    from ray import serve
+
+    class Replica:
+        def __init__(self):
+            self.name = serve.get_replica_context().replica_id.unique_id
+
+        async def ask(self, seconds: float) -> str:
+            await asyncio.sleep(seconds)
+            return self.name
+
+    replicas = serve.deployment(Replica).options(
+        num_replicas=3,
+        max_ongoing_requests=2,
+        request_router_config=router_by_image(3),
+        ray_actor_options={"num_cpus": 0},
+    )
+    handle = serve.run(replicas.bind(), name="routed", route_prefix="/routed")
+
+    def ask(image: int, seconds: float = 0) -> DeploymentResponse:
+        return handle.options(session_id=f"image {image}").ask.remote(seconds)
+
+    homes = {image: {ask(image).result() for _ in range(4)} for image in range(12)}
+    assert all(len(home) == 1 for home in homes.values())
+    assert len(set.union(*homes.values())) == 3
+    slow = [ask(0, 3) for _ in range(2)]
+    began = time.monotonic()
+    assert {ask(0).result()} != homes[0]
+    assert time.monotonic() - began < 2
+    assert {each.result() for each in slow} == homes[0]
+    assert {ask(0).result()} == homes[0]
+    serve.delete("routed")
 
 
 def test_what_is_no_export_is_refused_before_anything_starts(tmp_path):

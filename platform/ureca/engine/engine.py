@@ -160,7 +160,8 @@ class CaptionEngine:
             (number of the region, its whole `Caption`).
 
         Raises:
-            InputError: a prompt does not fit `max_model_len`, or a query holds a control token.
+            InputError: no prompt fits `max_model_len`; or, without `faults_in_place`, one does not, or a query holds a
+                control token.
             CheckpointError: the mask encoder gave rows that the language model can't take.
             EngineDiedError: vLLM's processes are gone.
         """
@@ -289,12 +290,18 @@ class CaptionEngine:
         regions: list[RegionPrompt | RegionFault] = [RegionFault(fault or "") for fault in faults]
         for index, region in zip(sound, made, strict=True):
             needed = len(self.prompts.token_ids(image_prompt, region)) + max_tokens
-            regions[index] = region
-            if needed > self.max_model_len:
-                regions[index] = RegionFault(
+            fits = needed <= self.max_model_len
+            regions[index] = (
+                region
+                if fits
+                else RegionFault(
                     f"a prompt of {needed - max_tokens} tokens and a caption of {max_tokens} do not fit the "
                     f"engine's max_model_len={self.max_model_len}; ask for fewer tokens or start it with more"
                 )
+            )
+        unfit = [each for index in sound if isinstance(each := regions[index], RegionFault)]
+        if unfit and len(unfit) == len(sound):  # no question's fault: the call asks for too much
+            raise InputError(unfit[0].message)
         return image_prompt, regions
 
     def _longest_sequence(self) -> int:

@@ -36,7 +36,7 @@ from ureca.serving.metrics import EngineMeter
 from ureca.serving.ray_metrics import RayRecorder
 from ureca.serving.settings import ServedModel, Settings
 
-__all__ = ["build"]
+__all__ = ["build", "router_by_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -251,8 +251,6 @@ def _captioner(name: str, model: ServedModel, upkeep: dict[str, float]) -> serve
         model = model.model_copy(update={"export": str(model.export_dir.resolve())})
     scaling = model.autoscaling
     deployment: Any = serve.deployment
-    fallbacks = {"num_fallback_replicas": max(0, scaling.max_replicas - 1)}  # whichever is free
-    router: Any = {"request_router_class": ROUTER, "request_router_kwargs": fallbacks}
     captioner = deployment(CaptionerReplica).options(
         name=f"Captioner-{name}",
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
@@ -267,10 +265,19 @@ def _captioner(name: str, model: ServedModel, upkeep: dict[str, float]) -> serve
         ),
         max_ongoing_requests=scaling.max_ongoing_requests,
         max_queued_requests=scaling.max_queued_requests,
-        request_router_config=RequestRouterConfig(**router),
+        request_router_config=router_by_image(scaling.max_replicas),
         **upkeep,
     )
     return captioner.bind(name, model)
+
+
+def router_by_image(max_replicas: int) -> RequestRouterConfig:
+    """Calls with one `session_id`, an image's digest, go to one replica; while that is full, to whichever is free."""
+    router: Any = {
+        "request_router_class": ROUTER,
+        "request_router_kwargs": {"num_fallback_replicas": max(2, max_replicas - 1)},
+    }
+    return RequestRouterConfig(**router)
 
 
 def _upkeep(settings: Settings) -> dict[str, float]:
