@@ -5,8 +5,8 @@
 Small InternVLs of both families, 2 workers with DeepSpeed on gloo, stages 1 and 2, ZeRO 1, 2 and 3, in float32 or in
 DeepSpeed's bfloat16 as GPUs use it. A case takes two optimizer steps under torch's profiler, which sees every
 allocation of its CPU allocator, as `torch.cuda.max_memory_allocated` does on a GPU; Python's own memory and gloo's are
-not in it. DeepSpeed's bucket is left out on both sides, as it is far larger than these models. Then the same formula
-for the real sizes, 1B to 38B.
+not in it. DeepSpeed's bucket is left out on both sides, as it is far larger than these models. Then what `ureca plan`
+makes of the formula for the real sizes, 1B to 38B.
 
 Prints a table and, as the last line, one JSON; writes runs/benchmarks/memory.json.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import socket
 import subprocess
@@ -33,10 +34,11 @@ WORKER = Path(__file__).with_name("memory_worker.py")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", action="store_true", help="hold the formula against what was measured before")
-    records = json.loads(RESULT.read_text())["cases"] if parser.parse_args().again else []
-    if records:
-        finish(records)
+    if parser.parse_args().again:
+        before = json.loads(RESULT.read_text())
+        finish(before["cases"], measured=before["context"])
         return
+    records: list[dict[str, Any]] = []
     for small in SMALL:
         # ZeRO 3 last: it puts a linear function of its own in torch's place, for the whole process.
         plain = [Case(small=small, stage=s, zero_stage=z) for z in (1, 2, 3) for s in (1, 2)]
@@ -46,15 +48,16 @@ def main() -> None:
     print(json.dumps(payload))
 
 
-def finish(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write and print what there is so far."""
+def finish(records: list[dict[str, Any]], *, measured: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write and print what there is so far. `measured`: where and with what, if it was before."""
     from ureca.io import write_json
     from ureca.machine import capture_context
 
     cases = [compare(record) for record in records]
     errors = [abs(case["error"]) for case in cases]
     payload = {
-        "context": capture_context(),
+        "context": measured or capture_context(),
+        "formula_context": capture_context(),
         "workers": WORKERS,
         "cases": cases,
         "largest_error": max(errors),
@@ -132,34 +135,35 @@ def table(payload: dict[str, Any]) -> str:
 
 
 def projection() -> list[dict[str, Any]]:
-    """The formula for the real sizes."""
-    from ureca.model.architectures import describe
-    from ureca.model.costs import Counts, branch_of, packed_counts, prefix_tokens
-    from ureca.model.mask_encoder import MaskEncoderConfig
-    from ureca.training.memory import CONTEXT_BYTES, Setting, Sizes, peak_memory
+    """What `ureca plan` says of the real sizes: its start, where that takes more than training, and CUDA included."""
+    from ureca.training import Stage1Config, Stage2Config
+    from ureca.training.config import BatchConfig, WorkersConfig
+    from ureca.training.estimate import CAPTION_TOKENS, REGIONS_PER_IMAGE, Data, Machine, estimate
 
+    data = Data(regions=None, regions_per_image=REGIONS_PER_IMAGE, caption_tokens=CAPTION_TOKENS, source="assumed")
+    machine = Machine(name="any", num=8, memory_bytes=math.inf, flops=math.inf)
     found = []
     for base in ("internvl2.5-1b", "internvl2.5-2b", "internvl2.5-4b", "internvl2.5-8b", "internvl2.5-38b"):
-        config = describe(base)
-        mask = MaskEncoderConfig(tokens_per_tile=16, hidden_size=config.text_config.hidden_size)
-        prefix = prefix_tokens(config, 7)
-        branch = branch_of(mask_tiles=3, tokens_per_tile=16, query=24, caption=32)
-        counts = Counts()
-        for _ in range(2):  # images
-            counts += packed_counts(7, prefix, [branch] * int((4096 - prefix) / branch.tokens))
-        for stage in (1, 2):
-            sizes = Sizes.of(config, mask, stage=stage, lora_rank=128)  # type: ignore[arg-type]
-            for zero_stage, checkpointing in ((1, True), (2, True), (3, True), (1, False)):
-                setting = Setting(num_workers=8, zero_stage=zero_stage, checkpointing=checkpointing)  # type: ignore[arg-type]
-                memory = peak_memory(sizes, counts, setting)
+        for zero_stage, checkpointing in ((1, True), (2, True), (3, True), (1, False)):
+            workers = WorkersConfig(
+                num_workers=8,
+                use_gpu=True,
+                bf16=True,
+                zero_stage=zero_stage,  # type: ignore[arg-type]
+                activation_checkpointing=checkpointing,
+            )
+            common: dict[str, Any] = {"table": "-", "preset": base, "workers": workers}
+            common["batch"] = BatchConfig(tokens_per_device=8192)
+            for stage, config in ((1, Stage1Config(**common)), (2, Stage2Config(**common, init="-"))):
+                planned = estimate(stage, config, machine, data, mfu=1.0)  # type: ignore[arg-type]
                 found.append(
                     {
                         "base": base,
                         "stage": stage,
                         "zero_stage": zero_stage,
                         "checkpointing": checkpointing,
-                        "bytes": round(memory.total + CONTEXT_BYTES),
-                        "parts": {name: round(value) for name, value in asdict(memory).items()},
+                        "bytes": round(planned.bytes),
+                        "parts": {name: round(value) for name, value in asdict(planned.memory).items()},
                     }
                 )
     return found

@@ -129,7 +129,7 @@ Report:   {report}
 Serve:    make serve                      the captioner of the package
           make serve MODEL={export}   the one trained just now
 Ask it:   curl -s localhost:8000/v1/captions -H 'Content-Type: application/json' -d @{out}/request.json
-A photo:  .venv/bin/ureca caption PHOTO.jpg"""
+A photo:  .venv/bin/ureca caption PHOTO.jpg --model {export}"""
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python jobs/nano_recipe.py --config nano_recipe      (the same command again goes on where it was)
 
 For each seed: stage 1, stage 2, and the same LoRA training told nothing of the region (tuned_none) or its box in words
-(tuned_box). Next: python jobs/nano_benchmark.py --runs=[runs/nano_recipe/seed0,…] scores them, and
+(tuned_box). Several seeds may train side by side (--seeds_at_once), and on a base of your own (--base, as
+jobs/pretrain_nano.py writes it). Next: python jobs/nano_benchmark.py --runs=[runs/nano_recipe/seed0,…] scores them, and
 python jobs/export.py --model runs/nano_recipe/seed0/stage2/model merges one for serving.
 """
 
@@ -14,7 +15,7 @@ import bootstrap  # noqa: F401
 
 from ureca.config import load_config
 from ureca.demo import make_corpus
-from ureca.demo.recipe import HELDOUT_PHOTOS, NanoRecipeConfig, train_seed
+from ureca.demo.recipe import HELDOUT_PHOTOS, NanoRecipeConfig, train_seeds
 from ureca.labeling import LabelConfig, label_corpus
 from ureca.runs import Run, run_job
 
@@ -30,15 +31,15 @@ def main() -> None:
         sources = make_corpus(out / "corpus", scenes=config.scenes, seed=config.corpus_seed, without=HELDOUT_PHOTOS)
         table = label_corpus(LabelConfig(sources=tuple(sources)), out / "labels").table
 
-    # Four trainings for each seed.
-    trained = {}
-    for seed in config.seeds:
-        trained[f"seed{seed}"] = train_seed(config, seed, table=table, output=out / f"seed{seed}")
+    # Four trainings for each seed. One that fails does not end the others; its error does end the job, after them.
+    trained, failed = train_seeds(config, table=table, output=out)
+    if failed:
+        raise next(iter(failed.values()))
     run.finish(
         {
             "table": table,
             **{
-                seed: {name: dataclasses.asdict(result) for name, result in results.items()}
+                f"seed{seed}": {name: dataclasses.asdict(result) for name, result in results.items()}
                 for seed, results in trained.items()
             },
         }

@@ -1,7 +1,9 @@
 """The README says what holds: its Python runs; the jobs, options, targets and files it names are there."""
 
+import ast
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from job_configs import JOBS, config_class
+
+from ureca.config import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,6 +57,50 @@ def test_commands_in_the_readme_name_targets_recipes_and_subcommands_that_exist(
     assert cli.__doc__ is not None
     for subcommand in set(re.findall(r"(?:^|`|bin/)ureca ([a-z]+)\b", README, re.MULTILINE)):
         assert f"ureca {subcommand}" in cli.__doc__, subcommand
+
+
+def files_of(job: str, config: typing.Any) -> tuple[set[str], set[str]]:
+    """What a job reads and what it writes below runs/, by its configuration."""
+    inputs = ("table", "init", "stage1", "stage2", "stage3", "tuned_none", "tuned_box", "model", "scores")
+    if job == "label_corpus":
+        return set(), {config.table or "runs/label_corpus/regions.parquet"}
+    if job.startswith("train_"):
+        written = {f"{config.run_directory or f'runs/{job}'}/model"}
+    else:
+        written = {config.output} if hasattr(config, "output") else set()
+    return {getattr(config, name) for name in inputs if getattr(config, name, "")}, written
+
+
+def test_the_quick_path_names_only_what_an_earlier_command_wrote():
+    section = README.partition("## From your photos to your captioner")[2]
+    block = re.search(r"(?:^    .*\n)+", section, re.MULTILINE)
+    assert block
+    commands = [shlex.split(line) for line in block[0].splitlines()]
+    written: set[str] = set()
+    for program, script, *arguments in commands:
+        if program == "make":
+            assert arguments[0].removeprefix("MODEL=") in written, arguments
+            continue
+        job = Path(script).stem
+        reads, writes = files_of(job, load_config(config_class(job), arguments))
+        assert reads <= written, f"{script} names {sorted(reads - written)}, which no command before it makes"
+        written |= writes
+    assert written >= {"runs/train_stage1/model", "runs/train_stage2/model", "runs/export"}
+
+
+def test_the_demo_ends_with_the_lines_that_the_readme_gives():
+    job = ast.parse((JOBS / "demo.py").read_text())
+    ending = next(
+        ast.literal_eval(node.value)
+        for node in job.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ENDING"
+    )
+    printed = ending.format(table="", report="", export="runs/demo/export", out="runs/demo")
+    first = README.partition("and the lines to go on with:")[2]
+    given = re.search(r"(?:^    .*\n)+", first, re.MULTILINE)
+    assert given
+    for line in given[0].splitlines():
+        assert line.strip() in printed
 
 
 @pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (ARCHITECTURE, ROOT / "docs")], ids=["README", "docs"])

@@ -149,7 +149,12 @@ def _writing(path: AnyPath) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that a disk is full or a quota used up; safetensors' own errors say so in words alone."""
+    """Whether an error says that a disk is full or a quota used up; safetensors' own errors say so in words alone.
+
+    A StorageError is what it was made of.
+    """
+    if isinstance(error, StorageError) and error.__cause__ is not None:
+        return is_full_disk(error.__cause__)
     return (isinstance(error, OSError) and error.errno in _FULL) or "(os error 28)" in str(error)
 
 

@@ -31,7 +31,7 @@ from ureca.training.estimate import (
 )
 
 if TYPE_CHECKING:
-    from ureca.training.config import StageConfig
+    from ureca.training.config import Stage1Config, StageConfig
 
 __all__ = ["plan"]
 
@@ -47,15 +47,24 @@ def plan(argv: list[str]) -> int:
     options, overrides = _parser().parse_known_args(argv)
     cpu = options.gpus.strip().lower() in ("none", "cpu")
     stages: tuple[Stage, ...] = (options.stage,) if options.stage else _stages_of(options.config)
-    data = _data(options)
     if not 0 < options.mfu <= 1:
         raise ConfigError(f"--mfu={options.mfu}: the share of the peak that is reached, above 0 and at most 1.")
-    planned, machine = [], None
+    of_mask, others = _split_mask(overrides)
+    planned: list[Planned] = []
+    machine = data = None
+    before: tuple[Any, str] = (None, "")
     for stage in stages:
-        config = _stage_config(stage, options, overrides, cpu=cpu)
+        config = _stage_config(stage, options, overrides if stage == 1 else others, cpu=cpu)
         machine = _machine(options, config, cpu=cpu)
-        planned.append(estimate(stage, config, machine, data, mfu=options.mfu))
+        data = data or _data(options, config)
+        if stage > 1 and 1 not in stages:
+            before = _stage1(options, config, of_mask)
+        stage1, source = before
+        planned.append(estimate(stage, config, machine, data, mfu=options.mfu, stage1=stage1, stage1_source=source))
+        if stage == 1:
+            before = config, "of stage 1"
     assert machine is not None
+    assert data is not None
     if options.json:
         print(json.dumps({"machine": asdict(machine), "data": asdict(data), "stages": [asdict(p) for p in planned]}))
     else:
@@ -67,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ureca plan",
         description="Whether a training fits the GPUs at hand, how many hours it takes, and what to change.",
-        epilog="Any setting of the stages may follow, as --workers.zero_stage=2 or --batch.tokens_per_device=4096.",
+        epilog="Any setting of the stages may follow, as --workers.zero_stage=2 or --batch.tokens_per_device=4096; "
+        "for stages 2 and 3 those of stage 1's --mask section too, which say what mask encoder they start from where "
+        "--init is not there yet.",
     )
     parser.add_argument("--gpus", required=True, metavar="8xA100-80GB", help="number and kind; none: CPUs")
     parser.add_argument("--base", metavar="NAME_OR_FOLDER", help="a preset, or a folder with config.json")
@@ -98,7 +109,34 @@ def _stages_of(config: str | None) -> tuple[Stage, ...]:
     return (int(named[1]),)  # type: ignore[return-value]
 
 
-def _data(options: argparse.Namespace) -> Data:
+def _split_mask(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Those of the `mask` section, which stage 1 alone has, and the others."""
+    of_mask: list[str] = []
+    others: list[str] = []
+    rest = iter(overrides)
+    for argument in rest:
+        chosen = of_mask if argument.startswith("--mask.") else others
+        chosen.append(argument)
+        if argument.startswith("--") and "=" not in argument and (value := next(rest, None)) is not None:
+            chosen.append(value)
+    return of_mask, others
+
+
+def _stage1(options: argparse.Namespace, config: StageConfig, of_mask: list[str]) -> tuple[Stage1Config | None, str]:
+    """How the stage 1 before `config` is trained, and what says so: the command, or the recipe beside its own."""
+    from ureca.training.config import Stage1Config
+
+    arguments = ["--table=-", f"--preset={config.preset}", f"--base={config.base or 'null'}", *of_mask]
+    path = Path(find_config(options.config)) if options.config else Path()
+    beside = path.with_name(re.sub(r"stage[23]", "stage1", path.name)) if options.config else path
+    source = " ".join(of_mask)
+    if beside != path and beside.is_file():
+        arguments = ["--config", str(beside), *arguments]
+        source = source or f"of {beside.stem}"
+    return (load_config(Stage1Config, arguments), source) if source else (None, "")
+
+
+def _data(options: argparse.Namespace, config: StageConfig) -> Data:
     if options.table is None:
         if options.regions is not None and options.regions < 1:
             raise ConfigError(f"--regions={options.regions}: give 1 or more.")
@@ -110,25 +148,36 @@ def _data(options: argparse.Namespace) -> Data:
         )
     import pyarrow.compute as pc
 
+    from ureca.corpus.split import split_heldout
     from ureca.corpus.table import iter_batches
 
-    images = regions = characters = 0
+    ids: list[str] = []
+    regions_of: dict[str, int] = {}
+    """Of each labeled image."""
+    characters = 0
     for batch in iter_batches(options.table):
+        ids += batch["image_id"].to_pylist()
         labeled = batch.filter(pc.equal(batch["status"], "labeled"))
         each = pc.list_flatten(labeled["regions"])
-        images, regions = images + len(labeled), regions + len(each)
+        counts = pc.fill_null(pc.list_value_length(labeled["regions"]), 0)
+        regions_of.update(zip(labeled["image_id"].to_pylist(), counts.to_pylist(), strict=True))
         lengths = [pc.sum(pc.utf8_length(each.field(name))).as_py() or 0 for name in ("short_caption", "long_caption")]
         # Styles are asked for 1 : 1 : 2.
         characters += sum(lengths) + 2 * (pc.sum(pc.utf8_length(each.field("caption"))).as_py() or 0)
-    if not regions:
+    all_regions = sum(regions_of.values())
+    # As training does it: by the ids of all images, labeled or not.
+    out = set(split_heldout(ids, config.heldout, config.heldout_seed).heldout) if config.heldout else set()
+    learned = [count for image_id, count in regions_of.items() if image_id not in out]
+    if not sum(learned):
         raise ConfigError(
-            f"--table={options.table}: no labeled region in it. Write captions with jobs/label_corpus.py."
+            f"--table={options.table}: no labeled region in it that is not held out. Write captions with "
+            "jobs/label_corpus.py, or hold out a smaller share with --heldout."
         )
     return Data(
-        regions=regions,
-        regions_per_image=regions / images,
-        caption_tokens=characters / 4 / regions / _CHARACTERS_PER_TOKEN + 1,
-        source=f"{options.table}: {images:,} labeled images",
+        regions=sum(learned),
+        regions_per_image=sum(learned) / len(learned),
+        caption_tokens=characters / 4 / all_regions / _CHARACTERS_PER_TOKEN + 1,
+        source=f"{options.table}: {len(regions_of):,} labeled images, {len(regions_of) - len(learned):,} held out",
     )
 
 
@@ -220,6 +269,7 @@ def _lines(planned: list[Planned], machine: Machine, data: Data, *, mfu: float) 
             f"{', weights offloaded' if s['offload_weights'] else ''}; passes of {s['tokens_per_device']:,} tokens "
             f"(images {s['images_per_pass']}, regions {s['regions_per_pass']}), {s['tiles']} tiles, "
             f"N {s['tokens_per_tile']}, mask encoder {s['mask_encoder']}"
+            f"{f' ({p.mask_source})' if p.mask_source else ''}"
             f"{', LoRA ' + str(s['lora_rank']) if s['lora_rank'] else ''}; {s['trained'] / 1e6:,.0f}M weights train"
         )
         if p.hours is not None:

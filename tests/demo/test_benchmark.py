@@ -4,13 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from labeled_scenes import KnownCaptioner, scene_row
 
-from ureca.demo.benchmark import Labeled, benchmark_summary, label_scenes, recipe_variants, seeds_record
+from ureca.demo.benchmark import (
+    Labeled,
+    benchmark_summary,
+    label_scenes,
+    recipe_variants,
+    seeds_record,
+    shipped_variants,
+)
 from ureca.errors import CheckpointError, ConfigError
 from ureca.evaluation.evaluate import evaluate
 from ureca.evaluation.predictions import Variant
-from ureca.model import Captioner
+from ureca.model import Captioner, CaptionerConfig
+from ureca.model.captioner import load_base, weights_hash
 from ureca.scenes import draw_scene
 
 VARIANTS = ("none", "box", "tuned_none", "tuned_box", "mask_stage1", "mask_stage2")
@@ -68,9 +77,26 @@ def test_seeds_scored_before_are_told_from_those_scored_now(evaluation, labeled,
     recorded["seeds"].append({"seed": 7, "scores": {}})
     summary = benchmark_summary(evaluation, labeled, name="nano-1", recorded=recorded)
     assert {each["seed"]: each["scored"] for each in summary["seeds"]} == {0: "now", 4: "now", 7: "recorded"}
+    assert summary["over_seeds"] == recorded["over_seeds"]
     assert "don't compare" not in capsys.readouterr().err
-    benchmark_summary(evaluation, labeled, name="nano-1", recorded={**recorded, "labels_sha256": "others"})
-    assert "scored against other labels: they don't compare" in capsys.readouterr().err
+
+
+def test_seeds_scored_against_other_labels_are_left_out(evaluation, labeled, capsys):
+    recorded = {**seeds_record(evaluation, labeled), "labels_sha256": "others"}
+    recorded["seeds"].append({"seed": 7, "scores": {}})
+    summary = benchmark_summary(evaluation, labeled, name="nano-1", recorded=recorded)
+    assert {each["seed"]: each["scored"] for each in summary["seeds"]} == {0: "now", 4: "now"}
+    assert summary["over_seeds"] is None
+    assert "seeds were scored against other labels: they don't compare and are left out" in capsys.readouterr().err
+
+
+def test_the_package_holds_every_variant_of_one_base(capsys: pytest.CaptureFixture[str]) -> None:
+    variants = shipped_variants()
+    assert sorted(each.name for each in variants) == sorted(VARIANTS)
+    assert not capsys.readouterr().err
+    base = weights_hash(load_base("nano", torch.float32))
+    trained = [CaptionerConfig.load(Path(each.model)) for each in variants if each.name not in ("none", "box")]
+    assert [(config.base, config.base_hash) for config in trained] == [("nano", base)] * 4
 
 
 def test_runs_are_taken_with_the_models_that_they_hold(tiny_base: Path, tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from ureca.corpus import ImageRow, RegionRow, iter_manifest, write_manifest
+from ureca.corpus import ImageRow, RegionRow, iter_manifest, split_heldout, write_manifest
 from ureca.demo import DemoConfig, Steps, make_corpus, tree_exact, unique_share
+from ureca.demo.corpus import scene_seeds
+from ureca.demo.recipe import HELDOUT_PHOTOS, learned_images
+from ureca.demo.report import CREDITS
 from ureca.errors import ConfigError
 from ureca.regions.rle import rle_area, rle_bbox
 from ureca.regions.tree import Mask, build_mask_tree
 from ureca.scenes import draw_scene, read_truth
+from ureca.scenes.files import image_id_of
 
 
 def labeled(image_id: str, seed: int, captions: list[str] | None = None) -> ImageRow:
@@ -40,6 +44,15 @@ def test_the_corpus_is_made_once_and_holds_scenes_and_photos(tmp_path: Path) -> 
     before = marked.stat().st_mtime_ns
     assert make_corpus(tmp_path / "corpus", scenes=3, seed=5) == sources
     assert marked.stat().st_mtime_ns == before
+
+
+def test_the_demo_holds_out_the_photos_that_the_shipped_captioner_never_saw() -> None:
+    demo = DemoConfig()
+    image_ids = [*(image_id_of(seed) for seed in scene_seeds(demo.scenes, demo.seed)), *CREDITS]
+    split = split_heldout(image_ids, demo.heldout, demo.seed)
+    assert {image_id for image_id in split.heldout if image_id in CREDITS} == set(HELDOUT_PHOTOS)
+    assert learned_images().isdisjoint(split.heldout)
+    assert learned_images() & set(CREDITS) == set(CREDITS) - set(HELDOUT_PHOTOS)
 
 
 def test_tree_exact_counts_scenes_whose_every_parent_is_true(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from labeled_scenes import KnownCaptioner, scene_row
 
+from ureca.corpus import ImageRow
 from ureca.demo import SHIPPED, demo_report
-from ureca.demo.report import unknown
+from ureca.demo.report import unknown, who_saw
 from ureca.evaluation.evaluate import evaluate
 from ureca.evaluation.predictions import Variant
 
@@ -58,9 +59,23 @@ def test_captions_that_fit_another_region_are_counted_beside_the_labels(evaluati
     assert photos.startswith("On the held-out photos")
 
 
+@pytest.mark.parametrize(
+    ("image_ids", "said"),
+    [
+        (["astronaut", "coffee", "scene_5000000", "scene_20999999", "scene_21003000"], "Neither training saw"),
+        (["astronaut", "chelsea"], "The demo's own training did not see the images below; the shipped captioner"),
+        (["scene_21002999"], "The demo's own training did not see"),
+    ],
+)
+def test_the_page_says_which_training_saw_its_images(image_ids: list[str], said: str) -> None:
+    rows = [ImageRow(image_id=image_id, height=1, width=1, status="labeled") for image_id in image_ids]
+    assert who_saw(rows).startswith(said)
+
+
 def test_the_page_shows_the_shipped_captions_and_both_scores(evaluation, rows, tmp_path: Path):
     page = demo_report(tmp_path / "report.html", evaluation, rows, runs={}, summary=SUMMARY).read_text()
     assert "nano as shipped" in page
     assert "stage 2, mask" in page
     assert unknown(evaluation)[0] in page
     assert "Attribute accuracy by region size" in page
+    assert "Neither training saw the images below" in page

@@ -81,4 +81,11 @@ def test_labels_that_are_the_true_words_reach_everything_and_guesses_do_not():
     assert found["attributes"]["mask_and_guess"]["shape"] == 1
     assert found["attributes"]["mask_and_guess"]["color"] < 0.5
     assert "| true_words | 1.000 [1.000, 1.000] |" in as_tables(found)
+    depths = found["strata"]["depth"]
+    assert sum(of["regions"] for of in depths.values()) == found["regions"]
+    for of in depths.values():
+        assert of["scores"]["labels"]["attribute_accuracy"] == of["scores"]["true_words"]["attribute_accuracy"] == 1
+    guessed = sum(of["regions"] * of["scores"]["mask_and_guess"]["uniqueness"] for of in depths.values())
+    assert guessed / found["regions"] == pytest.approx(found["scores"]["mask_and_guess"]["uniqueness"]["value"])
+    assert "| depth: 0 | 1.000 / 1.000 | 1.000 / 1.000 | 0." in as_tables(found)
     assert np.isfinite([each["value"] for of in found["scores"].values() for each in of.values()]).all()

@@ -67,5 +67,6 @@ def test_strata_count_their_regions_and_score_them_alone(group):
     top, part = (group.strata["depth"][depth]["scores"]["mask_stage2"] for depth in ("0", "1"))
     assert top["rouge_l"]["value"] == 1.0
     assert part["rouge_l"]["value"] == pytest.approx((0.5 + 0.75) / 2)
+    assert group.strata["depth"]["0"]["scores"]["labels"]["attribute_accuracy"]["value"] == 1.0
     assert group.strata["covered"]["yes"]["regions"] == 1
     assert group.strata["covered"]["yes"]["scores"]["mask_stage2"]["rouge_l"]["value"] == 0.5

@@ -64,6 +64,14 @@ def by_transformers(captioner: Captioner, examples: list[Example]) -> tuple[torc
     return total / tokens, gradients
 
 
+def with_lora(captioner: Captioner) -> None:
+    """LoRA that changes something: its second matrices are zero at first."""
+    captioner.add_lora(rank=4, dropout=0.0)
+    for name, parameter in captioner.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
 ONE_TILE, SEVEN, THIRTEEN = (200, 200), (300, 500), (300, 400)
 """Sizes (height, width) that a captioner with that limit cuts into so many tiles, thumbnail included."""
 
@@ -81,6 +89,40 @@ def test_images_of_one_to_thirteen_tiles_pack_into_one_batch(wide_captioner: Cap
     assert tiles == [1, 7, 13]
     found = loss_and_gradients(wide_captioner, examples)
     assert_same(found, by_transformers(wide_captioner, examples))
+
+
+@pytest.mark.parametrize(("kind", "tuned"), [("tokens", False), ("channels", True)])
+def test_lora_s_loss_and_gradients_are_those_of_transformers_own_forward_pass(kind: str, tuned: bool) -> None:
+    """Stage 2: gradients reach the prefixes too, through LoRA on the layers that run over them."""
+    captioner = tiny_captioner(kind=kind)
+    with_lora(captioner)
+    captioner.trainable(2, tune_mask_encoder=tuned)
+    examples = [drawn_example(3, seed=1, size=ONE_TILE), drawn_example(1, seed=2, size=SEVEN)]
+    packed = loss_and_gradients(captioner, examples)
+    of_lora = [name for name in packed[1] if ".lora_" in name]
+    assert len(of_lora) == 2 * 2 * 7  # two layers, two matrices for each of seven linear ones
+    assert (len(of_lora) < len(packed[1])) is tuned
+    assert all(gradient.abs().max() > 1e-6 for gradient in packed[1].values())
+    assert_same(packed, by_transformers(captioner, examples))
+
+
+def test_lora_without_the_prefix_s_share_of_its_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = tiny_captioner()
+    with_lora(captioner)
+    captioner.trainable(2)
+    examples = [drawn_example(3, seed=1, size=ONE_TILE)]
+    expected = by_transformers(captioner, examples)
+    own = captioner._language_model
+
+    def without_gradient(embeddings: torch.Tensor, positions: torch.Tensor, run: PrefixRun | BranchRun) -> torch.Tensor:
+        with torch.set_grad_enabled(isinstance(run, BranchRun)):
+            return own(embeddings, positions, run)
+
+    monkeypatch.setattr(captioner, "_language_model", without_gradient)
+    found = loss_and_gradients(captioner, examples)
+    torch.testing.assert_close(found[0], expected[0])
+    with pytest.raises(AssertionError, match="gradient of"):
+        assert_same(found, expected)
 
 
 def test_an_image_split_over_several_passes_has_the_same_loss_and_gradients(tiny_captioner_f64: Captioner) -> None:
@@ -108,10 +150,7 @@ def test_recomputed_activations_change_neither_loss_nor_gradients(stage: int) ->
     captioner = tiny_captioner()
     examples = [drawn_example(3, seed=1, size=ONE_TILE), drawn_example(2, seed=2)]
     if stage == 2:
-        captioner.add_lora(rank=4, dropout=0.0)
-        for name, parameter in captioner.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
+        with_lora(captioner)
     captioner.trainable(stage, tune_mask_encoder=True)
     expected = loss_and_gradients(captioner, examples)
     calls: list[int] = []

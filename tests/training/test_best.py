@@ -9,8 +9,8 @@ import torch
 
 from ureca.model import Captioner
 from ureca.training import Stage1Config, Stage2Config
-from ureca.training.best import make_best_model
-from ureca.training.checkpoints import PARTS, CheckpointWriter, checkpoints_folder
+from ureca.training.best import make_best_model, make_model_of
+from ureca.training.checkpoints import PARTS, CheckpointWriter, checkpoints_folder, whole_checkpoints
 from ureca.training.config import LoraConfig, WatchConfig
 from ureca.training.plan import Plan
 
@@ -78,6 +78,21 @@ def test_a_damaged_checkpoint_is_passed_over(plan: Plan) -> None:
     made = make_best_model(plan)
     assert made
     assert made.step == 20
+
+
+def test_every_whole_checkpoint_gives_its_model(plan: Plan, tmp_path: Path) -> None:
+    saved = {10: drawn(plan, seed=1), 20: drawn(plan, seed=2), 30: drawn(plan, seed=3)}
+    for step, captioner in saved.items():
+        folder = save(plan, captioner, step, None)
+        if step == 20:
+            (folder / "weights.safetensors").write_bytes(b"cut")
+    found = []
+    for checkpoint in whole_checkpoints(checkpoints_folder(plan)):
+        found.append(checkpoint.step)
+        make_model_of(checkpoint, tmp_path / "run" / "model", tmp_path / "made")
+        saved[checkpoint.step].save_pretrained(tmp_path / "expected")
+        assert files(tmp_path / "made") == files(tmp_path / "expected")
+    assert found == [10, 30]
 
 
 def test_without_a_score_there_is_none_and_an_earlier_one_is_gone(plan: Plan) -> None:

@@ -4,15 +4,17 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ureca.errors import CheckpointError, StorageError
 from ureca.io import list_folders
-from ureca.training import Stage1Config
+from ureca.training import Stage1Config, Stage2Config
 from ureca.training.checkpoints import (
     PARTS,
+    Checkpoint,
     CheckpointWriter,
     checkpoints_folder,
     forget_all,
@@ -20,8 +22,9 @@ from ureca.training.checkpoints import (
     newest_checkpoint,
     steps_done,
 )
-from ureca.training.config import CheckpointConfig
+from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, WorkersConfig
 from ureca.training.plan import Plan
+from ureca.training.states import _layout, taken_up
 
 TENSORS = {"mask_encoder.a": torch.arange(6.0).reshape(2, 3), "mask_encoder.b": torch.ones(1)}
 
@@ -135,6 +138,36 @@ def test_a_list_of_ray_train_that_a_full_disk_emptied_is_removed(plan: Plan) -> 
         assert mend_list(plan)
         assert not snapshot.exists()
     assert steps_done(plan) == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, "going on after step 8 with the weights and optimizer of {name}"),
+        ({"num_workers": 1}, "2 workers (ZeRO 1) taken up by 1 (ZeRO 1): all kept; {dropout} num_workers)"),
+        ({"zero_stage": 3}, "2 workers (ZeRO 1) taken up by 2 (ZeRO 3): all kept"),
+        ({"tokens_per_device": 512}, "taken up by 2 (ZeRO 1): all kept; {dropout} tokens_per_device)"),
+        ({"tokens_per_device": 512, "use_gpu": True}, "all kept; {dropout} tokens_per_device, use_gpu)"),
+    ],
+    ids=str,
+)
+def test_what_draws_otherwise_is_told(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    def config(tokens_per_device: int = 8192, **workers: Any) -> Stage2Config:
+        return Stage2Config(
+            table="t",
+            cue="none",
+            batch=BatchConfig(tokens_per_device=tokens_per_device),
+            workers=WorkersConfig(**workers),
+        )
+
+    recorded = _layout(Plan.of(config(), tmp_path))
+    plan = Plan.of(config(**changed), tmp_path)
+    told = told.format(name="checkpoint_8", dropout="dropout draws otherwise than it would have (another")
+    assert taken_up(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), plan).endswith(told)
+    older = {name: recorded[name] for name in ("num_workers", "sharing")}  # as before passes were recorded
+    assert "step 8" in taken_up(Checkpoint("run/checkpoint_8", {"step": 8, "workers": older}), plan)
+    without = replace(plan, lora=replace(plan.lora or LoraConfig(), dropout=0.0))
+    assert "dropout" not in taken_up(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), without)
 
 
 def test_checkpoints_in_s3(s3_bucket: str, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ureca.config import load_config
 from ureca.errors import ConfigError
 from ureca.training import Stage1Config, Stage2Config, Stage3Config
+from ureca.training.index import Lengths, StepIndex
+from ureca.training.zero import learning_rate
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -106,3 +109,37 @@ def test_a_wrong_option_ends_the_job_with_one_line_and_exit_code_2() -> None:
         "error: command line: unknown key 'batch.images_per_stop'. "
         "Did you mean images_per_step or tokens_per_step or regions_per_step?\n"
     )
+
+
+def test_the_paper_s_recipe_is_the_paper_s() -> None:
+    """URECA (arXiv 2504.05305) appendix A and the authors' scripts, value by value."""
+    first = load_config(Stage1Config, ["--config", "paper_stage1"])
+    second = load_config(Stage2Config, ["--config", "paper_stage2"])
+    assert (first.optimizer.learning_rate, first.optimizer.epochs) == (2e-4, 1)
+    assert (second.optimizer.learning_rate, second.optimizer.epochs) == (4e-5, 2)
+    config: Stage1Config | Stage2Config
+    for config in (first, second):
+        assert (config.optimizer.warmup_share, config.optimizer.weight_decay) == (0.03, 0.01)
+        assert config.batch.step_size == ("regions", 16)
+        assert config.batch.regions_per_visit == 1
+        assert (config.preset, config.tile_limit, config.workers.zero_stage) == ("internvl2.5-8b", 6, 1)
+        # With all regions of the table the steps are the authors' 8,635, along a cosine.
+        assert config.heldout == 0
+        every = Lengths(
+            keys=np.arange(13816, dtype=np.uint64),
+            regions=np.full(13816, 10),
+            prefix=np.full(13816, 1798),
+            mask=np.full(138160, 50),
+            query=np.full(3, 24),
+            captions=np.full((138160, 3), 32),
+        )
+        num_steps = StepIndex(every, config.batch, seed=0).num_steps(config.optimizer.epochs)
+        assert num_steps == 8635 * config.optimizer.epochs
+        rates = [learning_rate(step, num_steps, config.optimizer) for step in range(num_steps)]
+        warm = round(0.03 * num_steps)
+        assert max(rates) == rates[warm - 1] == config.optimizer.learning_rate
+        halfway = warm + (num_steps - warm) // 2
+        assert rates[halfway] == pytest.approx(config.optimizer.learning_rate / 2, rel=1e-3)
+    assert (first.mask.kind, first.mask.projection, first.mask.tokens_per_tile) == ("channels", "linear", 16)
+    assert (second.lora.rank, second.lora.alpha, second.lora.dropout) == (128, 256, 0.05)
+    assert not second.tune_mask_encoder

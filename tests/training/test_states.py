@@ -31,6 +31,7 @@ HALF = {
 }
 WAYS = PLAIN | {name: {**way, "use_gpu": True} for name, way in (OFFLOADED | HALF).items()}
 """As on GPUs where they are asked for, fused AdamW and overlapped communication included, though on a CPU."""
+CHECKPOINTED = {f"{way}_checkpointed": {**setting, "activation_checkpointing": True} for way, setting in PLAIN.items()}
 
 
 def run(num_workers: int, tasks: list[dict[str, Any]], folder: Path) -> None:
@@ -59,9 +60,10 @@ def run(num_workers: int, tasks: list[dict[str, Any]], folder: Path) -> None:
     assert all(process.returncode == 0 for process in processes), errors[0][-4000:]
 
 
-def task(way: str, *, start: Path | None, saves: list[tuple[int, Path]]) -> dict[str, Any]:
+def task(way: str, *, start: Path | None, saves: list[tuple[int, Path]], stage: int = 2) -> dict[str, Any]:
     return {
-        "workers": WAYS[way],
+        "workers": (WAYS | CHECKPOINTED)[way],
+        "stage": stage,
         "from": str(start) if start else "",
         "step": STOP if start else 0,
         "saves": [[steps, str(path)] for steps, path in saves],
@@ -70,7 +72,10 @@ def task(way: str, *, start: Path | None, saves: list[tuple[int, Path]]) -> dict
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of W workers `W_WAY_stop` and `W_WAY_end`; gone on from `stop`, `W_WAY_again`; from `2_zero1_stop`, `…_other`."""
+    """Of W workers `W_WAY_stop` and `W_WAY_end`; gone on from `stop`, `W_WAY_again`; from `2_zero1_stop`, `…_other`.
+
+    Those are of stage 2. Of both stages and two workers, `stageS_WAY_stop` and `…_end`, for `zero1` and CHECKPOINTED.
+    """
     folder = tmp_path_factory.mktemp("states")
     for num_workers in (2, 1):
         ways = WAYS if num_workers == 2 else PLAIN
@@ -80,8 +85,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tasks.append(task(way, start=None, saves=[(STOP, folder / f"{name}_stop"), (END, folder / f"{name}_end")]))
             tasks.append(task(way, start=folder / f"{name}_stop", saves=[(END, folder / f"{name}_again")]))
             tasks.append(task(way, start=folder / "2_zero1_stop", saves=[(END, folder / f"{name}_other")]))
-        run(num_workers, tasks, folder)
+        run(num_workers, [*tasks, *checkpointed_tasks(folder)] if num_workers == 2 else tasks, folder)
     return folder
+
+
+def checkpointed_tasks(folder: Path) -> list[dict[str, Any]]:
+    tasks = []
+    for way in ("zero1", *CHECKPOINTED):
+        for stage in (1, 2):
+            name = f"stage{stage}_{way}"
+            saves = [(1, folder / f"{name}_stop"), (1, folder / f"{name}_end")]
+            tasks.append(task(way, start=None, saves=saves, stage=stage))
+    return tasks
 
 
 def assert_same_way(
@@ -95,15 +110,31 @@ def assert_same_way(
             assert (mine[name] - weight).norm() <= 2e-3 * moved, name
 
 
-@pytest.mark.parametrize("way", [f"2_{way}" for way in (PLAIN | OFFLOADED)] + [f"1_{way}" for way in PLAIN])
-def test_loss_gradients_and_weights_do_not_depend_on_the_sharing(trained: Path, way: str) -> None:
-    mine, other = load_file(trained / f"{way}_end"), load_file(trained / "1_zero1_end")
+def assert_same_training(folder: Path, mine_: str, other_: str, *, at_least: int) -> None:
+    """Losses, the first step's gradients (so many or more) and the weights' way."""
+    mine, other = load_file(folder / f"{mine_}_end"), load_file(folder / f"{other_}_end")
     torch.testing.assert_close(mine["losses"], other["losses"], rtol=2e-6, atol=0)
     gradients = [name for name in other if name.startswith("gradient/")]
-    assert len(gradients) > 20
+    assert len(gradients) >= at_least
     for name in gradients:
         torch.testing.assert_close(mine[name], other[name], rtol=1e-4, atol=1e-6, msg=name)
-    assert_same_way(mine, other, load_file(trained / "1_zero1_stop"))
+    assert_same_way(mine, other, load_file(folder / f"{other_}_stop"))
+
+
+@pytest.mark.parametrize("way", [f"2_{way}" for way in (PLAIN | OFFLOADED)] + [f"1_{way}" for way in PLAIN])
+def test_loss_gradients_and_weights_do_not_depend_on_the_sharing(trained: Path, way: str) -> None:
+    assert_same_training(trained, way, "1_zero1", at_least=20)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("way", CHECKPOINTED)
+def test_recomputed_activations_change_neither_loss_nor_gradients_nor_weights(
+    trained: Path, way: str, stage: int
+) -> None:
+    assert_same_training(trained, f"stage{stage}_{way}", f"stage{stage}_zero1", at_least=15)
+    runs, without = (load_file(trained / f"stage{stage}_{name}_end")["layer_runs"] for name in (way, "zero1"))
+    # Over prefixes and branches, and once more each; in stage 1 prefixes have no gradient.
+    assert runs / without == (1.5 if stage == 1 else 2)
 
 
 def test_gradients_of_another_step_are_told_apart(trained: Path) -> None:
@@ -118,7 +149,7 @@ def test_the_same_workers_go_on_bit_for_bit(trained: Path, way: str) -> None:
     mine, other = load_file(trained / f"{way}_again"), load_file(trained / f"{way}_end")
     assert torch.equal(mine["losses"], other["losses"][STOP:])
     for name in other:
-        if not name.startswith(("gradient/", "losses")):
+        if not name.startswith(("gradient/", "losses", "layer_runs")):
             assert torch.equal(mine[name], other[name]), name
 
 

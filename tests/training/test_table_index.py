@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tiny import drawn_row
 
 from ureca import io
@@ -294,7 +295,48 @@ def test_missing_image_files_are_counted_among_those_looked_at(
     write_regions(tmp_path / "t.parquet", [*rows[:16], *lost])
     said = refusal(tmp_path / "t.parquet", processor, tmp_path)
     assert "/nowhere/image20.png: no such file" in said
-    assert "Of the 36 images that the table names by their paths 18 were looked at; 2 can't be read" in said
+    assert "Of the table's 36 labeled images 18 were looked at; 2 can't be used." in said
+
+
+@pytest.mark.parametrize("place", ["file", "table"])
+def test_an_image_of_another_size_than_the_table_s(
+    place: str, rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path
+) -> None:
+    """The table and its masks agree; the image is another: it was scaled, or turned by a tool that heeds EXIF."""
+    path = tmp_path / "scaled.png"
+    Image.new("RGB", (48, 32)).save(path)
+    row = replace(rows[2], image_path=str(path))
+    if place == "table":
+        row = replace(row, image_path=None, image_bytes=path.read_bytes())
+    write_regions(tmp_path / "t.parquet", [*rows[:2], row, *rows[3:]])
+    where = str(path) if place == "file" else "its bytes"
+    assert refusal(tmp_path / "t.parquet", processor, tmp_path) == (
+        f"ImageError: {tmp_path}/t.parquet: image 'image02': {where}: the image is [32, 48] (height, width), its "
+        "records say [64, 96]. Masks and image must be of one size: encode the masks at the image's size. Of the "
+        f"table's 40 labeled images 18 were looked at; 1 can't be used."
+    )
+
+
+def test_an_image_that_its_exif_note_turns_to_the_table_s_size_is_taken(
+    rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = [replace(rows[at], image_path=str(tmp_path / name)) for at, name in enumerate(("a.jpg", "b.png"))]
+    for row in turned:
+        Image.new("RGB", (64, 96)).save(row.image_path or "", exif=exif)
+    write_regions(tmp_path / "t.parquet", [*turned, *rows[2:]])
+    monkeypatch.setattr("ureca.training.table_scan._HEAD_BYTES", 30)  # of which too little can be told
+    assert len(prepared(tmp_path / "t.parquet", tmp_path / "run", processor)) == 40
+
+
+def test_a_mask_that_can_not_be_decoded_among_those_looked_at(
+    rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path
+) -> None:
+    broken = {"size": [64, 96], "counts": "zzzzz"}
+    path = write_records(tmp_path / "t.parquet", [*rows[:3], changed(rows[3], 1, segmentation=broken), *rows[4:]])
+    said = refusal(path, processor, tmp_path)
+    assert said.startswith(f"MaskError: {path}: image 'image03', region '1' has an RLE")
 
 
 def test_an_image_with_neither_path_nor_bytes(

@@ -26,37 +26,55 @@ from ureca.training.zero import deepspeed_config, loss_for_backward
 
 IMAGES_PER_STEP = 4
 RATE = 3e-3
+PERSISTENT = 1000
+"""Elements."""
 
 
-def new_captioner() -> Captioner:
+def new_captioner(workers: WorkersConfig, stage: int) -> Captioner:
     captioner = tiny_captioner().float()
-    torch.manual_seed(0)
-    captioner.add_lora(rank=3, dropout=0.0)  # of 3: pieces that do not divide by two workers
-    captioner.trainable(2, tune_mask_encoder=True)
+    if stage == 2:
+        torch.manual_seed(0)
+        captioner.add_lora(rank=3, dropout=0.0)  # of 3: pieces that do not divide by two workers
+    captioner.trainable(stage, tune_mask_encoder=True)
+    if workers.activation_checkpointing:
+        captioner.checkpoint_activations()
     return captioner
 
 
 class Training:
     """A captioner in an engine, from its beginning or from gathered parts."""
 
-    def __init__(self, workers: WorkersConfig, parts: dict[Any, Any] | None = None, step: int = 0) -> None:
+    def __init__(
+        self, workers: WorkersConfig, parts: dict[Any, Any] | None = None, step: int = 0, stage: int = 2
+    ) -> None:
         self.num_workers, self.rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        captioner = new_captioner()
+        captioner = new_captioner(workers, stage)
         resumed = Resumed(step, parts, torch.device("cpu")) if parts is not None else None
         if resumed:
             with torch.no_grad():
                 for parameter, tensor in resumed.tensors("weights", captioner):
                     parameter.copy_(tensor)
+        config = deepspeed_config(OptimizerConfig(learning_rate=RATE), workers)
+        # As in a model of real size norms stay whole, matrices are shared out: of this one all would stay whole.
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = PERSISTENT
         self.engine, *_ = deepspeed.initialize(
             model=captioner,
             model_parameters=[p for p in captioner.parameters() if p.requires_grad],
-            config=deepspeed_config(OptimizerConfig(learning_rate=RATE), workers),
+            config=config,
         )
+        if workers.zero_stage == 3:
+            assert any(not (p.requires_grad or p.ds_persist) for p in captioner.parameters())
         if resumed:
             restore(self.engine, resumed)
         self.step = step
         self.losses: list[float] = []
+        self.layer_runs = 0
+        """Of the language model's first layer, since the beginning."""
+        captioner.base.model.language_model.layers[0].mlp.register_forward_pre_hook(self._count)
         self.gradients: dict[str, torch.Tensor] = {}
+
+    def _count(self, *_: object) -> None:
+        self.layer_runs += 1
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
@@ -87,7 +105,8 @@ class Training:
         if self.rank == 0:
             gradients = {f"gradient/{name}": value.contiguous() for name, value in self.gradients.items()}
             losses = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
-            save_file({**parts, **gradients, **losses}, path)
+            runs = {"layer_runs": torch.tensor(self.layer_runs)}
+            save_file({**parts, **gradients, **losses, **runs}, path)
         torch.distributed.barrier()
 
 
@@ -106,7 +125,7 @@ def main() -> None:
     for task in tasks:
         workers = WorkersConfig(**task["workers"])
         parts = load_parts(Path(task["from"])) if task["from"] else None
-        training = Training(workers, parts, task["step"])
+        training = Training(workers, parts, task["step"], task["stage"])
         for steps, path in task["saves"]:
             training.train(steps)
             training.save(Path(path))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ureca.viewer.plots import Curve, loss_curves, score_bars, smoothed, speedups, training
+from ureca.viewer.plots import Curve, loss_curves, score_bars, score_curves, smoothed, speedups, training
 
 CURVES = [
     Curve("stage 1", list(range(100)), np.linspace(4, 1, 100).tolist()),
@@ -86,3 +86,13 @@ def test_a_measured_ratio_stands_below_its_dashed_limit():
     missed = pixels(speedups({"6 tiles": {x: (y / 4, y) for x, (y, _) in points.items()}}, xlabel="", format="png"))
     teal = (15, 118, 110)
     assert (missed == teal).all(axis=2).sum() > (reached == teal).all(axis=2).sum() > 0
+
+
+def test_scores_grow_from_left_to_right_inside_their_bands():
+    def drawn(high):
+        score = {"value": 0.5, "low": 0.4, "high": high}
+        return pixels(score_curves({"ROUGE-L": {9.0: score, 69.0: score}}, xlabel="regions, thousands"))
+
+    narrow, wide = drawn(0.55), drawn(0.9)
+    assert narrow.std() > 5
+    assert (wide < 250).any(axis=2).sum() > (narrow < 250).any(axis=2).sum(), "the band is as high as its interval"

@@ -55,6 +55,17 @@ def image_sizes(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> Ima
         return _sizes(image)
 
 
+def check_image_size(data: bytes, *, where: str, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an encoded image whose size `decode_image` would refuse. Its head is enough where that has the size.
+
+    Raises:
+        ImageError: not an image, of more than `max_pixels`, or not of `size`.
+    """
+    with opened_image(data, where, max_pixels) as image:
+        if (image.height, image.width) != tuple(size):  # only then: of a PNG the EXIF note may come after its pixels
+            _refuse_other_size(_sizes(image), size, where)
+
+
 def decode_image(
     data: bytes, *, where: str, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
@@ -67,13 +78,8 @@ def decode_image(
     """
     with opened_image(data, where, max_pixels) as image:
         sizes = _sizes(image)
-        if size is not None and tuple(size) not in sizes:
-            raise ImageError(
-                f"{where}: the image is {list(sizes.stored)} (height, width)"
-                + (f", or {list(sizes.turned)} as EXIF turns it" if sizes.turned != sizes.stored else "")
-                + f", its records say {list(size)}. "
-                "Masks and image must be of one size: encode the masks at the image's size."
-            )
+        if size is not None:
+            _refuse_other_size(sizes, size, where)
         if size is not None and tuple(size) != sizes.stored:
             image = ImageOps.exif_transpose(image)
         return np.array(_as_rgb(image))
@@ -120,6 +126,16 @@ def _sizes(image: Image.Image) -> ImageSizes:
     height, width = image.height, image.width
     turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
     return ImageSizes((height, width), (width, height) if turned else (height, width))
+
+
+def _refuse_other_size(sizes: ImageSizes, size: tuple[int, int], where: str) -> None:
+    if tuple(size) not in sizes:
+        raise ImageError(
+            f"{where}: the image is {list(sizes.stored)} (height, width)"
+            + (f", or {list(sizes.turned)} as EXIF turns it" if sizes.turned != sizes.stored else "")
+            + f", its records say {list(size)}. "
+            "Masks and image must be of one size: encode the masks at the image's size."
+        )
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

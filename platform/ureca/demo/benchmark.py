@@ -35,6 +35,7 @@ from ureca.scenes import Scene, read_truth, write_scenes
 from ureca.scenes.files import image_id_of
 
 __all__ = [
+    "MODELS",
     "PROCESSES",
     "Labeled",
     "NanoBenchmarkConfig",
@@ -164,14 +165,18 @@ def seeds_record(evaluation: Evaluation, labeled: Labeled) -> dict[str, Any]:
 def benchmark_summary(
     evaluation: Evaluation, labeled: Labeled, *, name: str, recorded: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """For summary.json. `recorded`: the scores of all seeds, as `seeds_record` made them now or before."""
+    """For summary.json. `recorded`: the scores of all seeds, as `seeds_record` made them now or before.
+
+    Those against other labels are left out, and stderr says so.
+    """
     group = evaluation.main
+    if recorded and recorded["labels_sha256"] != labeled.labels_sha256:
+        print("recorded seeds were scored against other labels: they don't compare and are left out", file=sys.stderr)
+        recorded = {}
     mine = _by_seed(group)
     seeds = {each["seed"]: {**each, "scored": "now"} for each in mine}
     for each in recorded.get("seeds", []):
         seeds.setdefault(each["seed"], {**each, "scored": "recorded"})
-    if recorded and recorded["labels_sha256"] != labeled.labels_sha256:
-        print("the recorded seeds were scored against other labels: they don't compare", file=sys.stderr)
     return {
         "benchmark": {"name": name, "images": group.num_images, "regions": group.num_regions},
         "labels_sha256": labeled.labels_sha256,

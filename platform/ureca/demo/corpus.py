@@ -9,6 +9,11 @@ from ureca.corpus import ImageRow, photos_directory
 from ureca.scenes import write_scenes
 
 
+def scene_seeds(scenes: int, seed: int) -> range:
+    """Seeds of the drawn scenes of a corpus of that seed."""
+    return range(seed * 1_000_000, seed * 1_000_000 + scenes)
+
+
 def make_corpus(directory: Path, *, scenes: int, seed: int, without: Collection[str] = ()) -> list[str]:
     """Write drawn scenes and the package's photos, but those named, in SA-1B's form; returns the two folders.
 
@@ -18,7 +23,7 @@ def make_corpus(directory: Path, *, scenes: int, seed: int, without: Collection[
     if not (directory / "complete").exists():
         shutil.rmtree(directory, ignore_errors=True)
         drawn.mkdir(parents=True)
-        write_scenes(drawn, range(seed * 1_000_000, seed * 1_000_000 + scenes))
+        write_scenes(drawn, scene_seeds(scenes, seed))
         left_out = shutil.ignore_patterns(*(f"{name}.*" for name in without))
         shutil.copytree(photos_directory(), photos, ignore=left_out)
         (directory / "complete").touch()

@@ -39,14 +39,18 @@ __all__ = ["difficulty"]
 
 ORACLES = ("true_words", "mask_and_guess", "place_and_size")
 METRICS = ("rouge_l", "attribute_accuracy", "uniqueness")
+STRATUM_METRICS = ("attribute_accuracy", "uniqueness")
+PRINTED_STRATA = ("size", "depth", "crowding")
+"""Those whose scores are printed; the file holds the others' too."""
 
 
 def difficulty(labeled: Labeled) -> dict[str, Any]:
-    """Scores of the labels and of the oracles on labeled drawn scenes, and the counts of the strata.
+    """Scores of the labels and of the oracles on labeled drawn scenes, as a whole and by stratum.
 
     {"images", "regions", "labels_sha256", "scores": name -> metric -> {"value", "low", "high"},
     "attributes": name -> attribute -> accuracy, "labels_by_size": size -> attribute -> accuracy,
-    "strata": stratum -> value -> regions}; shares in 0..1. Labels have no ROUGE-L: they are the references.
+    "strata": stratum -> value -> {"regions", "scores": name -> metric -> value}}; shares in 0..1. Labels have no
+    ROUGE-L: they are the references.
     """
     candidates = {
         row.image_id: region_candidates(load_image(row), row, labeled.truth[row.image_id]) for row in labeled.rows
@@ -79,7 +83,17 @@ def difficulty(labeled: Labeled) -> dict[str, Any]:
         "attributes": group.attributes,
         "labels_by_size": group.attributes_by_size["labels"],
         "strata": {
-            stratum: {value: of["regions"] for value, of in values.items()} for stratum, values in group.strata.items()
+            stratum: {
+                value: {
+                    "regions": of["regions"],
+                    "scores": {
+                        name: {metric: of["scores"][name][metric]["value"] for metric in STRATUM_METRICS}
+                        for name in ("labels", *ORACLES)
+                    },
+                }
+                for value, of in values.items()
+            }
+            for stratum, values in group.strata.items()
         },
     }
 
@@ -127,7 +141,14 @@ def as_tables(found: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(f'{of[key]:.3f}' if key in of else '' for key in attributes)} |")
     lines += ["", "| stratum | regions |", "|---|---|"]
     for stratum, values in found["strata"].items():
-        lines.append(f"| {stratum} | {', '.join(f'{value} {count:,}' for value, count in values.items())} |")
+        counts = ", ".join(f"{value} {of['regions']:,}" for value, of in values.items())
+        lines.append(f"| {stratum} | {counts} |")
+    names = list(found["scores"])
+    lines += ["", f"| attribute accuracy / uniqueness | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for stratum in PRINTED_STRATA:
+        for value, of in found["strata"].get(stratum, {}).items():
+            cells = [" / ".join(f"{of['scores'][name][metric]:.3f}" for metric in STRATUM_METRICS) for name in names]
+            lines.append(f"| {stratum}: {value} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -53,7 +53,8 @@ class ScoredGroup:
     attributes_by_size: dict[str, dict[str, dict[str, float]]]
     """Variant -> size of the region -> attribute -> accuracy, the whole under "all"; drawn scenes only."""
     strata: dict[str, dict[str, dict[str, Any]]]
-    """Stratum -> value -> {"regions", "scores": variant -> metric -> {"value", "low", "high"}}."""
+    """Stratum -> value -> {"regions", "scores": variant -> metric -> {"value", "low", "high"}}; the labels' under
+    "labels"."""
 
 
 def scored_group(
@@ -105,7 +106,7 @@ def scored_group(
                 value: {
                     "regions": int(mask.sum()),
                     "scores": {
-                        variant: table(within(runs, mask), STRATUM_METRICS) for variant, runs in statistics.items()
+                        variant: table(within(runs, mask), STRATUM_METRICS) for variant, runs in everyone.items()
                     },
                 }
                 for value, mask in values.items()

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
+from ureca.io import file_bytes, read_bytes
 from ureca.model.architectures import LORA_TARGETS, read_config
 from ureca.model.attention import PACKED_ATTENTION, BranchRun, PrefixRun, both_runs
 from ureca.model.head import LossHead
@@ -57,15 +58,16 @@ class CaptionerConfig:
         (directory / CONFIG_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def load(cls, directory: Path) -> CaptionerConfig:
-        path = directory / CONFIG_FILE
-        if not path.is_file():
+    def load(cls, directory: str | Path) -> CaptionerConfig:
+        """Of a model directory, local or in S3."""
+        path = f"{directory}/{CONFIG_FILE}"
+        if file_bytes(path) is None:
             raise CheckpointError(
                 f"{directory}: no {CONFIG_FILE} in it, so it is no captioner; give a model directory "
                 "that train_stage1 or train_stage2 wrote, or an export"
             )
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(read_bytes(path))
             return cls(**{**record, "mask": MaskEncoderConfig.from_record(record["mask"])})
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -240,6 +242,8 @@ class Captioner(nn.Module):
         """
         language_model: Any = self.base.model.language_model
         # Not `gradient_checkpointing_enable`: it makes embeddings ask for a gradient, and with them every prefix.
+        # Under ZeRO 3, DeepSpeed must leave frozen weights gathered while a layer is recomputed, else torch finds them
+        # empty and refuses (transformers issue 47254): since its pull request 8148, in the pinned 0.19.8.
         language_model._set_gradient_checkpointing(
             gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
         )

@@ -9,7 +9,7 @@ Transformers' own InternVL classes, scaled down; nothing of the architecture is 
 - rotary base 1e6, so that most of a head's dimensions hardly turn over a few hundred tokens and attention by
   content (which patch lies where) survives the distance;
 - attention that looks up a place is not left to chance: pretraining sets it from the image tokens before it starts
-  on answers (`ureca.training.pretrain.look_up_by_place`).
+  on answers (`ureca.training.lookup.look_up_by_place`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from ureca.corpus.table import load_image
 from ureca.errors import ConfigError, MaskError
 from ureca.model import Captioner, CaptionerProcessor, Example, PackedBatch, RegionExample, pack
 from ureca.model.costs import Counts
-from ureca.regions.rle import check_rles
 from ureca.training.examples import region_examples
 from ureca.training.image_tokens import ImageTokens
 from ureca.training.index import STYLES, Lengths, StepIndex, Visit
@@ -32,6 +31,7 @@ from ureca.training.passes import Part, Passes, busy_share, share_out
 from ureca.training.plan import Plan
 from ureca.training.prefetch import Prefetch
 from ureca.training.table_index import TableIndex, open_index
+from ureca.training.table_scan import check_masks
 
 __all__ = ["Batches", "Pass", "Step", "step_index"]
 
@@ -226,7 +226,7 @@ class Batches:
             batch = pack(examples, processor, **self._captioner.pack_options())
         except MaskError:
             for row in whole:
-                _check_masks(self._plan.table, row)
+                check_masks(self._plan.table, row)
             raise
         num_tiles = sum(len(pixels) for _, pixels in images if pixels is not None)
         counts = replace(batch.counts, tiles=num_tiles) if weight else Counts()
@@ -247,9 +247,3 @@ class Batches:
         pixels = torch.cat([pixels for _, pixels in prepared.images if pixels is not None])
         batch = replace(prepared.batch, image_features=None, pixel_values=pixels.to(self._captioner.base.dtype))
         return Pass(batch, prepared.weight)
-
-
-def _check_masks(table: str, row: ImageRow) -> None:
-    """Raises MaskError, naming the region, if a mask of the row can't be decoded."""
-    where = [f"{table}: image {row.image_id!r}, region {region.region_id!r}" for region in row.regions]
-    check_rles([region.segmentation for region in row.regions], row.size, where=where)

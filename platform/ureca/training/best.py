@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ureca.model.captioner import MASK_ENCODER_FILE
-from ureca.training.checkpoints import MODEL_DIRECTORY, best_checkpoint
+from ureca.training.checkpoints import MODEL_DIRECTORY, Checkpoint, best_checkpoint
 from ureca.training.plan import Plan
 
-__all__ = ["BEST_DIRECTORY", "BestModel", "make_best_model"]
+__all__ = ["BEST_DIRECTORY", "BestModel", "make_best_model", "make_model_of"]
 
 BEST_DIRECTORY = "model_best"
 _ADAPTER_FILE = "adapter/adapter_model.safetensors"
@@ -46,9 +46,15 @@ def make_best_model(plan: Plan) -> BestModel | None:
     if checkpoint is None or checkpoint.score is None:
         shutil.rmtree(target, ignore_errors=True)
         return None
-    partial = target.with_name(f".{BEST_DIRECTORY}.{uuid.uuid4().hex}.partial")
+    make_model_of(checkpoint, Path(plan.directory) / MODEL_DIRECTORY, target)
+    return BestModel(target, checkpoint.step, checkpoint.score)
+
+
+def make_model_of(checkpoint: Checkpoint, model: Path, target: Path) -> None:
+    """Write `target`, in one piece: the run's trained `model` with the weights of one of its checkpoints."""
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
-        shutil.copytree(Path(plan.directory) / MODEL_DIRECTORY, partial)
+        shutil.copytree(model, partial)
         for file, weights in _by_file(checkpoint.parts["weights"]).items():
             stored = load_file(partial / file)
             assert weights.keys() <= stored.keys(), sorted(weights.keys() - stored.keys())
@@ -58,7 +64,6 @@ def make_best_model(plan: Plan) -> BestModel | None:
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return BestModel(target, checkpoint.step, checkpoint.score)
 
 
 def _by_file(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

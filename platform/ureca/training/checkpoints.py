@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ __all__ = [
     "mend_list",
     "newest_checkpoint",
     "steps_done",
+    "whole_checkpoints",
 ]
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
@@ -185,6 +186,17 @@ def best_checkpoint(plan: Plan) -> Checkpoint | None:
         with contextlib.suppress(_DamagedError):
             return _open(checkpoint.path, ("weights",))
     return None
+
+
+def whole_checkpoints(folder: str) -> Iterator[Checkpoint]:
+    """The whole ones in a run's folder of checkpoints, oldest first, with their weights; one is read at a time.
+
+    Raises:
+        StorageError: S3 refuses or does not answer.
+    """
+    for name in _names(folder):
+        with contextlib.suppress(_DamagedError):
+            yield _open(f"{folder}/{name}", ("weights",))
 
 
 def steps_done(plan: Plan) -> int:

@@ -72,7 +72,7 @@ class BatchConfig:
     """Images in an optimizer step (their visits, where `regions_per_visit` is set)."""
     tokens_per_device: int = 8192
     """Tokens in one forward pass of a worker, at most: what its memory must hold. An image with more regions than fit
-    is split over several passes. Changes memory and speed, not the result."""
+    is split over several passes. Changes memory and speed, not the result, but for what LoRA's dropout draws."""
     regions_per_image: int | None = None
     """Regions of an image shown in an epoch; of more, some are drawn anew each time. Null: all of them."""
     regions_per_visit: int | None = None
@@ -191,7 +191,8 @@ class CheckpointConfig:
     without scores the newest stay. 0: `num_to_keep` decides."""
     storage: str = ""
     """Folder for the run's checkpoints, local or s3://bucket/folder; empty: the run's folder. With S3 the machines need
-    no file system that all of them see: metrics, looks and trained models go there too, and are fetched at the end."""
+    no file system that all of them see: what workers begin with, `init` included, goes there too, and so do metrics,
+    notes, looks and trained models, which are fetched at the end. The base alone each machine must have or fetch."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.num_to_keep < 1:
@@ -297,7 +298,8 @@ class _StageConfig:
     preset: str = "nano"
     """Base by name: nano, internvl2.5-1b to -78b, internvl3-1b to -78b (docs/bases.md)."""
     base: str | None = None
-    """Folder or hub name of another HF-native InternVL in place of the preset's."""
+    """Folder or hub name of another HF-native InternVL in place of the preset's. Every machine loads it for itself: a
+    folder must lie at the same path on each of them; s3:// is refused."""
     tile_limit: int | None = None
     """Most tiles an image is cut into, the thumbnail not counted; null takes the preset's (6; nano's 1), after stage 1
     that of `init`. It is part of the trained model's configuration."""
@@ -312,6 +314,11 @@ class _StageConfig:
     `checkpoints.storage` is in S3."""
 
     def __post_init__(self) -> None:
+        if "://" in (self.base or ""):
+            raise ConfigError(
+                f"base={self.base}: every machine loads the base for itself, by its hub name or from a folder. Copy it "
+                "to the same path on each of them, or into a file system that all of them see, and give that path."
+            )
         if not 0 <= self.heldout < 1:
             raise ConfigError(f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1.")
         if self.watch.every_steps and not self.heldout:
@@ -335,7 +342,7 @@ class Stage2Config(_StageConfig):
     """Stage 2: LoRA on the language model learns; the mask encoder is frozen unless told otherwise."""
 
     init: str = ""
-    """Model directory of stage 1. Only with `cue: mask` it is needed."""
+    """Model directory of stage 1, local or s3://bucket/folder. Only with `cue: mask` it is needed."""
     tokens_per_tile: int | None = None
     """Mask tokens for each mask tile that `init` must have been trained with; null takes what it has."""
     cue: Cue = "mask"
@@ -360,7 +367,8 @@ class Stage3Config(_StageConfig):
     """Stage 3, beyond the paper: stage 2's LoRA learns to prefer a region's caption over its distractors'."""
 
     init: str = ""
-    """Model directory of stage 2: where training starts, and what it is measured against."""
+    """Model directory of stage 2, local or s3://bucket/folder: where training starts, and what it is measured
+    against."""
     tokens_per_tile: int | None = None
     """Mask tokens for each mask tile that `init` must have been trained with; null takes what it has."""
     tune_mask_encoder: bool = False

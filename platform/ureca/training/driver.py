@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from ureca.cluster import connect
 from ureca.config import config_to_dict
+from ureca.errors import StorageError
 from ureca.io import filesystem, write_bytes
 from ureca.runs import Progress
 from ureca.training.batches import step_index
@@ -31,7 +33,7 @@ from ureca.training.notes import Notes
 from ureca.training.placement import require_room
 from ureca.training.plan import Plan
 from ureca.training.record import last_look, record_training
-from ureca.training.s3_runs import put_inputs, put_results, take_results
+from ureca.training.s3_runs import put_inputs, put_results, take_notes, take_results
 from ureca.training.table_index import prepare_index
 from ureca.training.trackers import forget_tensorboard, refuse_missing_trackers
 from ureca.training.watch import choose_watched
@@ -199,13 +201,20 @@ def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
     progress = Progress("train", num_steps, counted="step")
     while thread.is_alive():
         thread.join(_LOOK_EVERY_SECONDS)
-        for text in notes.new():
-            print(f"train  {text}", file=sys.stderr, flush=True)
+        _tell(notes)
         if (line := follower.follow()) is not None:
             progress.update(line["step"], *progress_notes(line))
     progress.close()
+    with suppress(StorageError):  # how the training ended is what must be told
+        take_notes(plan)
+    _tell(notes)
     if "error" in outcome:
         raise users_error(outcome["error"]) from outcome["error"]
+
+
+def _tell(notes: Notes) -> None:
+    for text in notes.new():
+        print(f"train  {text}", file=sys.stderr, flush=True)
 
 
 def computes_in_bfloat16(capabilities: Mapping[str, object]) -> bool:

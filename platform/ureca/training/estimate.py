@@ -10,22 +10,24 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ureca.errors import ConfigError
+from ureca.io import file_bytes, read_json
 
 if TYPE_CHECKING:
     from transformers import InternVLConfig
 
     from ureca.model.costs import Counts
     from ureca.model.mask_encoder import MaskEncoderConfig
-    from ureca.training.config import StageConfig
+    from ureca.training.config import MaskConfig, Stage1Config, StageConfig
     from ureca.training.memory import Memory, Setting, Sizes
 
 __all__ = ["CAPTION_TOKENS", "CPU_FLOPS", "MFU", "REGIONS_PER_IMAGE", "Data", "Machine", "Planned", "Stage", "estimate"]
 
-HEADROOM = 0.05
-"""Share of a GPU's memory to leave: allocations don't fill it without gaps."""
+HEADROOM = 0.11
+"""Share of a GPU's memory to leave. The formula says up to 10.5% too little of what torch allocates (two of 26 peaks
+that benchmarks/memory.py measured, of many tiles, by more than 5%), and allocations don't fill a GPU without gaps."""
 MFU = 0.35
 """Share of the peak FLOP/s that training reaches, unless told otherwise. An assumption; no GPU was measured here."""
 CPU_FLOPS = 2e10
@@ -69,6 +71,8 @@ class Planned:
     memory: Memory
     host_bytes: float
     """Of the machine's memory, all workers of one machine together, at their start."""
+    mask_source: str
+    """Where the mask encoder's kind and size are from; empty in stage 1, which makes it."""
     hours: float | None
     settings: dict[str, Any]
     changes: list[dict[str, Any]]
@@ -90,6 +94,9 @@ class _Trial:
     tiles: int
     data: Data
     branches_per_region: float
+    in_portions: bool
+    """Regions of an image come so many at a time (`regions_per_visit`)."""
+    mask_source: str
 
     def needs(self) -> Memory:
         from ureca.training.memory import peak_memory
@@ -126,18 +133,22 @@ class _Trial:
         return math.ceil(prefix + branch.tokens * self.branches_per_region)
 
     def counts(self) -> Counts:
-        """A pass as full as the tokens allow: whole images, or a part of one where it does not fit whole."""
+        """A pass as full as the tokens allow: as many usual images as fit, or a part of one.
+
+        They have more regions than usual where that fills it, for some images do; not where regions come in portions.
+        """
         from ureca.model.costs import Counts, packed_counts
 
         prefix, branch = self._parts()
-        regions = max(1, round(self.data.regions_per_image * self.branches_per_region))
-        whole = prefix + regions * branch.tokens
-        if self.tokens < whole:
-            regions = max(1, int((self.tokens - prefix) // branch.tokens))
-            return packed_counts(self.tiles, prefix, [branch] * regions)
+        usual = max(1, round(self.data.regions_per_image * self.branches_per_region))
+        images = max(1, self.tokens // (prefix + usual * branch.tokens))
+        total = int((self.tokens - images * prefix) // branch.tokens)
+        if self.in_portions:
+            total = min(total, images * usual)
+        total = max(total, images)
         counts = Counts()
-        for _ in range(self.tokens // whole):
-            counts += packed_counts(self.tiles, prefix, [branch] * regions)
+        for number in range(images):
+            counts += packed_counts(self.tiles, prefix, [branch] * (total // images + (number < total % images)))
         return counts
 
     def flops_per_region(self) -> float:
@@ -156,7 +167,52 @@ class _Trial:
         return operations / regions
 
 
-def _trial(stage: Stage, config: StageConfig, machine: Machine, data: Data) -> _Trial:
+class _Start(NamedTuple):
+    """What a stage after the first takes from the one before."""
+
+    mask: MaskConfig
+    tile_limit: int | None
+    lora_rank: int | None
+    """Of stage 3's adapter; None: not known."""
+    source: str
+
+
+def _start(config: StageConfig, stage1: Stage1Config | None, stage1_source: str) -> _Start:
+    """By `init` where it is there and of this base, else by stage 1's settings, else the defaults."""
+    from ureca.model.captioner import CaptionerConfig
+    from ureca.training.config import MaskConfig, Stage1Config
+    from ureca.training.settle import base_of
+
+    if isinstance(config, Stage1Config):
+        return _Start(config.mask, config.tile_limit, None, "")
+    if stage1 is not None:
+        mask = replace(stage1.mask, tokens_per_tile=config.tokens_per_tile or stage1.mask.tokens_per_tile)
+        known = _Start(mask, config.tile_limit or stage1.tile_limit, None, stage1_source)
+    else:
+        known = _Start(
+            MaskConfig(tokens_per_tile=config.tokens_per_tile),
+            config.tile_limit,
+            None,
+            "assumed: give --init or --mask.kind",
+        )
+    if not config.init or file_bytes(f"{config.init}/captioner_config.json") is None:
+        return known
+    found = CaptionerConfig.load(config.init)
+    if found.base != base_of(config):
+        return known
+    adapter = f"{config.init}/adapter/adapter_config.json"
+    rank = int(read_json(adapter)["r"]) if file_bytes(adapter) is not None else None
+    mask = MaskConfig(
+        kind=found.mask.kind,
+        projection=found.mask.projection,
+        tokens_per_tile=found.mask.tokens_per_tile,
+    )
+    return _Start(mask, found.tile_limit, rank, f"of {config.init}")
+
+
+def _trial(
+    stage: Stage, config: StageConfig, machine: Machine, data: Data, stage1: Stage1Config | None, stage1_source: str
+) -> _Trial:
     from ureca.model.architectures import describe, read_config
     from ureca.model.mask_encoder import MaskEncoderConfig
     from ureca.model.presets import preset
@@ -165,19 +221,19 @@ def _trial(stage: Stage, config: StageConfig, machine: Machine, data: Data) -> _
     chosen = preset(config.preset)
     base: Any = read_config(config.base) if config.base else describe(config.preset)
     vision: Any = base.vision_config
-    given: Any = getattr(config, "mask", None)
+    start = _start(config, stage1, stage1_source)
     mask = MaskEncoderConfig(
-        kind=given.kind if given else "tokens",
-        projection=given.projection if given else "linear",
-        tokens_per_tile=(given.tokens_per_tile if given else None) or chosen.tokens_per_tile,
+        kind=start.mask.kind,
+        projection=start.mask.projection,
+        tokens_per_tile=start.mask.tokens_per_tile or chosen.tokens_per_tile,
         tile_px=vision.image_size[0],
         hidden_size=base.text_config.hidden_size,
     )
     lora: Any = getattr(config, "lora", None)
-    rank = (lora.rank if lora else None) or chosen.lora_rank
+    rank = (lora.rank if lora else start.lora_rank) or chosen.lora_rank
     workers = config.workers
     preference: Any = getattr(config, "preference", None)
-    tile_limit = config.tile_limit or chosen.tile_limit
+    tile_limit = config.tile_limit or start.tile_limit or chosen.tile_limit
     if config.batch.regions_per_visit is not None:
         data = replace(data, regions_per_image=min(data.regions_per_image, config.batch.regions_per_visit))
     return _Trial(
@@ -198,7 +254,7 @@ def _trial(stage: Stage, config: StageConfig, machine: Machine, data: Data) -> _
             gpu=workers.use_gpu,
             bf16=workers.bf16,
             bf16_masters=workers.use_gpu,
-            dropout=lora is None or lora.dropout > 0,
+            dropout=lora is not None and lora.dropout > 0,  # stage 3 switches it off (ureca.model.reference)
             checkpointing=workers.activation_checkpointing,
             offload_optimizer=workers.offload_optimizer,
             offload_weights=workers.offload_weights,
@@ -208,12 +264,32 @@ def _trial(stage: Stage, config: StageConfig, machine: Machine, data: Data) -> _
         tiles=tile_limit + (1 if tile_limit > 1 else 0),
         data=data,
         branches_per_region=1 + (preference.rejected_per_region if preference else 0),
+        in_portions=config.batch.regions_per_visit is not None,
+        mask_source=start.source,
     )
 
 
-def estimate(stage: Stage, config: StageConfig, machine: Machine, data: Data, *, mfu: float) -> Planned:
-    """Raises ConfigError where a pass can't hold one image with one region, or the base is unknown."""
-    trial = _trial(stage, config, machine, data)
+def estimate(
+    stage: Stage,
+    config: StageConfig,
+    machine: Machine,
+    data: Data,
+    *,
+    mfu: float,
+    stage1: Stage1Config | None = None,
+    stage1_source: str = "",
+) -> Planned:
+    """What a stage needs and takes.
+
+    Args:
+        stage1: of a later stage, how stage 1 is trained: holds where the model in `init` is not there yet.
+        stage1_source: where that is known from, for people.
+
+    Raises:
+        ConfigError: a pass can't hold one image with one region, or the base is unknown.
+        CheckpointError: `init` is damaged.
+    """
+    trial = _trial(stage, config, machine, data, stage1, stage1_source)
     if trial.tokens < trial.least_tokens():
         raise ConfigError(
             f"batch.tokens_per_device={trial.tokens}: one image of {trial.tiles} tiles with one region has "
@@ -234,6 +310,7 @@ def estimate(stage: Stage, config: StageConfig, machine: Machine, data: Data, *,
         bytes=needed,
         memory=trial.needs(),
         host_bytes=machine.num * (trial.needs().host + 4 * trial.sizes.parameters),
+        mask_source=trial.mask_source,
         hours=hours,
         settings={
             "base": trial.name,

@@ -4,6 +4,10 @@ The driver makes a plan from a stage's configuration, the workers get it as plai
 holds it, so that another plan is refused where it would silently change the run.
 """
 
+import hashlib
+import os
+import shutil
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +16,7 @@ import torch
 
 from ureca.config import config_to_dict
 from ureca.errors import CheckpointError
-from ureca.io import absolute
+from ureca.io import absolute, copy_folder, file_bytes, is_folder, walk_files
 from ureca.model import (
     Captioner,
     CaptionerConfig,
@@ -22,7 +26,7 @@ from ureca.model import (
     preset,
     preset_path,
 )
-from ureca.model.captioner import MASK_ENCODER_FILE
+from ureca.model.captioner import CONFIG_FILE, MASK_ENCODER_FILE
 from ureca.model.weights import open_weights, weight_files
 from ureca.training.config import (
     BatchConfig,
@@ -39,17 +43,18 @@ from ureca.training.config import (
     WatchConfig,
     WorkersConfig,
 )
-from ureca.training.settle import settled
+from ureca.training.settle import base_of, settled
 
 __all__ = ["Plan", "refuse_other_plan"]
 
 _STAGES: dict[type, Literal[1, 2, 3]] = {Stage1Config: 1, Stage2Config: 2, Stage3Config: 3}
 
 # What may change between an interruption and its continuation: none of it bears on the weights but for the order in
-# which numbers are added up.
+# which numbers are added up, and for what LoRA's dropout draws (states.taken_up says so where it does).
 _MAY_CHANGE = (
     "directory",
     "checkpoints",
+    "init_copy",
     "watch",
     "workers.num_workers",
     "workers.use_gpu",
@@ -76,7 +81,10 @@ class Plan:
     heldout: float
     heldout_seed: int
     init: str
-    """Model directory to start from; empty: the base itself."""
+    """Model directory to start from, local or in S3; empty: the base itself."""
+    init_copy: str = ""
+    """Folder below `directory` that holds a copy of it, named by its content: where it or the checkpoints are in S3,
+    each machine has one. Empty: `init` is read where it lies."""
     preset: str
     base: str
     """Folder or hub name of the base."""
@@ -105,19 +113,27 @@ class Plan:
             ConfigError: unknown preset.
             CheckpointError: the base is no HF-native InternVL, lacks weights or has no place for LoRA; `init` is no
                 model directory of the stage before, or was trained on another base or with other mask tokens.
+            StorageError: `init` is in S3, which refuses or does not answer.
         """
         config = settled(config)
         assert config.tile_limit is not None
         stage = _STAGES[type(config)]
         second = config if isinstance(config, Stage2Config) else None
         cue = second.cue if second else "mask"
-        init = "" if isinstance(config, Stage1Config) or not config.init else str(Path(config.init).resolve())
-        base = _base(config)
+        init = "" if isinstance(config, Stage1Config) else config.init
+        if init:
+            init = absolute(init) if "://" in init else str(Path(init).resolve())
+        base = base_of(config)
         check_base(base)
         _check_weights(Path(preset_path(base)))
+        checkpoints, init_copy = _absolute_storage(config.checkpoints), ""
         if init:
             tokens = None if isinstance(config, Stage1Config) else config.tokens_per_tile
-            _check_init(Path(init), base, stage, tokens)
+            _check_init(init, base, stage, tokens)
+            if "://" in init or "://" in checkpoints.storage:
+                init_copy = _copied(init, directory.resolve())
+            with open_weights((directory.resolve() / init_copy if init_copy else Path(init)) / MASK_ENCODER_FILE):
+                pass
         return cls(
             stage=stage,
             directory=str(directory.resolve()),
@@ -125,6 +141,7 @@ class Plan:
             heldout=config.heldout,
             heldout_seed=config.heldout_seed,
             init=init,
+            init_copy=init_copy,
             preset=config.preset,
             base=base,
             tile_limit=config.tile_limit or preset(config.preset).tile_limit,  # settled: it is given
@@ -132,7 +149,7 @@ class Plan:
             batch=config.batch,
             optimizer=config.optimizer,
             workers=config.workers,
-            checkpoints=_absolute_storage(config.checkpoints),
+            checkpoints=checkpoints,
             watch=config.watch,
             seed=config.seed,
             cue=cue,
@@ -146,6 +163,11 @@ class Plan:
         flat = _flatten(config_to_dict(self))
         return {key: value for key, value in flat.items() if not key.startswith(_MAY_CHANGE)}
 
+    @property
+    def init_directory(self) -> str:
+        """Where this machine has `init`."""
+        return f"{self.directory}/{self.init_copy}" if self.init_copy else self.init
+
     def processor(self) -> CaptionerProcessor:
         """The processor of the model this plan starts from, without the model.
 
@@ -153,13 +175,13 @@ class Plan:
             CheckpointError: there is none at base or model directory.
         """
         if self.init:
-            return CaptionerProcessor.from_pretrained(self.init, tile_limit=self.tile_limit)
+            return CaptionerProcessor.from_pretrained(self.init_directory, tile_limit=self.tile_limit)
         return CaptionerProcessor.from_pretrained(preset_path(self.base), tile_limit=self.tile_limit)
 
     def mask_shape(self) -> tuple[int, bool]:
         """Mask tokens a tile, and whether only those tiles are shown that a region touches."""
         if self.init:
-            mask = CaptionerConfig.load(Path(self.init)).mask
+            mask = CaptionerConfig.load(self.init_directory).mask
             return mask.tokens_per_tile, mask.kind == "tokens"
         config = self.mask or MaskConfig()
         return config.tokens_per_tile or preset(self.preset).tokens_per_tile, config.kind == "tokens"
@@ -172,7 +194,7 @@ class Plan:
         """
         chosen = preset(self.preset)
         if self.init:
-            captioner = Captioner.from_pretrained(self.init)
+            captioner = Captioner.from_pretrained(self.init_directory)
         else:
             mask = self.mask or MaskConfig()
             captioner = Captioner.from_base(
@@ -216,10 +238,22 @@ def refuse_other_plan(where: str, recorded: dict[str, Any], mine: dict[str, Any]
         )
 
 
-def _base(config: StageConfig) -> str:
-    chosen = preset(config.preset).base
-    base = config.base or chosen
-    return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
+def _copied(init: str, directory: Path) -> str:
+    """Copy a model directory into a run's, unless it is there; the copy's name, which its content decides."""
+    partial = directory / f".init.{uuid.uuid4().hex}.partial"
+    try:
+        copy_folder(init, partial)
+        digest = hashlib.sha256()
+        for file in sorted(walk_files(partial)):
+            with open(file.path, "rb") as content:
+                digest.update(f"{file.below} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        name = f"init_{digest.hexdigest()[:12]}"
+        if not (directory / name / CONFIG_FILE).is_file():
+            shutil.rmtree(directory / name, ignore_errors=True)
+            os.replace(partial, directory / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return name
 
 
 def _absolute_storage(checkpoints: CheckpointConfig) -> CheckpointConfig:
@@ -234,7 +268,8 @@ def _check_weights(base: Path) -> None:
                 pass
 
 
-def _check_init(init: Path, base: str, stage: int, tokens_per_tile: int | None) -> None:
+def _check_init(init: str, base: str, stage: int, tokens_per_tile: int | None) -> None:
+    """All but the weights, of a folder that may be in S3."""
     config = CaptionerConfig.load(init)
     if config.base != base:
         raise CheckpointError(
@@ -247,9 +282,7 @@ def _check_init(init: Path, base: str, stage: int, tokens_per_tile: int | None) 
             f"{tokens_per_tile}. Set --tokens_per_tile={config.mask.tokens_per_tile} or leave it out, or train stage 1 "
             f"again with --mask.tokens_per_tile={tokens_per_tile}."
         )
-    with open_weights(init / MASK_ENCODER_FILE):
-        pass
-    has_adapter, exported = (init / "adapter").is_dir(), (init / "config.json").is_file()
+    has_adapter, exported = is_folder(f"{init}/adapter"), file_bytes(f"{init}/config.json") is not None
     if stage == 2 and (has_adapter or exported):
         raise CheckpointError(
             f"{init}: already went through stage 2. Give the model directory of stage 1, as train_stage1 wrote it."

@@ -304,7 +304,7 @@ def answers_phase(
 ) -> None:
     model = state.model.train()
     parameters = [*model.parameters(), *state.head.parameters()]
-    # Slowly, so that the places that two heads were set to read stay where they are.
+    # Slowly, so that the places that four heads were set to read stay where they are.
     state.start_optimizer(parameters, config, rate=config.vision_rate)
     progress = Progress("answers", config.steps, unit="steps")
     for batch in batches(config, base_dir, state.step, config.steps, answers=True):

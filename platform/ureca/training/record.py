@@ -42,7 +42,7 @@ def record_training(
         looks: the last scores on held-out images; may be empty.
         weights: after which `step` they are; and of a best checkpoint `best_by`, `score`.
     """
-    before = read_training(plan.init).get("stages", []) if plan.init else []
+    before = read_training(plan.init_directory).get("stages", []) if plan.init else []
     stage = {
         "stage": plan.stage,
         "settings": shortened(config_to_dict(config)),

@@ -1,9 +1,11 @@
 """A run whose checkpoints are in S3: what else goes there, so that its machines need no file system in common.
 
     <storage>/table_index/        put by the driver before workers start, taken by each machine's
+              init_3f9c41d2a0b7/  likewise: the model directory to start from, named by its content
               watch/images.json   likewise
                     step_000050/  put by each worker after its part of a look, taken by the driver at the end
               metrics.jsonl       put by worker 0 with each checkpoint, taken by worker 0 where it goes on elsewhere
+              notes.jsonl         put by worker 0 when it has noted something, taken where metrics are
               model/              put by worker 0 at the end, taken by the driver, which adds its record
               model_best/, training.png    put by the driver at the end
 
@@ -14,12 +16,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ureca.io import copy_folder, exists, read_bytes, write_bytes
+from ureca.io import copy_folder, exists, file_bytes, read_bytes, write_bytes
 from ureca.model.captioner import CONFIG_FILE
 from ureca.model.export import TRAINING_FILE
 from ureca.training.best import BEST_DIRECTORY
 from ureca.training.checkpoints import MODEL_DIRECTORY
 from ureca.training.metrics import FILE, last_line
+from ureca.training.notes import NOTES_FILE
 from ureca.training.plan import Plan
 from ureca.training.table_index import INDEX_DIRECTORY, INDEX_RECORD
 from ureca.training.watch import IMAGES_FILE, WATCH_DIRECTORY
@@ -29,9 +32,11 @@ __all__ = [
     "put_look",
     "put_metrics",
     "put_model",
+    "put_notes",
     "put_results",
     "take_inputs",
     "take_metrics",
+    "take_notes",
     "take_results",
 ]
 
@@ -39,8 +44,10 @@ _WATCHED = f"{WATCH_DIRECTORY}/{IMAGES_FILE}"
 
 
 def put_inputs(plan: Plan) -> None:
-    """What workers begin with: the table's index, and which images they look at."""
+    """What workers begin with: the table's index, the model directory to start from, which images they look at."""
     if _in_s3(plan):
+        if plan.init_copy and not exists(f"{_storage(plan)}/{plan.init_copy}/{CONFIG_FILE}"):
+            _put_folder(plan, plan.init_copy)
         copy_folder(Path(plan.directory) / INDEX_DIRECTORY, f"{_storage(plan)}/{INDEX_DIRECTORY}", last=INDEX_RECORD)
         if plan.watch.every_steps:
             _put(plan, _WATCHED)
@@ -49,6 +56,8 @@ def put_inputs(plan: Plan) -> None:
 def take_inputs(plan: Plan) -> None:
     """Where this machine has others or none. Several workers may do so at once: each file is replaced in one piece."""
     if _in_s3(plan):
+        if plan.init_copy and not (Path(plan.directory) / plan.init_copy / CONFIG_FILE).is_file():
+            _take_folder(plan, plan.init_copy)
         if _differs(plan, f"{INDEX_DIRECTORY}/{INDEX_RECORD}"):
             mine = Path(plan.directory) / INDEX_DIRECTORY
             copy_folder(f"{_storage(plan)}/{INDEX_DIRECTORY}", mine, last=INDEX_RECORD)
@@ -74,6 +83,19 @@ def take_metrics(plan: Plan, step: int) -> None:
         _take(plan, FILE)
 
 
+def put_notes(plan: Plan) -> None:
+    if _in_s3(plan) and (Path(plan.directory) / NOTES_FILE).is_file():
+        _put(plan, NOTES_FILE)
+
+
+def take_notes(plan: Plan) -> None:
+    """All lines, where this machine has fewer."""
+    if _in_s3(plan):
+        mine = Path(plan.directory) / NOTES_FILE
+        if (file_bytes(f"{_storage(plan)}/{NOTES_FILE}") or 0) > (mine.stat().st_size if mine.is_file() else 0):
+            _take(plan, NOTES_FILE)
+
+
 def put_model(plan: Plan) -> None:
     if _in_s3(plan):
         _put_folder(plan, MODEL_DIRECTORY)
@@ -88,7 +110,7 @@ def take_results(plan: Plan, num_steps: int) -> None:
         copy_folder(f"{_storage(plan)}/{WATCH_DIRECTORY}", directory / WATCH_DIRECTORY)
     if _last_step(plan) < num_steps:
         shutil.rmtree(directory / MODEL_DIRECTORY, ignore_errors=True)
-        copy_folder(f"{_storage(plan)}/{MODEL_DIRECTORY}", directory / MODEL_DIRECTORY, last=CONFIG_FILE)
+        _take_folder(plan, MODEL_DIRECTORY)
         take_metrics(plan, num_steps)
 
 
@@ -119,6 +141,10 @@ def _take(plan: Plan, file: str) -> None:
 
 def _put_folder(plan: Plan, name: str) -> None:
     copy_folder(Path(plan.directory) / name, f"{_storage(plan)}/{name}", last=CONFIG_FILE)
+
+
+def _take_folder(plan: Plan, name: str) -> None:
+    copy_folder(f"{_storage(plan)}/{name}", Path(plan.directory) / name, last=CONFIG_FILE)
 
 
 def _differs(plan: Plan, file: str) -> bool:

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ureca.errors import CheckpointError, ConfigError
+from ureca.io import is_folder
 from ureca.model import CaptionerConfig, preset
 from ureca.training.config import Stage1Config, Stage2Config, StageConfig
 
-__all__ = ["settled"]
+__all__ = ["base_of", "settled"]
 
 T = TypeVar("T", bound=StageConfig)
+
+
+def base_of(config: StageConfig) -> str:
+    """Hub name or absolute folder of the base, as a trained model records it. Raises ConfigError: unknown preset."""
+    chosen = preset(config.preset).base
+    base = config.base or chosen
+    return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
 
 
 def settled(config: T) -> T:
@@ -21,13 +29,14 @@ def settled(config: T) -> T:
     Raises:
         ConfigError: unknown preset; a tile limit below 1.
         CheckpointError: `init` holds no captioner, or was trained with another tile limit.
+        StorageError: `init` is in S3, which refuses or does not answer.
     """
     chosen = preset(config.preset)
     if config.tile_limit is not None and config.tile_limit < 1:
         raise ConfigError(f"tile_limit={config.tile_limit}: the most tiles an image is cut into, 1 or more.")
     init = "" if isinstance(config, Stage1Config) else config.init
     # Of a folder that is not there yet nothing can be said: the plan refuses it.
-    start = CaptionerConfig.load(Path(init)) if init and Path(init).is_dir() else None
+    start = CaptionerConfig.load(init) if init and is_folder(init) else None
     tile_limit = config.tile_limit or (start.tile_limit if start else chosen.tile_limit)
     if start and tile_limit != start.tile_limit:
         raise CheckpointError(

@@ -30,6 +30,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from ureca.errors import CheckpointError, StorageError
+from ureca.io import is_full_disk
 from ureca.training.checkpoints import (
     PARTS,
     Checkpoint,
@@ -40,7 +41,7 @@ from ureca.training.checkpoints import (
 )
 from ureca.training.notes import note
 from ureca.training.plan import Plan
-from ureca.training.s3_runs import put_metrics, take_metrics
+from ureca.training.s3_runs import put_metrics, put_notes, take_metrics, take_notes
 from ureca.training.zero import TrainingError
 
 __all__ = ["Resumed", "gather", "report_checkpoint", "report_saved", "restore", "take_up"]
@@ -93,6 +94,7 @@ def take_up(plan: Plan, module: nn.Module, base_hash: str, device: torch.device)
     if torch.distributed.get_rank() == 0:
         Path(plan.directory).mkdir(parents=True, exist_ok=True)
         checkpoint, damaged = newest_checkpoint(plan, with_content=True)
+        take_notes(plan)  # this machine may be another than the one before
         where = f"going on from the one before, step {checkpoint.step}" if checkpoint else "starting at the beginning"
         if damaged:
             note(plan.directory, f"checkpoint damaged: {'; '.join(damaged)}; {where}")
@@ -101,6 +103,7 @@ def take_up(plan: Plan, module: nn.Module, base_hash: str, device: torch.device)
             note(plan.directory, taken_up(checkpoint, plan))
             take_metrics(plan, checkpoint.step)
             found = [1, checkpoint.step]
+        put_notes(plan)
     exists_, step = _from_first_worker(found, device)
     if not exists_:
         return None
@@ -136,8 +139,11 @@ def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, sco
     Args:
         score: of evaluation after this very step, the higher the better; None where there was none.
 
+    What was saved before is as it was in either case; worker 0 raises it.
+
     Raises:
-        TrainingError: it can't be saved. What was saved before is as it was. Worker 0 raises it.
+        TrainingError: the disk is full.
+        StorageError: S3 refuses or does not answer, which may pass: failures.py lets it be tried again.
     """
     first = torch.distributed.get_rank() == 0
     writer = CheckpointWriter(checkpoints_folder(plan), step) if first else None
@@ -160,6 +166,8 @@ def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, sco
             )
             put_metrics(plan)
     except StorageError as error:
+        if not is_full_disk(error):
+            raise
         raise TrainingError(
             f"step {step}: its checkpoint can't be saved. {error} The same command then goes on from the checkpoint "
             "before."
@@ -183,7 +191,8 @@ def report_saved(writer: CheckpointWriter | None, *, step: int, score: float | N
 
 def taken_up(checkpoint: Checkpoint, plan: Plan) -> str:
     """One line: where a run goes on, and what it kept of its checkpoint."""
-    before, now = checkpoint.record["workers"], _layout(plan)
+    now = _layout(plan)
+    before = {**now, **checkpoint.record["workers"]}  # older checkpoints don't tell all of it
     where = f"going on after step {checkpoint.step}"
     if before == now:
         return f"{where} with the weights and optimizer of {checkpoint.name}"
@@ -192,8 +201,10 @@ def taken_up(checkpoint: Checkpoint, plan: Plan) -> str:
         f"{where}: weights and optimizer of {before['num_workers']} {workers} ({before['sharing']}) taken up by "
         f"{now['num_workers']} ({now['sharing']}): all kept"
     )
-    if plan.lora and plan.lora.dropout and before["num_workers"] != now["num_workers"]:
-        text += "; dropout draws otherwise than it would have"
+    # Each step's draws are seeded by its number and the worker, and go by that worker's passes and device.
+    others = [name for name in ("num_workers", "tokens_per_device", "use_gpu") if before[name] != now[name]]
+    if plan.lora and plan.lora.dropout and others:
+        text += f"; dropout draws otherwise than it would have (another {', '.join(others)})"
     return text
 
 
@@ -203,6 +214,8 @@ def _layout(plan: Plan) -> dict[str, Any]:
     return {
         "num_workers": workers.num_workers,
         "sharing": f"ZeRO {workers.zero_stage}{', offloaded' if offloaded else ''}",
+        "use_gpu": workers.use_gpu,
+        "tokens_per_device": plan.batch.tokens_per_device,
     }
 
 

@@ -106,7 +106,8 @@ def prepare_index(
         InputError: there is no such table, it is of another schema or version, it has nothing to learn from, a
             caption is empty, an image id occurs twice, or it has changed under a run that has begun.
         MaskSizeError: a region's mask is of another size than its image.
-        ImageError: an image's file is missing.
+        MaskError: a mask can't be decoded, among those looked at.
+        ImageError: an image's file is missing or of another size than the table says, among those looked at.
         StorageError: S3 refuses or does not answer.
     """
     files = table_files(table)

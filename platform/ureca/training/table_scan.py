@@ -1,25 +1,30 @@
 """The pass over a region table before training: what its images and regions are, and whether they can be trained on.
 
-It reads the small columns of one row group after the other: ids, sizes, boxes, captions; neither images nor masks. Of
-the images that a table names by their paths it looks at some.
+It reads the small columns of one row group after the other: ids, sizes, boxes, captions; neither images nor masks. At
+some images it looks closer: at their files' heads, which say the size, and at the runs of their regions' masks.
 """
 
 import hashlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from ureca import io
+from ureca.corpus.images import MOST_PIXELS, check_image_size
 from ureca.corpus.row_groups import RowGroups, TableFile
+from ureca.corpus.schema import ImageRow
 from ureca.corpus.split import split_heldout
-from ureca.errors import ImageError, InputError, UrecaError
+from ureca.errors import ImageError, InputError, MaskError, UrecaError
 from ureca.model import CaptionerProcessor
+from ureca.regions.rle import check_rles
 from ureca.runs import Progress
 from ureca.training.learnable import CAPTION_COLUMNS, Learnable
 
-__all__ = ["scan_table"]
+__all__ = ["check_masks", "scan_table"]
 
 _LEAVES = {
     *("image_id", "status", "height", "width", "image.path"),
@@ -28,7 +33,13 @@ _LEAVES = {
 """What the pass over the table reads."""
 _LEAVES_OF_PAIRS = {"regions.flags", "regions.distractors.index"}
 _IMAGES_LOOKED_AT = 64
-"""Of the images that a table holds by reference: whether their files are there is tried for so many."""
+"""Whose files and masks are tried, of those that a table names by their paths."""
+_INSIDE_LOOKED_AT = 8
+"""The same of images that lie in the table: each costs reading a row group with its images."""
+_AT_ONCE = 8
+"""Of them: in S3 each takes a few round trips."""
+_HEAD_BYTES = 2**18
+"""Of an image's file: its size stands near its beginning, seldom behind a large color profile."""
 _SILENT_SECONDS = 5
 """Before the pass shows its progress."""
 
@@ -57,13 +68,13 @@ def scan_table(
     """The arrays of a table's index: `images`, `captions`, `tiles`, `branches`; see table_index.py.
 
     Raises:
-        InputError, MaskSizeError, ImageError: as `prepare_index`.
+        InputError, MaskError, ImageError: as `prepare_index`.
     """
     groups = RowGroups(files)
     ids: list[str] = []
     learnable_ids: list[str] = []
     images, captions, tiles, branches = [], [], [], []
-    by_reference = _ByReference()
+    closer = _Closer()
     progress = Progress("index", sum(file.num_rows for file in files), unit="images")
     started = time.monotonic()
     wanted = _LEAVES if rejected_per_region is None else _LEAVES | _LEAVES_OF_PAIRS
@@ -92,7 +103,7 @@ def scan_table(
                     f"{file.path}: a column has another type than the region table's ({error}). "
                     "Write it with ureca.corpus.REGION_TABLE_SCHEMA."
                 ) from error
-            by_reference.add(found)
+            closer.add(found, number, group)
             records = np.zeros(len(found), _IMAGE)
             records["file"], records["group"], records["row"] = number, group, found.rows
             records["key"] = [_key(image_id) for image_id in found.ids]
@@ -112,7 +123,7 @@ def scan_table(
             f"{table}: none of its {len(ids)} images is labeled and not held out, so there is nothing to "
             "train on. Write captions into it with jobs/label_corpus.py, or hold out a smaller share."
         )
-    by_reference.check(table)
+    closer.look(table, groups)
     together = np.concatenate(images)
     chosen = np.array([place for _, place in order if together["regions"][place]], dtype=np.int64)
     if not len(chosen):
@@ -149,34 +160,74 @@ def _gathered(lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.repeat(first[chosen], counts) + within
 
 
-class _ByReference:
-    """The images that a table names by their paths, of which some are looked at."""
+def check_masks(table: str, row: ImageRow) -> None:
+    """Raises MaskError, naming the region, if a mask of the row can't be decoded."""
+    where = [f"{table}: image {row.image_id!r}, region {region.region_id!r}" for region in row.regions]
+    check_rles([region.segmentation for region in row.regions], row.size, where=where)
+
+
+class _Candidate(NamedTuple):
+    file: int
+    group: int
+    row: int
+    is_inside: bool
+
+
+class _Closer:
+    """Some of a table's images, evenly spread, at which to look closer."""
 
     def __init__(self) -> None:
         self._total = 0
-        self._candidates: list[tuple[str, str]] = []
+        self._candidates: list[_Candidate] = []
 
-    def add(self, found: Learnable) -> None:
-        named = [(image_id, path) for image_id, path in zip(found.ids, found.paths, strict=True) if path is not None]
-        self._total += len(named)
-        self._candidates += named[:1] if self._candidates else named[:_IMAGES_LOOKED_AT]
+    def add(self, found: Learnable, file: int, group: int) -> None:
+        """The images of a row group: of the first one many, else one."""
+        self._total += len(found)
+        most = 1 if self._candidates else _IMAGES_LOOKED_AT
+        for row, path in list(zip(found.rows.tolist(), found.paths, strict=True))[:most]:
+            self._candidates.append(_Candidate(file, group, row, is_inside=path is None))
 
-    def check(self, table: str) -> None:
-        """Raises ImageError if a file is missing among those looked at: the first, and others evenly spread."""
-        spread = np.linspace(0, len(self._candidates) - 1, min(_IMAGES_LOOKED_AT, len(self._candidates)))
-        looked_at = [self._candidates[round(place)] for place in spread]
-        missing = [(image_id, problem) for image_id, path in looked_at if (problem := _problem(path)) is not None]
-        if missing:
-            image_id, problem = missing[0]
+    def look(self, table: str, groups: RowGroups) -> None:
+        """Raises ImageError or MaskError if an image's file is missing or of another size, or a mask is damaged."""
+        chosen = _spread([each for each in self._candidates if not each.is_inside], _IMAGES_LOOKED_AT)
+        chosen += _spread([each for each in self._candidates if each.is_inside], _INSIDE_LOOKED_AT)
+
+        def look_at(candidate: _Candidate) -> tuple[str, UrecaError] | None:
+            row = groups.row(candidate.file, candidate.group, candidate.row)
+            try:
+                _check_image(row)
+                check_masks(table, row)
+            except UrecaError as error:
+                return row.image_id, error
+            return None
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            wrong = [found for found in pool.map(look_at, chosen) if found is not None]
+        if wrong:
+            image_id, problem = wrong[0]
+            if isinstance(problem, MaskError):  # names all of it
+                raise problem
             raise ImageError(
-                f"{table}: image {image_id!r}: {problem} Of the {self._total} images that the table names by their "
-                f"paths {len(looked_at)} were looked at; {len(missing)} can't be read."
+                f"{table}: image {image_id!r}: {problem} Of the table's {self._total} labeled images {len(chosen)} "
+                f"were looked at; {len(wrong)} can't be used."
             )
 
 
-def _problem(path: str) -> str | None:
+def _spread(candidates: list[_Candidate], most: int) -> list[_Candidate]:
+    """The first, and others evenly spread."""
+    return [candidates[round(at)] for at in np.linspace(0, len(candidates) - 1, min(most, len(candidates)))]
+
+
+def _check_image(row: ImageRow) -> None:
+    """Raises ImageError, InputError or StorageError if the image is not there, or not of the row's size."""
+    limit = MOST_PIXELS
+    if row.image_path is None:
+        check_image_size(row.image_bytes or b"", where="its bytes", size=row.size, max_pixels=limit)
+        return
+    data = io.read_bytes(row.image_path, length=_HEAD_BYTES)
     try:
-        io.read_bytes(path, length=1)
-    except UrecaError as error:
-        return str(error)
-    return None
+        check_image_size(data, where=row.image_path, size=row.size, max_pixels=limit)
+    except ImageError:
+        if len(data) < _HEAD_BYTES:
+            raise
+        check_image_size(io.read_bytes(row.image_path), where=row.image_path, size=row.size, max_pixels=limit)

@@ -4,6 +4,7 @@
     score_bars    one metric, one bar a variant, with its interval
     histograms    several panels of counts, each with bars of its own
     training      one run: its loss, scores of held-out images, speed, and what keeps it from being faster
+    score_curves  scores against what was learned from, each with its interval as a band
     speedups      measured ratios against a number that grows, each beside its dashed limit
 
 All return a picture's bytes, equal for equal input (no dates inside).
@@ -22,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "smoothed", "speedups", "training"]
+__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "score_curves", "smoothed", "speedups", "training"]
 
 Format = Literal["png", "svg"]
 
@@ -189,6 +190,28 @@ def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float],
     """Steps and finite values of one figure."""
     found = [(line["step"], line[name]) for line in lines if line.get(name) is not None and np.isfinite(line[name])]
     return [float(step) for step, _ in found], [float(value) for _, value in found]
+
+
+def score_curves(
+    curves: Mapping[str, Mapping[float, Mapping[str, float]]],
+    *,
+    xlabel: str,
+    format: Format = "png",  # noqa: A002
+) -> bytes:
+    """Scores that grow to 1: `curves` maps a label to {x: {"value", "low", "high"}}."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(5.4, 3.2)
+        for index, (label, points) in enumerate(curves.items()):
+            at = sorted(points)
+            color = LINE_COLORS[index % len(LINE_COLORS)]
+            low, high, values = ([points[x][end] for x in at] for end in ("low", "high", "value"))
+            axes.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0)
+            axes.plot(at, values, color=color, linewidth=1.8, marker="o", markersize=4, label=label)
+        axes.set_ylim(top=1)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.legend(frameon=False, loc="lower right")
+        return _bytes(figure, format)
 
 
 def speedups(
