@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections import Counter
 
 import httpx
@@ -210,4 +211,18 @@ def test_a_client_that_leaves_a_stream_is_told_from_one_that_stays(api_url, line
     with httpx.stream("POST", f"{api_url}/v1/captions", json=many) as response:
         next(response.iter_lines())
     httpx.post(f"{api_url}/v1/captions", json=BODY)
+    assert [line["status"] for line in lines()] == [499, 200]
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/captions", BODY), ("/v1/chat/completions", CHAT)])
+def test_a_client_that_leaves_before_its_stream_begins_ends_the_work_behind_it(api_url, lines, backend, path, body):
+    backend.seconds = 60
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(api_url + path, json={**body, "stream": True}, timeout=1)
+    deadline = time.monotonic() + 10
+    while not backend.num_closed:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    backend.seconds = 0
+    httpx.post(api_url + path, json=body)
     assert [line["status"] for line in lines()] == [499, 200]

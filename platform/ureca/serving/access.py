@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ureca.serving.auth import tenant_of
@@ -70,6 +71,8 @@ class Observed:
 
         try:
             await self._app(scope, receive, observed_send)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
         except Exception as error:  # Starlette's own handler of last resort stands outside of all middleware
             if status:
                 raise

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from ureca.engine.caption import Event
 from ureca.errors import MaskError
@@ -35,6 +36,8 @@ from ureca.serving.settings import Limits
 __all__ = ["begun", "caption_routes", "choose_model", "failure_event", "fill", "in_time", "server_sent"]
 
 T = TypeVar("T")
+
+_LOOK_FOR_CLIENT_SECONDS = 0.2
 
 
 _DROPPED: dict[DropReason, str] = {
@@ -66,7 +69,7 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
             answers.add_whole_image(image.size, request.style)
         call = answers.call(image, sampling, tenant_of(http.scope))
         if request.stream:
-            events = _events(await begun(backend, call, limits), answers, model, limits)
+            events = _events(await begun(backend, call, limits, http), answers, model, limits)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         await fill(backend, call, answers, limits)
         whole = answers.answers.pop() if request.image_caption else None
@@ -126,17 +129,24 @@ async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, lim
         answers.add(index, caption)
 
 
-async def begun(backend: CaptionBackend, call: CaptionCall, limits: Limits) -> AsyncGenerator[tuple[int, Event]]:
+async def begun(
+    backend: CaptionBackend, call: CaptionCall, limits: Limits, http: Request
+) -> AsyncGenerator[tuple[int, Event]]:
     """The backend's stream, its first event there: until then a request can be refused with a status of its own.
 
-    Raises RequestError past the time limit, and what the backend raises.
+    Raises RequestError past the time limit, ClientDisconnect where the client leaves, and what the backend raises.
     """
     stream = backend.stream(call)
-    try:
-        first = [await in_time(limits, anext(stream))] if call.regions else []
-    except BaseException:
-        await stream.aclose()
-        raise
+    first = []
+    if call.regions:
+        waited_for = asyncio.ensure_future(anext(stream))
+        try:
+            first.append(await in_time(limits, _while_client_stays(waited_for, http)))
+        except BaseException:
+            waited_for.cancel()
+            await asyncio.gather(waited_for, return_exceptions=True)
+            await stream.aclose()
+            raise
 
     async def whole() -> AsyncGenerator[tuple[int, Event]]:
         async with aclosing(stream):
@@ -146,6 +156,15 @@ async def begun(backend: CaptionBackend, call: CaptionCall, limits: Limits) -> A
                 yield event
 
     return whole()
+
+
+async def _while_client_stays(work: asyncio.Future[T], http: Request) -> T:
+    """What `work` returns. Raises ClientDisconnect: no response has begun that would notice it."""
+    while not work.done():
+        if await http.is_disconnected():
+            raise ClientDisconnect
+        await asyncio.wait([work], timeout=_LOOK_FOR_CLIENT_SECONDS)
+    return work.result()
 
 
 async def in_time(limits: Limits, work: Awaitable[T]) -> T:

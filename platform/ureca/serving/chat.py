@@ -134,7 +134,7 @@ def chat_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) 
         head = _Head(model)
         if request.stream:
             with_usage = bool(request.stream_options and request.stream_options.include_usage)
-            events = _events(await begun(backend, call, limits), answers, head, limits, with_usage=with_usage)
+            events = _events(await begun(backend, call, limits, http), answers, head, limits, with_usage=with_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         await fill(backend, call, answers, limits)
         for answer in answers.answers:
