@@ -6,22 +6,23 @@ so a plain hash, unlike one of a password, can't be guessed back.
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 from collections.abc import Sequence
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ureca.errors import ConfigError
 from ureca.serving.errors import error_body
 from ureca.serving.settings import AccessToken
 
-__all__ = ["BearerTokens", "new_token", "print_token", "tenant_of"]
+__all__ = ["BearerTokens", "new_token", "path_below_prefix", "print_token", "tenant_of"]
 
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
 """What says nothing of anybody's images; and all below `/page/`, the page's own files."""
 _OPEN_BELOW = "/page/"
+_REFUSAL = "no valid access token. Send `Authorization: Bearer TOKEN` with one that this service's owner gave you."
 
 
 class BearerTokens:
@@ -39,7 +40,9 @@ class BearerTokens:
         scheme, _, token = header.partition(b" ")
         name = self._name_of(token.strip()) if scheme.lower() == b"bearer" else None
         if name is None:
-            await _refuse(send)
+            await JSONResponse(error_body("unauthorized", _REFUSAL), 401, {"WWW-Authenticate": "Bearer"})(
+                scope, receive, send
+            )
             return
         scope.setdefault("state", {})["tenant"] = name
         await self._app(scope, receive, send)
@@ -52,8 +55,13 @@ class BearerTokens:
         return found
 
 
+def path_below_prefix(scope: Scope) -> str:
+    """A request's path without Serve's route_prefix, which is its root path."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
 def _is_open(scope: Scope) -> bool:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))  # which is Serve's route_prefix
+    path = path_below_prefix(scope)
     return path in OPEN_PATHS or path.startswith(_OPEN_BELOW)
 
 
@@ -76,15 +84,3 @@ def print_token(argv: Sequence[str]) -> None:
     print(f"token, shown this once:  {token}")
     print("under args: in serve_apps/captioner.yaml:")
     print(f"  access_tokens:\n    - name: {argv[0]}\n      sha256: {digest}")
-
-
-async def _refuse(send: Send) -> None:
-    message = "no valid access token. Send `Authorization: Bearer TOKEN` with one that this service's owner gave you."
-    body = json.dumps(error_body("unauthorized", message)).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", b"Bearer"),
-    ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

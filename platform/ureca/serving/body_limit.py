@@ -1,8 +1,8 @@
 """Refuse a request body that is too large before all of it is in memory, or that does not arrive in time."""
 
 import asyncio
-import json
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ureca.serving.errors import error_body
@@ -25,7 +25,7 @@ class BodyLimit:
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_bytes:
-            await self._refuse_size(send)
+            await self._too_large()(scope, receive, send)
             return
         try:
             async with asyncio.timeout(current_request().seconds_left(self._max_seconds)):
@@ -34,12 +34,12 @@ class BodyLimit:
             message = (
                 f"the body did not arrive within {self._max_seconds:g} s, this service's limit. Send less at a time."
             )
-            await _refuse(send, 408, "timeout", message)
+            await JSONResponse(error_body("timeout", message), 408)(scope, receive, send)
             return
         if body is None:  # the client left
             return
         if len(body) > self._max_bytes:
-            await self._refuse_size(send)
+            await self._too_large()(scope, receive, send)
             return
         given = False
 
@@ -63,13 +63,6 @@ class BodyLimit:
             more = message.get("more_body", False)
         return bytes(body)
 
-    async def _refuse_size(self, send: Send) -> None:
+    def _too_large(self) -> JSONResponse:
         message = f"the body has more than {self._max_bytes} bytes. Scale the image down, or send fewer masks."
-        await _refuse(send, 413, "too_large", message)
-
-
-async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
-    body = json.dumps(error_body(kind, message)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        return JSONResponse(error_body("too_large", message), 413)

@@ -33,7 +33,7 @@ from ureca.serving.schema import (
 )
 from ureca.serving.settings import Limits
 
-__all__ = ["begun", "caption_routes", "choose_model", "failure_event", "fill", "in_time", "server_sent"]
+__all__ = ["begun", "caption_routes", "choose_model", "failure_event", "fill", "in_time", "server_sent", "time_limit"]
 
 T = TypeVar("T")
 
@@ -167,10 +167,15 @@ async def _while_client_stays(work: asyncio.Future[T], http: Request) -> T:
     return work.result()
 
 
+def time_limit(limits: Limits) -> asyncio.Timeout:
+    """What is left to the request."""
+    return asyncio.timeout(current_request().seconds_left(limits.max_seconds))
+
+
 async def in_time(limits: Limits, work: Awaitable[T]) -> T:
     """What `work` returns. Raises RequestError past the time limit; a thread then ends its work for nobody."""
     try:
-        async with asyncio.timeout(current_request().seconds_left(limits.max_seconds)):
+        async with time_limit(limits):
             return await work
     except TimeoutError as error:
         raise too_slow(limits) from error
@@ -193,7 +198,7 @@ async def _events(
         if answer.error is not None:
             yield server_sent({"id": answer.id, "error": answer.error.model_dump()})
     try:
-        async with asyncio.timeout(current_request().seconds_left(limits.max_seconds)), aclosing(stream):
+        async with time_limit(limits), aclosing(stream):
             async for index, event in stream:
                 if isinstance(event, str):
                     yield server_sent({"id": answers.answers[answers.slots[index]].id, "delta": event})

@@ -27,11 +27,10 @@ from ureca.engine.caption import Event
 from ureca.errors import MaskError
 from ureca.serving.auth import tenant_of
 from ureca.serving.calls import Backends, RegionCall
-from ureca.serving.captions import begun, choose_model, failure_event, fill, in_time, server_sent
+from ureca.serving.captions import begun, choose_model, failure_event, fill, in_time, server_sent, time_limit
 from ureca.serving.errors import RequestError
 from ureca.serving.inputs import alpha_mask
 from ureca.serving.reading import Answers, ImageReader, ReadImage, read_regions, read_sampling
-from ureca.serving.request_record import current_request
 from ureca.serving.schema import (
     STREAM_RESPONSES,
     RegionAnswer,
@@ -246,7 +245,7 @@ async def _events(
     for index in range(len(answers.regions)):
         yield chunk(index, {"role": "assistant", "content": ""})
     try:
-        async with asyncio.timeout(current_request().seconds_left(limits.max_seconds)), aclosing(stream):
+        async with time_limit(limits), aclosing(stream):
             async for index, event in stream:
                 if isinstance(event, str):
                     yield chunk(index, {"content": event})

@@ -8,6 +8,7 @@ import asyncio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ureca.serving.auth import path_below_prefix
 from ureca.serving.errors import error_body
 
 __all__ = ["Drain", "RefusedWhileDraining"]
@@ -38,7 +39,7 @@ class RefusedWhileDraining:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._drain.begun and scope["path"].removeprefix(scope.get("root_path", "")) != "/healthz":
+        if self._drain.begun and path_below_prefix(scope) != "/healthz":
             body = error_body("unavailable", "the service is ending; try again")
             await JSONResponse(body, 503)(scope, receive, send)
             return
