@@ -17,6 +17,7 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 import psutil
+from engine_processes import engine_processes
 from PIL import Image
 
 from ureca.regions.rle import box_to_rle
@@ -28,13 +29,12 @@ use_for_ray_started_here()
 
 Part = Literal["replica", "engine", "ingress", "proxy"]
 
-_TITLES: dict[Part, str] = {
+_TITLES = {
     "replica": "ServeReplica:captioner:Captioner",
-    "engine": "VLLM::EngineCore",
     "ingress": "ServeReplica:captioner:Ingress",
     "proxy": "ray::ProxyActor",
 }
-"""What the titles of their processes hold."""
+"""What the titles that Ray gives their processes hold."""
 
 SIZE = (200, 300)
 """Of the pictures, (height, width)."""
@@ -63,11 +63,12 @@ def running_service(settings: Settings) -> Iterator[str]:
 
 def processes(part: Part) -> list[psutil.Process]:
     """Those of a part of the service that this process has started."""
+    if part == "engine":
+        return [engine for replica in processes("replica") for engine in engine_processes(below=replica)]
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            below_ray = process.ppid() != psutil.Process().pid  # an engine of this very process is not the service's
-            if below_ray and _TITLES[part] in " ".join(process.cmdline()):
+            if _TITLES[part] in " ".join(process.cmdline()):
                 found.append(process)
     return found
 

@@ -1,6 +1,5 @@
 """Captioning on a real Ray with real engines: only there it shows what survives a killed actor or driver."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from caption_backends import TOKEN, TransformersBackend
+from engine_processes import engine_processes
 from on_a_port import on_a_port
 
 from ureca.captioning import CaptionConfig, CaptionSummary, caption_corpus
@@ -120,11 +120,11 @@ def test_a_finished_table_is_not_made_again_and_not_with_other_settings(captione
 
 
 def test_a_killed_actor_takes_its_engine_along_and_the_job_goes_on_with_another(captioned, corpus, tmp_path):
-    others = set(engines())
+    others = set(engine_processes())
 
     def kill() -> None:
         wait_until(lambda: num_written(tmp_path) >= 2)  # the broken image needs no engine
-        [engine] = set(engines()) - others
+        [engine] = set(engine_processes()) - others
         killed.extend((engine.parent(), engine))
         killed[0].kill()
 
@@ -139,16 +139,6 @@ def test_a_killed_actor_takes_its_engine_along_and_the_job_goes_on_with_another(
     assert read_json(tmp_path / "ledger.json")["start"]["process_deaths"] > 0, "killed too late to show anything"
     assert again.digest == captioned.digest
     assert written(tmp_path) == dict.fromkeys(IDS, 1)
-
-
-def engines() -> list[psutil.Process]:
-    """vLLM's processes below this process's Ray."""
-    found = []
-    for each in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "EngineCore" in "".join(each.cmdline()):
-                found.append(each)
-    return found
 
 
 def test_a_job_whose_driver_was_killed_goes_on_and_asks_nothing_twice(ray_cluster, corpus, backend, service, tmp_path):

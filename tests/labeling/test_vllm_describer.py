@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from engine_processes import engine_processes
 from looking_requests import request
 
 from ureca.engine.config import gpus_per_actor
@@ -30,17 +31,12 @@ class Running:
         config = VllmConfig(model="nano", max_num_seqs=8, max_model_len=3072)
         self.describer = VllmDescriber(config, PromptSet.load(), when_engine_died=self._count)
         self._loop = asyncio.new_event_loop()
+        self._others = set(engine_processes())
 
-        self._before = {child.pid for child in psutil.Process().children()}
-
-    def core(self) -> psutil.Process:
-        """vLLM's process of this engine; other tests may have one of theirs running."""
-        [core] = [
-            child
-            for child in psutil.Process().children()
-            if child.pid not in self._before and "EngineCore" in " ".join(child.cmdline())
-        ]
-        return core
+    def engine(self) -> psutil.Process:
+        """vLLM's process; other tests may have one of theirs running."""
+        [engine] = set(engine_processes()) - self._others
+        return engine
 
     def _count(self) -> None:
         self.deaths += 1
@@ -97,7 +93,7 @@ def test_the_worker_is_told_when_its_engine_dies(running):
     """Last: the engine is gone after it."""
     running.run(running.describer.describe(request("judge")))
     before = running.deaths
-    running.core().kill()
+    running.engine().kill()
     with pytest.raises(EndpointLost, match="vLLM's engine with .*nano died; give the same command again"):
         running.run(running.describer.describe(request("long")))
     assert running.deaths == before + 1

@@ -1,7 +1,6 @@
 """The whole service: Ray Serve, the ingress, one engine on random weights. Started once."""
 
 import asyncio
-import contextlib
 import json
 import re
 import socket
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 from ray.serve.handle import DeploymentResponse
+from serving_load import processes
 
 from ureca.errors import CheckpointError
 from ureca.model.presets import shipped
@@ -184,25 +183,9 @@ def access_lines(log: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time": ')]
 
 
-def engines(count: int) -> list[psutil.Process]:
-    """Below Ray's workers; one that is this process's own child is another test's. So many must be found, at once or on
-    a busy machine soon: processes are looked up by titles that they give themselves."""
-    own, deadline = psutil.Process(), time.monotonic() + 15
-    while True:
-        titles = {}
-        for each in own.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                titles[each] = "".join(each.cmdline())
-        found = [each for each, title in titles.items() if "EngineCore" in title and each.ppid() != own.pid]
-        if len(found) == count:
-            return found
-        assert time.monotonic() < deadline, titles
-        time.sleep(0.5)
-
-
 def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url, tiny_export):
     """One name's random weights make way for nano, and go on beside it under another name."""
-    [old] = engines(1)
+    [old] = processes("engine")
     stop = threading.Event()
 
     def ask(name: str = "export") -> str:
@@ -240,7 +223,7 @@ def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url
         assert set(each[turn:]) == {after}
         assert turn > 3
     assert ask("other") == before
-    engines(2)
+    assert len(processes("engine")) == 2
 
 
 def test_calls_about_one_image_go_to_one_replica_and_to_another_while_it_is_full(url):  # noqa: ARG001

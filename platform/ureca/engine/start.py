@@ -11,7 +11,7 @@ from typing import Any
 
 from ureca.errors import ConfigError
 
-__all__ = ["EngineDiedError", "check_dtype", "end_llm", "guard", "start_llm"]
+__all__ = ["GUARD", "EngineDiedError", "check_dtype", "end_llm", "guard", "start_llm"]
 
 # Set on purpose, where the user has not: vLLM's own choices would take every core and half of the memory.
 _CPU_ENVIRONMENT = {
@@ -25,7 +25,7 @@ _QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 # vLLM's engine does not notice when the process that asks it is killed, and would hold its GPU's memory for ever. The
 # guard waits for the end of its input, which comes with the end of that process however it ends. A pidfd, unlike a
 # number, can't have come to mean another process by then.
-_GUARD = """
+GUARD = """# ends vLLM's engines with the process that uses them
 import os, signal, sys
 engines = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]
 sys.stdin.read()
@@ -100,7 +100,7 @@ def start_llm(
 
 def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
     """A process that kills these when this process ends, or when its own input is closed."""
-    arguments = [sys.executable, "-c", _GUARD, *map(str, pids)]
+    arguments = [sys.executable, "-c", GUARD, *map(str, pids)]
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)
 
 
