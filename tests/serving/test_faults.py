@@ -73,7 +73,7 @@ def leave_in_the_middle_of_an_answer(url: str, body: dict, seconds_to_wait_for: 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_captions_in_the_engine(url, stream):
-    asked = [{**each, "id": f"{each['id']} {number}"} for number in range(3) for each in regions(8)]
+    asked = [{**each, "id": f"{each['id']} {number}"} for number in range(16) for each in regions(8)]
     body = {"image": data_url(picture(20)), "regions": asked, "max_tokens": 250, "stream": stream}
     before = settled_engine_seconds()
     assert httpx.post(f"{url}/v1/captions", json=body, timeout=300).is_success

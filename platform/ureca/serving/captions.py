@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -32,8 +32,19 @@ from ureca.serving.schema import (
     TreeResponse,
 )
 from ureca.serving.settings import Limits
+from ureca.serving.streams import together
 
-__all__ = ["begun", "caption_routes", "choose_model", "failure_event", "fill", "in_time", "server_sent", "time_limit"]
+__all__ = [
+    "begun",
+    "caption_routes",
+    "choose_model",
+    "event_stream",
+    "failure_event",
+    "fill",
+    "in_time",
+    "server_sent",
+    "time_limit",
+]
 
 T = TypeVar("T")
 
@@ -70,7 +81,7 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
         call = answers.call(image, sampling, tenant_of(http.scope))
         if request.stream:
             events = _events(await begun(backend, call, limits, http), answers, model, limits)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return event_stream(events)
         await fill(backend, call, answers, limits)
         whole = answers.answers.pop() if request.image_caption else None
         return CaptionResponse(model=model, captions=answers.answers, image=whole, usage=answers.usage)
@@ -191,7 +202,7 @@ def too_slow(limits: Limits) -> RequestError:
 
 async def _events(
     stream: AsyncGenerator[tuple[int, Event]], answers: Answers, model: str, limits: Limits
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     """Server-sent events, each one JSON: {"id", "delta"}, {"id", "finish_reason", "caption"} once a region,
     {"id", "error"}, last {"model", "usage"}, then the line [DONE]."""
     for answer in answers.answers:
@@ -209,6 +220,17 @@ async def _events(
     else:
         yield server_sent({"model": model, "usage": answers.usage.model_dump()})
     yield "data: [DONE]\n\n"
+
+
+def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
+    """The response that sends these server-sent events."""
+
+    async def pieces() -> AsyncGenerator[str]:
+        async with aclosing(together(events)) as events_together:
+            async for some in events_together:
+                yield "".join(some)
+
+    return StreamingResponse(pieces(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 def failure_event(error: Exception, limits: Limits) -> str:

@@ -15,19 +15,27 @@ What this answers with is OpenAI's: errors of the caller are 4xx, deltas are str
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ureca.engine.caption import Event
 from ureca.errors import MaskError
 from ureca.serving.auth import tenant_of
 from ureca.serving.calls import Backends, RegionCall
-from ureca.serving.captions import begun, choose_model, failure_event, fill, in_time, server_sent, time_limit
+from ureca.serving.captions import (
+    begun,
+    choose_model,
+    event_stream,
+    failure_event,
+    fill,
+    in_time,
+    server_sent,
+    time_limit,
+)
 from ureca.serving.errors import RequestError
 from ureca.serving.inputs import alpha_mask
 from ureca.serving.reading import Answers, ImageReader, ReadImage, read_regions, read_sampling
@@ -134,7 +142,7 @@ def chat_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) 
         if request.stream:
             with_usage = bool(request.stream_options and request.stream_options.include_usage)
             events = _events(await begun(backend, call, limits, http), answers, head, limits, with_usage=with_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return event_stream(events)
         await fill(backend, call, answers, limits)
         for answer in answers.answers:
             _check(answer)
@@ -235,7 +243,7 @@ class _Head:
 
 async def _events(
     stream: AsyncGenerator[tuple[int, Event]], answers: Answers, head: _Head, limits: Limits, *, with_usage: bool
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     """OpenAI's chunks: the role of each choice first, its text as it comes, its end; last the line [DONE]."""
 
     def chunk(index: int, delta: dict[str, Any], **more: Any) -> str:

@@ -35,6 +35,7 @@ from ureca.serving.drain import Drain
 from ureca.serving.metrics import EngineMeter
 from ureca.serving.ray_metrics import RayRecorder
 from ureca.serving.settings import ServedModel, Settings
+from ureca.serving.streams import together
 
 __all__ = ["build", "router_by_image"]
 
@@ -102,10 +103,10 @@ class CaptionerReplica:
     async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]:
         return await whole_captions(self._events(call))
 
-    async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]:
-        async with aclosing(self._events(call)) as events:
-            async for event in events:
-                yield event
+    async def stream(self, call: CaptionCall) -> AsyncGenerator[list[tuple[int, Event]]]:
+        async with aclosing(together(self._events(call))) as events_together:
+            async for events in events_together:
+                yield events
 
     def __del__(self) -> None:
         self._closing = True
@@ -150,14 +151,15 @@ class ServeBackend:
 
     async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]:
         handle = self._captioner.options(session_id=call.digest, stream=True)
-        events: Any = handle.stream.remote(call)
+        response: Any = handle.stream.remote(call)
         try:
-            async for event in events:
-                yield event
+            async for events in response:
+                for event in events:
+                    yield event
         except Exception as error:
             raise _translated(error) from error
         finally:
-            events.cancel()
+            response.cancel()
 
     async def check_health(self) -> None:
         """Whether there is a replica whose engine lives, as Serve's controller knows: it asks each every few seconds.
