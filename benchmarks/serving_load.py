@@ -251,7 +251,7 @@ def ask_once(http: httpx.Client, question: Question) -> dict[str, str | None] | 
 
 
 def stream_once(client: Client, question: Question) -> dict[str, str | None] | str:
-    """The same of a streamed answer. Our client tries again what was refused before the first word."""
+    """The same of a streamed answer."""
     captions: dict[str, str | None] = {}
     try:
         for region_id, event in client.stream(question.image, question.regions, max_tokens=question.max_tokens):

@@ -1,8 +1,6 @@
 """The client against the API over real HTTP."""
 
-import http.server
 import json
-import threading
 import time
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from on_a_port import on_a_port
 from PIL import Image
 from request_images import photo
+from scripted import scripted
 
 from ureca.errors import ImageError, UrecaError
 from ureca.regions.rle import box_to_rle
@@ -115,35 +114,13 @@ def test_what_stays_overloaded_is_given_up_in_the_service_s_words(client, backen
     assert len(backend.calls) == 1
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_of_a_proxy_that_lost_its_service_is_asked_again(stream):
-    """Ray Serve's proxy says 500 in plain words then, and breaks a stream off."""
-    told = []
-
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 (its name in the library)
-            told.append(self.path)
-            self.send_response(500 if len(told) == 1 else 200)
-            self.end_headers()
-            answer = {"id": "0", "caption": "a cat", "finish_reason": "stop"}
-            if len(told) == 1:
-                self.wfile.write(b"Internal Server Error")
-            elif not stream:
-                self.wfile.write(json.dumps({"model": "m", "captions": [answer], "usage": {}}).encode())
-            elif len(told) > 2:
-                self.wfile.write(f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode())
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with Client(f"http://127.0.0.1:{server.server_port}", retries=2) as client:
-            if stream:
-                with pytest.raises(ServiceError, match="broke off before its end"):
-                    list(client.stream(photo(), [RLE]))
-                assert [answer.caption for _, answer in client.stream(photo(), [RLE])] == ["a cat"]
-            else:
-                assert [answer.caption for answer in client.caption(photo(), [RLE])] == ["a cat"]
-        server.shutdown()
-    assert len(told) == (3 if stream else 2)
+def test_an_answer_of_a_proxy_that_lost_its_service_is_asked_again():
+    """Ray Serve's proxy says 500 in plain words then."""
+    answer = {"id": "0", "caption": "a cat", "finish_reason": "stop"}
+    whole = json.dumps({"model": "m", "captions": [answer], "usage": {}})
+    with scripted((500, "Internal Server Error"), (200, whole)) as (url, asked), Client(url, retries=2) as client:
+        assert [answer.caption for answer in client.caption(photo(), [RLE])] == ["a cat"]
+    assert len(asked) == 2
 
 
 def test_a_tree_comes_as_the_service_tells_it(client):

@@ -6,6 +6,7 @@ for answer in client.caption("photo.jpg", [{"id": "7", "box": [40, 30, 200, 120]
 """
 
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ureca.errors import ImageError, UrecaError
+from ureca.serving.resuming import ChangedError, StreamedRegions
 
 __all__ = ["Captions", "Client", "RegionCaption", "ServiceError", "as_read", "data_url"]
 
@@ -50,6 +52,11 @@ class _RetryError(Exception):
     def __init__(self, error: ServiceError, after_seconds: float = 0.0) -> None:
         super().__init__(str(error))
         self.error, self.after_seconds = error, after_seconds
+
+    def pause(self, attempt: int) -> float:
+        """Seconds: as the service says, longer each time, and not the same for all clients at once."""
+        seconds = max(self.after_seconds, 0.5 * 2**attempt)
+        return min(_LONGEST_WAIT_SECONDS, seconds) * random.uniform(0.75, 1.25)
 
 
 @dataclass(frozen=True)
@@ -156,18 +163,31 @@ class Client:
     ) -> Iterator[tuple[str, str | RegionCaption]]:
         """The same, piece by piece: (id, next piece of text), and once a region, last, (id, `RegionCaption`).
 
-        Pieces of several regions come in turn. Closing the iterator ends the captioning. A stream that breaks after its
-        first piece is not begun again: what was told can't be taken back.
+        Pieces of several regions come in turn. Closing the iterator ends the captioning. A stream that breaks is asked
+        again for the regions that it had not told whole, and goes on where it was. That can't be done, and is a
+        ServiceError, where a caption had begun that would not begin so again: with a temperature, or (on two kinds of
+        machines) with other rounding.
         """
-        body = _body(image, regions, style, max_tokens, temperature, stream=True) | options
-        response, events = self._again(lambda: self._open_stream(body))
-        try:
-            for event in events:
-                yield from _read_event(event)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
-        finally:
-            response.close()
+        told = StreamedRegions(_regions(regions), whole_image=bool(options.get("image_caption")))
+        body = _body(image, (), style, max_tokens, temperature, stream=True) | options
+        for attempt in itertools.count():
+            response, events = self._again(lambda: self._open_stream(body | told.fields()))
+            try:
+                for event in events:
+                    for region_id, what in _read_event(event):
+                        yield from told.tell(region_id, what)
+                return
+            except _RetryError as broken:
+                if attempt == self._retries or (temperature > 0 and told.some_half_told):
+                    raise broken.error from broken
+                pause = broken.pause(attempt)
+            except ChangedError as error:
+                raise ServiceError(
+                    f"{self._url}: the stream broke, and a caption that had begun now begins in another way."
+                ) from error
+            finally:
+                response.close()
+            time.sleep(pause)
 
     def models(self) -> list[str]:
         """The names of the service's models, the one that answers by default first. Raises ServiceError."""
@@ -200,59 +220,57 @@ class Client:
             except _RetryError as retry:
                 if attempt == self._retries:
                     raise retry.error from retry
-                # As long as the service says, longer each time, and not all clients at once.
-                pause = max(retry.after_seconds, 0.5 * 2**attempt)
-                time.sleep(min(_LONGEST_WAIT_SECONDS, pause) * random.uniform(0.75, 1.25))
+                time.sleep(retry.pause(attempt))
         raise AssertionError("unreachable")
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        try:
+        with self._breaks_told():
             response = self._http.request(method, path, json=body)
-        except httpx.TransportError as error:
-            raise self._broken(error) from error
         _raise_for_status(response)
         answer: dict[str, Any] = response.json()
         return answer
 
     def _open_stream(self, body: Mapping[str, Any]) -> tuple[httpx.Response, Iterator[dict[str, Any]]]:
-        """The response, with its first event read: until then all can be asked again."""
+        """The response, with its first event read."""
         request = self._http.build_request("POST", "/v1/captions", json=body)
-        try:
+        with self._breaks_told():
             response = self._http.send(request, stream=True)
-        except httpx.TransportError as error:
-            raise self._broken(error) from error
         try:
             if response.is_error:
-                response.read()
+                with self._breaks_told():
+                    response.read()
             _raise_for_status(response)
             events = self._events(response)
             first = list(itertools.islice(events, 1))
-        except BaseException as error:
+        except BaseException:
             response.close()
-            if isinstance(error, httpx.TransportError):
-                raise self._broken(error) from error
             raise
         return response, itertools.chain(first, events)
 
     def _events(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
-        for line in response.iter_lines():
+        lines = response.iter_lines()
+        while True:
+            with self._breaks_told():
+                line = next(lines, None)
+            if line is None:
+                raise _RetryError(ServiceError(f"{self._url}: the stream broke off before its end."))
             data = line.removeprefix("data: ")
             if data == "[DONE]":
                 return
             if data:
                 yield json.loads(data)
-        raise ServiceError(f"{self._url}: the stream broke off before its end.")
 
-    def _broken(self, error: httpx.TransportError) -> Exception:
-        # A time-out has cost the caller its time already, and a wrong URL won't become a right one.
-        if isinstance(error, httpx.TimeoutException | httpx.UnsupportedProtocol):
-            return self._unreachable(error)
-        return _RetryError(self._unreachable(error))
-
-    def _unreachable(self, error: httpx.HTTPError) -> ServiceError:
-        return ServiceError(
-            f"{self._url}: {type(error).__name__}: {error}. Is the service running? `make serve` starts one."
-        )
+    @contextlib.contextmanager
+    def _breaks_told(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.RequestError as error:
+            told = ServiceError(
+                f"{self._url}: {type(error).__name__}: {error}. Is the service running? `make serve` starts one."
+            )
+            # A time-out has cost the caller its time already, and a wrong URL won't become a right one.
+            final = isinstance(error, httpx.TimeoutException | httpx.UnsupportedProtocol)
+            raise (told if final else _RetryError(told)) from error
 
 
 def _raise_for_status(response: httpx.Response) -> None:
@@ -334,7 +352,8 @@ def _read_event(event: Mapping[str, Any]) -> Iterator[tuple[str, str | RegionCap
     elif "id" in event:
         yield event["id"], _answer(event)
     elif "error" in event:
-        raise ServiceError(event["error"]["message"])
+        error = ServiceError(event["error"]["message"])
+        raise _RetryError(error) if event["error"].get("type") in ("overloaded", "unavailable") else error
 
 
 def _kind(response: httpx.Response) -> str:

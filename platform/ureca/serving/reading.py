@@ -23,6 +23,7 @@ from ureca.serving.fetch import fetch_image
 from ureca.serving.inputs import data_url_bytes, decode_request_image, region_to_rle
 from ureca.serving.request_record import current_request
 from ureca.serving.schema import (
+    WHOLE_IMAGE,
     RegionAnswer,
     RegionRequest,
     SamplingOptions,
@@ -35,9 +36,6 @@ from ureca.serving.schema import (
 from ureca.serving.settings import ImageUrls, Limits
 
 __all__ = ["Answers", "ImageReader", "ReadImage", "read_image", "read_regions", "read_sampling"]
-
-WHOLE_IMAGE = "image"
-"""Id of the answer about the whole image."""
 
 _FORMS = ("rle", "polygon", "box", "mask_png", "points")
 

@@ -25,10 +25,14 @@ __all__ = [
     "TreeRequest",
     "TreeResponse",
     "Usage",
+    "WHOLE_IMAGE",
     "check_text",
 ]
 
 Style = Literal["brief", "detailed", "unique"]
+
+WHOLE_IMAGE = "image"
+"""Id of the answer about the whole image."""
 
 
 def check_text(text: str) -> str:
