@@ -16,7 +16,7 @@ def test_what_is_in_progress_ends_and_what_comes_later_is_refused(backend):
     async def end_it() -> None:
         drain = Drain()
         app = create_app({"measured": backend}, limits=Limits(), drain=drain)
-        backend.seconds = 0.5
+        backend.seconds = 2.0
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             asked = asyncio.create_task(client.post("/v1/captions", json=BODY))
