@@ -1,6 +1,7 @@
 """The whole service under load: parts of it killed, clients that leave, a full queue, an orderly end."""
 
 import http.client
+import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,10 @@ def regions(count: int) -> list[dict]:
     return [{"id": f"r{i}", "rle": box_to_rle((60 * i, 10, 60 * i + 50, 200 - 20 * i), SIZE)} for i in range(count)]
 
 
+def many_regions(eights: int) -> list[dict]:
+    return [{**each, "id": f"{each['id']} {number}"} for number in range(eights) for each in regions(8)]
+
+
 def engine_seconds() -> float:
     """Of the core, that the engine has used so far, with the process that computes for it."""
     [engine] = processes("engine")
@@ -73,8 +78,7 @@ def leave_in_the_middle_of_an_answer(url: str, body: dict, seconds_to_wait_for: 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_captions_in_the_engine(url, stream):
-    asked = [{**each, "id": f"{each['id']} {number}"} for number in range(16) for each in regions(8)]
-    body = {"image": data_url(picture(20)), "regions": asked, "max_tokens": 250, "stream": stream}
+    body = {"image": data_url(picture(20)), "regions": many_regions(16), "max_tokens": 250, "stream": stream}
     before = settled_engine_seconds()
     assert httpx.post(f"{url}/v1/captions", json=body, timeout=300).is_success
     whole = settled_engine_seconds() - before
@@ -108,6 +112,24 @@ def test_a_request_whose_ingress_is_killed_is_told_to_come_again(url, client):
         kill("ingress")
         assert asked.result() == "refused"
     assert client.caption(question.image, question.regions, max_tokens=4)[0].caption is not None
+
+
+def test_a_stream_whose_ingress_is_killed_goes_on_where_it_was(url):
+    image, asked = picture(30), many_regions(3)
+    sent: list[httpx.Request] = []
+    with Client(url) as client:
+        client._http.event_hooks = {"request": [sent.append]}
+        stream = client.stream(image, asked, max_tokens=250)
+        events = list(itertools.islice(stream, 40))
+        kill("ingress")
+        events += stream
+        assert len(sent) > 1, "killed too late to show anything"
+        undisturbed = client.caption(image, asked, max_tokens=250)
+    whole = {region_id: event.caption for region_id, event in events if isinstance(event, RegionCaption)}
+    assert whole == {each.id: each.caption for each in undisturbed}
+    for region_id, caption in whole.items():
+        pieces = [event for of, event in events if of == region_id and isinstance(event, str)]
+        assert " ".join("".join(pieces).split()) == caption
 
 
 @pytest.mark.parametrize("part", ["proxy", "ingress", "replica", "engine"])
