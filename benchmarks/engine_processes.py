@@ -19,10 +19,10 @@ def engine_processes(below: psutil.Process | None = None) -> list[psutil.Process
     found = []
     for guard in (below or psutil.Process()).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if GUARD not in guard.cmdline():
+            arguments, owner = guard.cmdline(), guard.ppid()
+            if GUARD not in arguments:
                 continue
-            owner = guard.ppid()
-            for pid in guard.cmdline()[guard.cmdline().index(GUARD) + 1 :]:
+            for pid in arguments[arguments.index(GUARD) + 1 :]:
                 with contextlib.suppress(psutil.Error):
                     engine = psutil.Process(int(pid))
                     if engine.ppid() == owner and engine.status() != psutil.STATUS_ZOMBIE:
