@@ -30,22 +30,26 @@ from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
 
-import labeling_faults
 import mask_trees
 import psutil
-from slow_endpoint import SlowEndpoint
 
-from ureca.corpus import ManifestRow, iter_manifest, photos_directory, write_manifest
-from ureca.io import read_json, write_json
-from ureca.labeling.chat_describer import ChatConfig
-from ureca.labeling.config import LabelConfig
-from ureca.labeling.describer import Describer, DescribeRequest
-from ureca.labeling.label_worker import DescriberRecipe
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support import labeling_faults
+from support.slow_endpoint import SlowEndpoint
+
+from ureca.corpus.read import photos_directory
+from ureca.corpus.sources.manifest import ManifestRow, iter_manifest
+from ureca.corpus.sources.parse import write_manifest
+from ureca.hardware import capture_context
+from ureca.labeling.config import LabelConfig, WalkConfig
+from ureca.labeling.describers.base import Describer, DescribeRequest
+from ureca.labeling.describers.openai import ChatConfig
 from ureca.labeling.prepare import PreparedImage, Preparer
-from ureca.labeling.verify import blind_order
-from ureca.labeling.walk_config import WalkConfig
-from ureca.machine import capture_context
-from ureca.scenes import write_scenes
+from ureca.labeling.uniqueness_check import blind_order
+from ureca.labeling.worker import DescriberRecipe
+from ureca.nano.scenes.files import write_scenes
+from ureca.storage.files import read_json, write_json
 
 JOB = Path(__file__).parents[1] / "jobs" / "label_corpus.py"
 RESULT = Path("runs/benchmarks/labeling.json")

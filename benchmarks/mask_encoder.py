@@ -28,11 +28,12 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ureca.io import write_json
-from ureca.machine import capture_context
-from ureca.model.costs import mask_encoder_tile
+from ureca.hardware import capture_context
+from ureca.model.flops import mask_encoder_tile
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig, MaskTiles, tile_boxes
-from ureca.regions import Rle, decode_rle, encode_mask, mask_tiles, tile_grid
+from ureca.regions.rle import Rle, decode_rle, encode_mask
+from ureca.regions.tiles import mask_tiles, tile_grid
+from ureca.storage.files import write_json
 
 NUM_REGIONS = 64
 PHOTOS = {1: ((1500, 1500), 1), 3: ((1500, 2667), 6), 7: ((1500, 2250), 6), 13: ((1500, 2000), 12)}

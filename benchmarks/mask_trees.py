@@ -23,11 +23,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ureca.corpus import photos_directory
+from ureca.corpus.read import photos_directory
 from ureca.errors import InputError
-from ureca.io import read_json, write_json
-from ureca.machine import capture_context
-from ureca.regions import Mask, MaskTree, Rle, TreeConfig, build_mask_tree, check_rle, decode_rle, encode_mask
+from ureca.hardware import capture_context
+from ureca.regions.rle import Rle, check_rle, decode_rle, encode_mask
+from ureca.regions.tree import Mask, MaskTree, TreeConfig, build_mask_tree
+from ureca.storage.files import read_json, write_json
 
 SIZE = (1500, 2250)
 NUM_MASKS = 100

@@ -50,8 +50,8 @@ def main() -> None:
 
 def finish(records: list[dict[str, Any]], *, measured: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write and print what there is so far. `measured`: where and with what, if it was before."""
-    from ureca.io import write_json
-    from ureca.machine import capture_context
+    from ureca.hardware import capture_context
+    from ureca.storage.files import write_json
 
     cases = [compare(record) for record in records]
     errors = [abs(case["error"]) for case in cases]
@@ -92,8 +92,8 @@ def start(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 def compare(record: dict[str, Any]) -> dict[str, Any]:
     """What the formula says beside what was measured."""
-    from ureca.model.costs import Counts
-    from ureca.training.memory import Setting, Sizes, peak_memory
+    from ureca.model.flops import Counts
+    from ureca.training.sizing.memory import Setting, Sizes, peak_memory
 
     small = SMALL[record["small"]]
     sizes = Sizes.of(base_config(small), mask_config(small), stage=record["stage"], lora_rank=small.lora_rank)
@@ -136,9 +136,8 @@ def table(payload: dict[str, Any]) -> str:
 
 def projection() -> list[dict[str, Any]]:
     """What `ureca plan` says of the real sizes: its start, where that takes more than training, and CUDA included."""
-    from ureca.training import Stage1Config, Stage2Config
-    from ureca.training.config import BatchConfig, WorkersConfig
-    from ureca.training.estimate import CAPTION_TOKENS, REGIONS_PER_IMAGE, Data, Machine, estimate
+    from ureca.training.config import BatchConfig, Stage1Config, Stage2Config, WorkersConfig
+    from ureca.training.sizing.estimate import CAPTION_TOKENS, REGIONS_PER_IMAGE, Data, Machine, estimate
 
     data = Data(regions=None, regions_per_image=REGIONS_PER_IMAGE, caption_tokens=CAPTION_TOKENS, source="assumed")
     machine = Machine(name="any", num=8, memory_bytes=math.inf, flops=math.inf)

@@ -95,9 +95,9 @@ def measure(case: Case, rank: int) -> dict[str, Any]:
     """Build the model, take two steps, and say what was held at each point."""
     import deepspeed
 
-    from ureca.model import pack
+    from ureca.model.packing import pack
     from ureca.training.config import OptimizerConfig, WorkersConfig
-    from ureca.training.zero import deepspeed_config, loss_for_backward
+    from ureca.training.deepspeed import deepspeed_config, loss_for_backward
 
     small = SMALL[case.small]
     zero_stage: Any = case.zero_stage
@@ -226,7 +226,7 @@ def base_config(small: Small, image_token_id: int = 0) -> Any:
 
 def mask_config(small: Small) -> Any:
     """Its MaskEncoderConfig."""
-    from ureca.model import MaskEncoderConfig
+    from ureca.model.mask_encoder import MaskEncoderConfig
 
     return MaskEncoderConfig(tokens_per_tile=small.tokens_per_tile, tile_px=TILE_PX, hidden_size=small.width)
 
@@ -237,15 +237,11 @@ def make(small: Small, seed: int) -> tuple[Any, list[Any]]:
     import torch
     from transformers import InternVLForConditionalGeneration
 
-    from ureca.model import (
-        Captioner,
-        CaptionerConfig,
-        CaptionerProcessor,
-        Example,
-        MaskEncoder,
-        RegionExample,
-    )
-    from ureca.model.nano import nano_processor, nano_tokenizer
+    from ureca.model.captioner import Captioner, CaptionerConfig
+    from ureca.model.mask_encoder import MaskEncoder
+    from ureca.model.packing import Example, RegionExample
+    from ureca.model.processor import CaptionerProcessor
+    from ureca.nano.architecture import nano_processor, nano_tokenizer
     from ureca.regions.rle import encode_mask
 
     tokenizer = nano_tokenizer(["a red round part at the left of the picture, in front of the green one"] * 20, 384)

@@ -15,7 +15,7 @@ is ignored), float32, everything on one core with one thread, the four ways one 
 Models: nano (the captioner of the package), and InternVL2.5-1B's widths with random weights and a twelfth of layers
 and vocabulary (2 of 24 layers of vision tower and language model each), at 1 and at 7 tiles. Where a slow way would
 take minutes it does fewer regions (`measured`) and its rate stands for all. The limit is the ratio of operations
-(`ureca.model.costs`, forward only): what sharing the image can save when every operation takes the same time. Beyond
+(`ureca.model.flops`, forward only): what sharing the image can save when every operation takes the same time. Beyond
 the ratio lies what batching alone gives: 64 rows of a matrix product cost less than 64 products of one row.
 
 For nano, captions of free length are held against transformers' token by token as well (`equality`). Prints a table
@@ -40,16 +40,18 @@ import numpy as np
 import torch
 from training import WORDS, part_of_model
 
-from ureca.engine import CaptionEngine, compare_with_transformers
-from ureca.engine.caption import Caption
-from ureca.io import write_json
-from ureca.machine import capture_context
-from ureca.model import Captioner, export
-from ureca.model.costs import Branch, Learns, limit_speedup
-from ureca.model.nano import nano_processor, nano_tokenizer
+from ureca.engine.engine import CaptionEngine
+from ureca.engine.parity import compare_with_transformers
+from ureca.engine.results import Caption
+from ureca.hardware import capture_context
+from ureca.model.captioner import Captioner
+from ureca.model.exporting.export import export
+from ureca.model.flops import Branch, Learns, limit_speedup
 from ureca.model.processor import CaptionerProcessor
+from ureca.nano.architecture import nano_processor, nano_tokenizer
 from ureca.regions.rle import Rle, box_to_rle
 from ureca.serving.settings import ServedModel
+from ureca.storage.files import write_json
 
 NUM = 64
 AT_A_TIME = 8

@@ -11,18 +11,22 @@ to the caption that the same region had before.
 import argparse
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
 
 import psutil
-from serving_load import Load, Part, drawn_questions, kill, processes, running_service
 
-from ureca.io import write_json
-from ureca.machine import capture_context
-from ureca.serving import Settings
-from ureca.serving.settings import ServedModel
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.serving_load import Load, Part, drawn_questions, kill, processes, running_service
+
+from ureca.hardware import capture_context
+from ureca.serving.settings import ServedModel, Settings
+from ureca.storage.files import write_json
 
 PARTS: tuple[Part, ...] = ("replica", "engine", "ingress", "proxy")
 REGIONS_PER_IMAGE = 8

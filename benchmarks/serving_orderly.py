@@ -29,11 +29,14 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it
 
 import httpx
 import yaml
-from serving_load import Load, ask_once, drawn_questions, free_port, stream_once
 
-from ureca.io import write_json
-from ureca.machine import capture_context
-from ureca.serving import Client
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.serving_load import Load, ask_once, drawn_questions, free_port, stream_once
+
+from ureca.client.client import Client
+from ureca.hardware import capture_context
+from ureca.storage.files import write_json
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

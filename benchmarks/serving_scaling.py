@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,12 +21,14 @@ from typing import Any
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
 
 import matplotlib
-from serving_load import Load, Tally, drawn_questions, running_service
 
-from ureca.io import write_json
-from ureca.machine import capture_context
-from ureca.serving import Settings
-from ureca.serving.settings import Autoscaling, ServedModel
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.serving_load import Load, Tally, drawn_questions, running_service
+
+from ureca.hardware import capture_context
+from ureca.serving.settings import Autoscaling, ServedModel, Settings
+from ureca.storage.files import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -9,19 +9,22 @@ each, captions of 60 tokens at most. Writes runs/benchmarks/serving_streams.json
 import argparse
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
 
-from serving_load import Question, drawn_questions, running_service
 
-from ureca.io import write_json
-from ureca.machine import capture_context
-from ureca.serving import Client, Settings
-from ureca.serving.client import RegionCaption
-from ureca.serving.settings import ServedModel
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.serving_load import Question, drawn_questions, running_service
+
+from ureca.client.client import Client, RegionCaption
+from ureca.hardware import capture_context
+from ureca.serving.settings import ServedModel, Settings
+from ureca.storage.files import write_json
 
 REGIONS = (1, 8, 32, 128)
 MAX_TOKENS = 60

@@ -13,7 +13,7 @@ random weights on noise, image tokens not kept from before. The three ways take 
 All use the same layers, the head at caption positions alone, and on a CPU the same attention; on a GPU single and
 padded take torch's fused attention, packed FlexAttention. `single` and `padded` cost a region the same however many
 an image has: they are measured on one region and on two. Beside the ratio stands its limit, the ratio of operations
-(`ureca.model.costs.limit_speedup`), for the layers measured and for the whole model's.
+(`ureca.model.flops.limit_speedup`), for the layers measured and for the whole model's.
 
 On a CPU: one thread, its CPU seconds (what one core does, whoever else is on it), bfloat16 where the processor has it,
 and a twelfth of the model: 2 of 24 layers of vision tower and language model each, and a twelfth of the vocabulary, so
@@ -36,18 +36,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ureca.accelerators import find_accelerator
-from ureca.io import write_json
-from ureca.machine import capture_context
-from ureca.model import Captioner, Example, MaskEncoder, MaskEncoderConfig, PackedBatch, RegionExample, pack
-from ureca.model.architectures import describe
+from ureca.hardware import capture_context, find_accelerator
 from ureca.model.attention import Layout, prefix_run
-from ureca.model.captioner import CaptionerConfig
-from ureca.model.costs import Branch, Learns, limit_speedup, total, training_flops
-from ureca.model.nano import nano_processor, nano_tokenizer
-from ureca.model.packing import IGNORED
+from ureca.model.captioner import Captioner, CaptionerConfig
+from ureca.model.flops import Branch, Learns, limit_speedup, total, training_flops
+from ureca.model.internvl.architectures import describe
+from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
+from ureca.model.packing import IGNORED, Example, PackedBatch, RegionExample, pack
 from ureca.model.processor import CaptionerProcessor
+from ureca.nano.architecture import nano_processor, nano_tokenizer
 from ureca.regions.rle import box_to_rle
+from ureca.storage.files import write_json
 from ureca.viewer.plots import speedups
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import dataclasses
 import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
 
 from ureca.config import load_config
-from ureca.labeling import MaskTreesConfig, build_mask_trees
+from ureca.labeling.mask_trees import MaskTreesConfig, build_mask_trees
 from ureca.runs import Run, run_job
 
 

@@ -13,7 +13,8 @@ import dataclasses
 
 import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
 
-from ureca.captioning import CaptionConfig, caption_corpus
+from ureca.captioning.config import CaptionConfig
+from ureca.captioning.job import caption_corpus
 from ureca.config import load_config
 from ureca.runs import Run, run_job
 

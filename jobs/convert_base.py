@@ -34,9 +34,12 @@ class ConvertConfig:
 
 def main() -> None:
     config = load_config(ConvertConfig, description=__doc__ or "")
-    from ureca.model import parameter_counts, skeleton  # after the options were read: it takes seconds
-    from ureca.model.architectures import read_config
-    from ureca.model.convert import convert_base
+    from ureca.model.internvl.architectures import (  # after the options were read: it takes seconds
+        parameter_counts,
+        read_config,
+        skeleton,
+    )
+    from ureca.model.internvl.convert import convert_base
 
     started = time.monotonic()
     shown: list[Progress] = []

@@ -17,18 +17,25 @@ from pathlib import Path
 import bootstrap  # noqa: F401
 
 from ureca.config import load_config
-from ureca.corpus import iter_images, split_heldout
-from ureca.demo import SHIPPED, DemoConfig, Steps, demo_report, make_corpus, serve_heldout, tree_exact, unique_share
-from ureca.demo.benchmark import PROCESSES
-from ureca.demo.recipe import stage_config
-from ureca.evaluation.config import EvaluateConfig, trained_variant, variants_of
+from ureca.corpus.split import split_heldout
+from ureca.corpus.table import iter_images
+from ureca.demo.config import DemoConfig
+from ureca.demo.report import SHIPPED, demo_report
+from ureca.demo.serve import serve_heldout
+from ureca.demo.steps import Steps
 from ureca.evaluation.evaluate import evaluate
-from ureca.labeling import LabelConfig, label_corpus
-from ureca.model import export
-from ureca.model.presets import shipped
+from ureca.evaluation.variants import EvaluateConfig, trained_variant, variants_of
+from ureca.labeling.config import LabelConfig
+from ureca.labeling.job import label_corpus
+from ureca.model.exporting.export import export
+from ureca.model.internvl.presets import packaged_weights
+from ureca.nano.benchmark import PROCESSES
+from ureca.nano.corpus import make_corpus, tree_exact, unique_share
+from ureca.nano.recipe import stage_config
+from ureca.nano.scenes.files import read_truth
 from ureca.runs import Run, run_job
-from ureca.scenes import read_truth
-from ureca.training import Stage1Config, Stage2Config, fit
+from ureca.training.config import Stage1Config, Stage2Config
+from ureca.training.launch import fit
 
 MINUTES = {
     "corpus": 0.2,
@@ -71,7 +78,7 @@ def main() -> None:
         variants = variants_of(
             EvaluateConfig(table=table, stage1=stage1.model, stage2=stage2.model, tuned_none=control.model)
         )
-        variants.append(trained_variant(SHIPPED, str(shipped("nano_captioner"))))
+        variants.append(trained_variant(SHIPPED, str(packaged_weights("captioner"))))
         evaluation = evaluate(
             variants,
             [row for row in rows if row.image_id in heldout],
@@ -85,7 +92,7 @@ def main() -> None:
     tested = [row for row in rows if row.image_id in heldout and row.status == "labeled"]
     with steps.step("serve", "serve the package's captioner with vLLM and ask it over HTTP"):
         served = serve_heldout(
-            shipped("nano_captioner"), tested, max_tokens=config.max_tokens, request_file=out / "request.json"
+            packaged_weights("captioner"), tested, max_tokens=config.max_tokens, request_file=out / "request.json"
         )
         exported = export(stage2.model, out / "export")
 

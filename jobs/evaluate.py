@@ -11,11 +11,12 @@ scores.json (all scores with their intervals), summary.json. METEOR is METEOR 1.
 import bootstrap  # noqa: F401
 
 from ureca.config import load_config
-from ureca.corpus import iter_images, split_heldout
-from ureca.evaluation.config import EvaluateConfig, variants_of
+from ureca.corpus.split import split_heldout
+from ureca.corpus.table import iter_images
 from ureca.evaluation.evaluate import evaluate
+from ureca.evaluation.variants import EvaluateConfig, variants_of
+from ureca.nano.scenes.files import read_truth
 from ureca.runs import Run, run_job
-from ureca.scenes import read_truth
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from typing import Literal
 import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
 
 from ureca.config import load_config
-from ureca.io import read_json
 from ureca.runs import run_job
+from ureca.storage.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ def main() -> None:
     scores = read_json(config.scores) if config.scores else {}
     import torch  # after the options were read: it takes seconds
 
-    from ureca.model import export
-    from ureca.model.card import CardText
-    from ureca.model.verify import verify_export
+    from ureca.model.exporting.card import CardText
+    from ureca.model.exporting.export import export
+    from ureca.model.exporting.verify import verify_export
 
     told = {"title", "about", "license", "data", "limits", "datasets", "language", "variant"}
     card = CardText(name=Path(config.output).name, **{name: getattr(config, name) for name in told})
@@ -65,7 +65,7 @@ def main() -> None:
     def verify(folder: Path) -> str:
         checked = verify_export(config.model, folder, dtype=dtype)
         if config.verify == "vllm":
-            from ureca.engine.verify import verify_engine
+            from ureca.engine.parity import verify_engine
 
             checked += " " + asyncio.run(verify_engine(folder))
         print(checked)

@@ -14,7 +14,9 @@ import dataclasses
 import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
 
 from ureca.config import load_config
-from ureca.labeling import LabelConfig, label_corpus, plan_labeling
+from ureca.labeling.config import LabelConfig
+from ureca.labeling.dry_run import plan_labeling
+from ureca.labeling.job import label_corpus
 from ureca.runs import Run, run_job
 
 

@@ -11,7 +11,8 @@ also seeds.json: the scores of all seeds, to be kept beside the weights of one o
 import bootstrap  # noqa: F401
 
 from ureca.config import load_config
-from ureca.demo.benchmark import (
+from ureca.evaluation.evaluate import evaluate
+from ureca.nano.benchmark import (
     PROCESSES,
     SEEDS_FILE,
     NanoBenchmarkConfig,
@@ -22,10 +23,9 @@ from ureca.demo.benchmark import (
     seeds_record,
     shipped_variants,
 )
-from ureca.evaluation.evaluate import evaluate
-from ureca.io import write_json
+from ureca.nano.frozen_scenes import NAME, load_benchmark, region_strata
 from ureca.runs import Run, run_job
-from ureca.scenes.benchmark import NAME, load_benchmark, region_strata
+from ureca.storage.files import write_json
 
 
 def main() -> None:

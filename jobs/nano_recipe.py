@@ -14,9 +14,10 @@ import dataclasses
 import bootstrap  # noqa: F401
 
 from ureca.config import load_config
-from ureca.demo import make_corpus
-from ureca.demo.recipe import HELDOUT_PHOTOS, NanoRecipeConfig, train_seeds
-from ureca.labeling import LabelConfig, label_corpus
+from ureca.labeling.config import LabelConfig
+from ureca.labeling.job import label_corpus
+from ureca.nano.corpus import make_corpus
+from ureca.nano.recipe import HELDOUT_PHOTOS, NanoRecipeConfig, train_seeds
 from ureca.runs import Run, run_job
 
 

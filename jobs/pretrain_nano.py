@@ -10,8 +10,8 @@ duration, scores by question kind on held-out scenes).
 import bootstrap  # noqa: F401
 
 from ureca.config import config_to_dict, load_config
+from ureca.nano.pretrain import PretrainConfig, pretrain
 from ureca.runs import Run, run_job
-from ureca.training.pretrain import PretrainConfig, pretrain
 
 
 def main() -> None:

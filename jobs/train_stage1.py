@@ -14,7 +14,9 @@ import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not ins
 
 from ureca.config import load_config
 from ureca.runs import Run, run_job
-from ureca.training import Stage1Config, fit, settled
+from ureca.training.config import Stage1Config
+from ureca.training.launch import fit
+from ureca.training.plan import settled
 
 
 def main() -> None:

@@ -16,7 +16,9 @@ import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not ins
 
 from ureca.config import load_config
 from ureca.runs import Run, run_job
-from ureca.training import Stage2Config, fit, settled
+from ureca.training.config import Stage2Config
+from ureca.training.launch import fit
+from ureca.training.plan import settled
 
 
 def main() -> None:

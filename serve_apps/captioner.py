@@ -3,6 +3,7 @@
 On a cluster: `serve deploy serve_apps/captioner.yaml --address http://HEAD:8265`.
 """
 
-from ureca.serving import Settings, build
+from ureca.serving.deployments import build
+from ureca.serving.settings import Settings
 
 __all__ = ["Settings", "build"]

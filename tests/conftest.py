@@ -21,7 +21,7 @@ os.environ.update(
 
 import pytest  # noqa: E402
 
-pytest_plugins = ["tiny", "exports"]
+pytest_plugins = ["support.tiny", "support.exports", "support.measuring_backend"]
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,17 @@
 """cluster.yaml against Ray's own schema and against what its head comment promises."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
-    return yaml.safe_load((Path(__file__).parents[1] / "cluster.yaml").read_text())
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
 def prepared(cluster: dict[str, Any]) -> dict[str, Any]:

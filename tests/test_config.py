@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from job_configs import JOBS, config_class
+from support.job_configs import config_class
+from support.paths import JOBS
 
-from ureca.config import config_from_dict, config_to_dict, load_config, read_config, save_config
+from ureca.config import config_from_dict, config_to_dict, field_docs, load_config, read_config, save_config
 from ureca.errors import ConfigError
-from ureca.fields import field_docs
 
 
 @dataclass(frozen=True, kw_only=True)

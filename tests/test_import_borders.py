@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "ureca"
 
 # Each layer may import those above it. Names in one row don't import each other.
@@ -37,20 +37,20 @@ LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.spli
     ("module", "forbidden"),
     [
         ("ureca", "torch ray vllm deepspeed numpy pyarrow"),
-        ("ureca.cli", "torch ray vllm deepspeed numpy pyarrow"),
-        ("ureca.sizing", "torch ray vllm deepspeed"),
-        ("ureca.accelerators", "torch ray vllm deepspeed numpy pyarrow yaml"),
-        ("ureca.doctor", "torch ray vllm deepspeed numpy pyarrow yaml"),
+        ("ureca.cli.main", "torch ray vllm deepspeed numpy pyarrow"),
+        ("ureca.cli.plan", "torch ray vllm deepspeed"),
+        ("ureca.hardware", "torch ray vllm deepspeed numpy pyarrow yaml"),
+        ("ureca.cli.doctor", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.runs", "torch ray"),
         ("ureca.regions", "torch ray"),
         ("ureca.attributes", "torch ray"),
-        ("ureca.scenes", "torch ray"),
+        ("ureca.nano.scenes", "torch ray"),
         ("ureca.corpus", "torch ray"),
         ("ureca.proposals", "torch ray transformers"),
         ("ureca.viewer.gallery", "torch ray"),
         ("ureca.model", "ray vllm deepspeed"),
         ("ureca.engine", "vllm"),
-        ("ureca.serving.api", "torch ray vllm deepspeed"),
+        ("ureca.serving.api.app", "torch ray vllm deepspeed"),
         ("ureca.serving.settings", "torch ray vllm deepspeed"),
         ("ureca.evaluation", "ray deepspeed vllm ureca.training ureca.labeling"),
     ],

@@ -10,11 +10,11 @@ import typing
 from pathlib import Path
 
 import pytest
-from job_configs import JOBS, config_class
+from support.job_configs import config_class
+from support.paths import JOBS, ROOT
 
 from ureca.config import load_config
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
@@ -47,7 +47,7 @@ def test_options_in_the_table_exist(job):
 
 
 def test_commands_in_the_readme_name_targets_recipes_and_subcommands_that_exist():
-    from ureca import cli
+    from ureca.cli import main as cli
 
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([\w-]+)\b(?!=)", README)) <= targets

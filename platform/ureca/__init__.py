@@ -1,18 +1,20 @@
 """URECA on Ray: a unique caption for every region of every image.
 
-The names below are the public ones; importing this package imports none of them until they are used.
+The names below are the public API. Each loads on first use, so `import ureca` stays light.
 """
 
 import importlib
 from typing import Any
 
-__all__ = ["Captioner", "Client", "build_mask_tree", "read_regions"]
+__all__ = ["Captioner", "Client", "build_mask_tree", "photos_directory", "read_regions", "read_sa1b"]
 
 _HOMES = {
-    "Captioner": "ureca.model",
-    "Client": "ureca.serving",
-    "build_mask_tree": "ureca.regions",
-    "read_regions": "ureca.corpus",
+    "Captioner": "ureca.model.captioner",
+    "Client": "ureca.client.client",
+    "build_mask_tree": "ureca.regions.tree",
+    "photos_directory": "ureca.corpus.read",
+    "read_regions": "ureca.corpus.table",
+    "read_sa1b": "ureca.corpus.read",
 }
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 from ureca.errors import ConfigError
 
-__all__ = ["before_importing_ray", "connect", "joins_cluster"]
-
 # A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own,
 # though most of them wait most of the time: on a small machine Ray is told of more CPUs than there are.
 _LEAST_LOGICAL_CPUS = 4

@@ -5,18 +5,6 @@ into a quarantine row, the service into a 4xx. The text names the input, what wa
 Anything that is not a `UrecaError` is a fault of this project and keeps its traceback.
 """
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "EmptyMaskError",
-    "ImageError",
-    "InputError",
-    "MaskError",
-    "MaskSizeError",
-    "StorageError",
-    "UrecaError",
-]
-
 
 class UrecaError(Exception):
     """Base of every error whose remedy lies with the user. Takes one argument, the message."""

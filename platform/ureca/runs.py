@@ -21,10 +21,8 @@ import yaml
 
 from ureca.config import config_to_dict, save_config
 from ureca.errors import ConfigError, UrecaError
-from ureca.io import to_json, write_json
-from ureca.machine import capture_context
-
-__all__ = ["Progress", "Run", "capture_context", "run_job"]
+from ureca.hardware import capture_context
+from ureca.storage.files import to_json, write_json
 
 
 class Run:

@@ -9,8 +9,8 @@ import pytest
 from ureca.attributes.measure import MOST, RegionAttributes, measure, measure_tree
 from ureca.attributes.vocabulary import COLORS, base_color
 from ureca.errors import MaskSizeError
+from ureca.nano.scenes.draw import Scene, draw_scene
 from ureca.regions.rle import encode_mask
-from ureca.scenes import Scene, draw_scene
 
 FLOORS = {"color": 0.99, "size": 1.0, "place": 1.0, "shape": 0.98, "texture": 0.97}
 """Measured over 250 scenes: color 1.00, size 1.00, place 1.00, shape 1.00, texture 0.987."""

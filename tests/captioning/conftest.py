@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from caption_backends import TOKEN, AreaBackend
-from on_a_port import on_a_port
+from support.caption_backends import TOKEN, AreaBackend
+from support.live_server import on_a_port
 
-from ureca.scenes import write_scenes
-from ureca.serving.api import create_app
+from ureca.nano.scenes.files import write_scenes
+from ureca.serving.api.app import create_app
 from ureca.serving.settings import AccessToken, Limits
 
 NUM_SCENES = 6

@@ -3,7 +3,7 @@
 import pytest
 
 from ureca.captioning.config import CaptionConfig
-from ureca.captioning.pipeline import rows_plan
+from ureca.captioning.job import rows_plan
 from ureca.config import load_config
 from ureca.engine.config import EngineConfig
 from ureca.errors import ConfigError

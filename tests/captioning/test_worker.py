@@ -10,10 +10,13 @@ from PIL import Image
 from ureca.captioning.config import CaptionConfig, EndpointConfig
 from ureca.captioning.recipe import CaptionRecipe
 from ureca.captioning.worker import CaptionWorker
-from ureca.corpus import Distractor, ImageRow, ManifestRow, iter_manifest, write_manifest, write_regions
+from ureca.corpus.schema import Distractor, ImageRow
+from ureca.corpus.sources.manifest import ManifestRow, iter_manifest
+from ureca.corpus.sources.parse import write_manifest
+from ureca.corpus.table import write_regions
 from ureca.errors import ConfigError, InputError
-from ureca.labeling.errors import EndpointLost
-from ureca.serving.calls import OverloadedError
+from ureca.pipeline.errors import EndpointLost
+from ureca.serving.api.backend import OverloadedError
 
 
 def worker_of(service: str, *sources: Path, retries: int = 0, **settings) -> CaptionWorker:

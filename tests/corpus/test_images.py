@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from corpora import encoded, photo
 from PIL import Image
+from support.corpora import encoded, photo
 
-from ureca.corpus import decode_image, photos_directory
-from ureca.corpus.images import image_sizes
+from ureca.corpus.images import decode_image, image_sizes
+from ureca.corpus.read import photos_directory
 from ureca.errors import ImageError
 
 ROTATED = 6  # EXIF orientation "turn by 90 degrees"

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import SIZE, encoded, photo, sa1b_record, square, write, write_photo
 from PIL import Image
+from support.corpora import SIZE, encoded, photo, sa1b_record, square, write, write_photo
 
-from ureca.corpus import ImageRow, ManifestRow, ReadLimits, load_image, photos_directory, read_row, read_sa1b
+from ureca.corpus.read import ReadLimits, photos_directory, read_row, read_sa1b
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.sources.manifest import ManifestRow
+from ureca.corpus.table import load_image
 from ureca.errors import ConfigError, ImageError, InputError, MaskError, MaskSizeError
-from ureca.regions import decode_rle, encode_mask, rle_area, rle_bbox
+from ureca.regions.rle import decode_rle, encode_mask, rle_area, rle_bbox
 
 PHOTOS = ["astronaut", "chelsea", "china", "coffee", "flower", "rocket"]
 UPRIGHT = (SIZE[1], SIZE[0])

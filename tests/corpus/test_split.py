@@ -2,7 +2,7 @@
 
 import pytest
 
-from ureca.corpus import split_heldout
+from ureca.corpus.split import split_heldout
 from ureca.errors import ConfigError
 
 IDS = [f"sa_{number}" for number in range(5000)]

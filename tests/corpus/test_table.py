@@ -10,24 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ureca.corpus import (
-    REGION_TABLE_SCHEMA,
-    Distractor,
-    ImageRow,
-    Provenance,
-    RegionRow,
-    canonical_digest,
-    iter_images,
-    load_image,
-    photos_directory,
-    read_regions,
-    read_sa1b,
-    rows_to_table,
-    write_regions,
-)
 from ureca.corpus import table as table_module
+from ureca.corpus.read import photos_directory, read_sa1b
+from ureca.corpus.schema import REGION_TABLE_SCHEMA, Distractor, ImageRow, Provenance, RegionRow
+from ureca.corpus.table import canonical_digest, iter_images, load_image, read_regions, rows_to_table, write_regions
 from ureca.errors import ImageError, InputError, MaskError
-from ureca.regions import build_mask_tree
+from ureca.regions.tree import build_mask_tree
 
 
 def photo_row(name: str = "flower", *, by_reference: bool = True) -> ImageRow:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ureca.engine import CaptionEngine, compare_with_transformers
-from ureca.engine.caption import Caption, RegionFault, whole_captions
+from ureca.engine.engine import CaptionEngine
+from ureca.engine.parity import compare_with_transformers
+from ureca.engine.results import Caption, RegionFault, whole_captions
 from ureca.errors import ConfigError, InputError
-from ureca.model import Captioner
+from ureca.model.captioner import Captioner
 from ureca.regions.rle import box_to_rle
 
 pytestmark = pytest.mark.slow

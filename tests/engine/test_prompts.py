@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ureca.engine.prompts import PromptBuilder, check_rows
 from ureca.errors import CheckpointError
-from ureca.model import Captioner
+from ureca.model.captioner import Captioner
 from ureca.regions.rle import box_to_rle
 
 WIDE = (256, 700)  # 3 x 1 tiles and a thumbnail

@@ -13,7 +13,7 @@ import torch
 
 import ureca
 from ureca.engine.prompts import RegionPrompt
-from ureca.model import Captioner
+from ureca.model.captioner import Captioner
 from ureca.regions.rle import box_to_rle
 
 HELD = ("0.32.0",)

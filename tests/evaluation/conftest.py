@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
 import pytest
-from labeled_scenes import scene_row
+from support.labeled_scenes import scene_row
 
 from ureca.corpus.schema import ImageRow
 

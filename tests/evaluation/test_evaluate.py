@@ -2,14 +2,14 @@ import dataclasses
 import json
 
 import pytest
-from labeled_scenes import KnownCaptioner, scene_row
+from support.labeled_scenes import KnownCaptioner, scene_row
 
 from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError, UrecaError
-from ureca.evaluation import evaluate as module
+from ureca.evaluation.aggregate import METRICS
 from ureca.evaluation.evaluate import evaluate
-from ureca.evaluation.groups import METRICS
-from ureca.evaluation.java import MetricError
+from ureca.evaluation.evaluate import evaluate as module
+from ureca.evaluation.metrics import MetricError
 from ureca.evaluation.predictions import Variant
 
 

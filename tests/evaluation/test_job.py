@@ -3,18 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from labeled_scenes import scene_row
+from support.labeled_scenes import scene_row
+from support.paths import ROOT
 
 from ureca.config import load_config
-from ureca.corpus import ImageRow, write_regions
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.table import write_regions
 from ureca.errors import CheckpointError, ConfigError, InputError
-from ureca.evaluation.config import EvaluateConfig, variants_of
-from ureca.model import Captioner
+from ureca.evaluation.variants import EvaluateConfig, variants_of
+from ureca.model.captioner import Captioner
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "jobs" / "configs"
 
 

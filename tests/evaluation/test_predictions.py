@@ -3,11 +3,11 @@ import functools
 import json
 
 import pytest
-from labeled_scenes import KnownCaptioner
+from support.labeled_scenes import KnownCaptioner
 
 from ureca.errors import InputError
 from ureca.evaluation.predictions import REGIONS_PER_BATCH, Variant, predict, read_predictions
-from ureca.model import Captioner
+from ureca.model.captioner import Captioner
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import numpy as np
-from labeled_scenes import scene_row
+from support.labeled_scenes import scene_row
 
+from ureca.evaluation.aggregate import masks_by_stratum, restricted, strata_of
 from ureca.evaluation.bootstrap import mean_statistics
-from ureca.evaluation.strata import masks_by_stratum, restricted, strata_of
 
 
 def test_a_region_belongs_to_its_size_depth_and_crowd():

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from labeled_scenes import SENTENCE, scene_row
+from support.labeled_scenes import SENTENCE, scene_row
 
 from ureca.corpus.table import load_image
 from ureca.evaluation.uniqueness import RegionCaption, attribute_statistics, picks_own, region_candidates

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ureca.scenes import write_scenes
+from ureca.nano.scenes.files import write_scenes
 
 NUM_SCENES = 12
 

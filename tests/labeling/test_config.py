@@ -4,10 +4,10 @@ import pytest
 
 from ureca.config import load_config
 from ureca.errors import ConfigError
-from ureca.labeling import LabelConfig
+from ureca.labeling.config import LabelConfig
+from ureca.labeling.describers.vllm import VllmConfig
 from ureca.labeling.distractors import DistractorConfig
-from ureca.labeling.pipeline import rows_plan
-from ureca.labeling.vllm_describer import VllmConfig
+from ureca.labeling.job import rows_plan
 from ureca.regions.tree import TreeConfig
 
 

@@ -6,7 +6,7 @@ import pytest
 from ureca.attributes.measure import measure_tree
 from ureca.errors import ConfigError
 from ureca.labeling.distractors import DistractorConfig, find_distractors
-from ureca.scenes import draw_scene
+from ureca.nano.scenes.draw import draw_scene
 
 
 def turned(*degrees: float) -> np.ndarray:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labeling_faults import FaultCluster, fault_cluster, run_parts, run_poison, run_starts
-from slow_endpoint import SlowEndpoint
+from support.labeling_faults import FaultCluster, fault_cluster, run_parts, run_poison, run_starts
+from support.slow_endpoint import SlowEndpoint
 
-from ureca.io import read_json
-from ureca.scenes import write_scenes
+from ureca.nano.scenes.files import write_scenes
+from ureca.storage.files import read_json
 
 pytestmark = pytest.mark.slow
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_vision import save_dinov2
+from support.tiny_vision import save_dinov2
 
 from ureca.attributes.measure import measure_tree
-from ureca.corpus import Distractor
+from ureca.corpus.schema import Distractor
 from ureca.errors import CheckpointError, ConfigError
 from ureca.labeling.distractors import DistractorConfig, find_distractors
 from ureca.labeling.features import DinoFeatures, FeatureConfig, make_features
-from ureca.regions import encode_mask
-from ureca.scenes import draw_scene
+from ureca.nano.scenes.draw import draw_scene
+from ureca.regions.rle import encode_mask
 
 SIDE = 42
 

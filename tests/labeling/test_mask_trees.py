@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ureca.corpus import (
-    ImageRow,
-    RegionRow,
-    iter_images,
-    photos_directory,
-    read_sa1b,
-    write_manifest,
-    write_regions,
-)
+from ureca.corpus.read import photos_directory, read_sa1b
+from ureca.corpus.schema import ImageRow, RegionRow
+from ureca.corpus.sources.parse import write_manifest
+from ureca.corpus.table import iter_images, write_regions
 from ureca.errors import ConfigError, InputError
-from ureca.labeling import MaskTreesConfig, MaskTreesSummary, build_mask_trees
-from ureca.labeling.mask_trees import PLOT_FILE, _doubling, _Statistics, tree_settings
-from ureca.labeling.parts import Parts
-from ureca.regions import TreeConfig, build_mask_tree, encode_mask
+from ureca.labeling.mask_trees import (
+    PLOT_FILE,
+    MaskTreesConfig,
+    MaskTreesSummary,
+    _doubling,
+    _Statistics,
+    build_mask_trees,
+    tree_settings,
+)
+from ureca.pipeline.parts import Parts
+from ureca.regions.rle import encode_mask
+from ureca.regions.tree import TreeConfig, build_mask_tree
 
 
 @pytest.fixture(scope="module")

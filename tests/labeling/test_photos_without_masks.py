@@ -3,15 +3,16 @@
 import asyncio
 from pathlib import Path
 
-from tiny_vision import save_dinov2, save_sam2
+from support.tiny_vision import save_dinov2, save_sam2
 
-from ureca.corpus import ManifestRow, photos_directory
-from ureca.labeling.attributes_describer import AttributesDescriber
+from ureca.corpus.read import photos_directory
+from ureca.corpus.sources.manifest import ManifestRow
+from ureca.labeling.config import WalkConfig
+from ureca.labeling.describers.attributes import AttributesDescriber
 from ureca.labeling.distractors import DistractorConfig
 from ureca.labeling.features import FeatureConfig
-from ureca.labeling.walk import ImageLabeler, LabeledImage
-from ureca.labeling.walk_config import WalkConfig
-from ureca.proposals import ProposalConfig, SamConfig
+from ureca.labeling.image_labeler import ImageLabeler, LabeledImage
+from ureca.proposals.config import ProposalConfig, SamConfig
 
 
 def labeled(config: WalkConfig) -> LabeledImage:

@@ -1,10 +1,10 @@
 """A tiny captioner with random weights: nano's classes at width 64, float64, up to six tiles of 256 px."""
 
 import pytest
-from captioners import WORDS, tiny_captioner
+from support.captioners import WORDS, tiny_captioner
 
-from ureca.model import Captioner
-from ureca.model.nano import nano_config, nano_processor, nano_tokenizer, new_nano, save_nano
+from ureca.model.captioner import Captioner
+from ureca.nano.architecture import nano_config, nano_processor, nano_tokenizer, new_nano, save_nano
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ureca.errors import CheckpointError, ConfigError
-from ureca.model import Captioner, Example, RegionExample, export, pack, preset
-from ureca.model.captioner import MASK_ENCODER_FILE
-from ureca.model.export import export_digest
+from ureca.model.captioner import MASK_ENCODER_FILE, Captioner
+from ureca.model.exporting.export import export, export_digest
+from ureca.model.internvl.presets import preset
+from ureca.model.packing import Example, RegionExample, pack
 from ureca.regions.rle import encode_mask
 
 SIZE = (300, 500)

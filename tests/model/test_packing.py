@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from captioners import drawn_example, plain_loss, tiny_captioner
+from support.captioners import drawn_example, plain_loss, tiny_captioner
 
 import ureca.model.captioner as captioner_module
-from ureca.model import Captioner, Example, pack
 from ureca.model.attention import BranchRun, Layout, PrefixRun, both_runs
-from ureca.model.head import LossHead
+from ureca.model.captioner import Captioner
+from ureca.model.loss_head import LossHead
+from ureca.model.packing import Example, pack
 
 
 def with_shared_bins() -> Example:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ureca.errors import CheckpointError
-from ureca.model import Captioner, CaptionerConfig
+from ureca.model.captioner import Captioner, CaptionerConfig
 from ureca.model.processor import location_token
 
 

@@ -5,25 +5,24 @@ import json
 import numpy as np
 
 from ureca.attributes.vocabulary import base_color
-from ureca.model import Captioner, preset_path
-from ureca.model.captioner import weights_hash
-from ureca.model.presets import shipped
-from ureca.scenes import draw_scene
-from ureca.training.questions import questions
+from ureca.model.captioner import Captioner, weights_hash
+from ureca.model.internvl.presets import packaged_weights, preset_path
+from ureca.nano.pretrain_questions import questions
+from ureca.nano.scenes.draw import draw_scene
 
 
 def test_base_and_captioner_are_small_and_belong_together() -> None:
-    for name in ("nano", "nano_captioner"):
-        assert sum(file.stat().st_size for file in shipped(name).glob("*.safetensors")) < 15e6
+    for name in ("base", "captioner"):
+        assert sum(file.stat().st_size for file in packaged_weights(name).glob("*.safetensors")) < 15e6
     base = Captioner.from_base("nano", tile_limit=1)
-    captioner = Captioner.from_pretrained(shipped("nano_captioner"))
+    captioner = Captioner.from_pretrained(packaged_weights("captioner"))
     assert captioner.config.base_hash == weights_hash(base.base)
     assert len(captioner.processor.prefix_ids(1)) >= 256
 
 
 def test_the_base_names_colors_at_points_as_its_card_says() -> None:
     base = Captioner.from_base("nano", tile_limit=1)
-    card = json.loads((shipped("nano") / "training.json").read_text())
+    card = json.loads((packaged_weights("base") / "training.json").read_text())
     right = []
     for number in range(4):
         scene = draw_scene(900_000_000 + number)
@@ -35,7 +34,7 @@ def test_the_base_names_colors_at_points_as_its_card_says() -> None:
 
 
 def test_the_captioner_says_what_a_region_looks_like_as_its_card_says() -> None:
-    captioner = Captioner.from_pretrained(shipped("nano_captioner"))
+    captioner = Captioner.from_pretrained(packaged_weights("captioner"))
     query = captioner.processor.query("unique")
     said: dict[str, list[bool]] = {"color": [], "shape": [], "size": [], "place": []}
     for number in range(4):
@@ -52,4 +51,4 @@ def test_the_captioner_says_what_a_region_looks_like_as_its_card_says() -> None:
 
 
 def test_the_name_nano_stands_for_the_folder_in_the_package() -> None:
-    assert preset_path("nano") == str(shipped("nano"))
+    assert preset_path("nano") == str(packaged_weights("base"))

@@ -5,14 +5,14 @@ import functools
 import numpy as np
 import pytest
 import torch
-from captioners import WORDS
 from PIL import Image
+from support.captioners import WORDS
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 
-from ureca.corpus import photos_directory
-from ureca.model import CaptionerProcessor
-from ureca.model.nano import nano_processor, nano_tokenizer
-from ureca.model.official import IMAGENET_MEAN, IMAGENET_STD
+from ureca.corpus.read import photos_directory
+from ureca.model.internvl.official_layout import IMAGENET_MEAN, IMAGENET_STD
+from ureca.model.processor import CaptionerProcessor
+from ureca.nano.architecture import nano_processor, nano_tokenizer
 
 TILE_PX = 448
 LIMITS = (1, 6, 12)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ureca.proposals import ProposalConfig
 from ureca.proposals.choose import choose_masks
-from ureca.regions import decode_rle, encode_mask
+from ureca.proposals.config import ProposalConfig
+from ureca.regions.rle import decode_rle, encode_mask
 
 
 def box(top, left, bottom, right):

@@ -4,7 +4,7 @@ import pytest
 
 from ureca.config import config_from_dict, config_to_dict
 from ureca.errors import ConfigError
-from ureca.proposals import ProposalConfig, SamConfig
+from ureca.proposals.config import ProposalConfig, SamConfig
 
 
 def test_a_proposer_has_its_own_number_of_regions_unless_told():

@@ -5,12 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_vision import save_sam, save_sam2
+from support.tiny_vision import save_sam, save_sam2
 
-from ureca.corpus import photos_directory
+from ureca.corpus.read import photos_directory
 from ureca.errors import CheckpointError
-from ureca.proposals import ProposalConfig, SamConfig, make_proposer
-from ureca.regions import build_mask_tree, decode_rle, rle_area
+from ureca.proposals.config import ProposalConfig, SamConfig
+from ureca.proposals.proposer import make_proposer
+from ureca.regions.rle import decode_rle, rle_area
+from ureca.regions.tree import build_mask_tree
 
 SIDE = 5
 """Points along each side of the grid."""

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ureca.corpus import photos_directory
-from ureca.proposals import ProposalConfig, propose_segments
-from ureca.regions import build_mask_tree, decode_rle, encode_mask, iou_matrix, rle_area
+from ureca.corpus.read import photos_directory
+from ureca.proposals.config import ProposalConfig
+from ureca.proposals.segments import propose_segments
+from ureca.regions.rle import decode_rle, encode_mask, iou_matrix, rle_area
+from ureca.regions.tree import build_mask_tree
 
 HEIGHT, WIDTH = 300, 400
 

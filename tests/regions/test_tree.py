@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ureca.corpus import photos_directory, read_sa1b
+from ureca.corpus.read import photos_directory, read_sa1b
 from ureca.errors import ConfigError, MaskError, MaskSizeError
 from ureca.regions import tree as tree_module
 from ureca.regions.overlaps import containments

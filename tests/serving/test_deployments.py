@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from ray.serve.handle import DeploymentResponse
-from serving_load import processes
+from support.paths import SERVE_APPS
+from support.serving_load import processes
 
+from ureca.client.client import Client, data_url
 from ureca.errors import CheckpointError
-from ureca.model.presets import shipped
+from ureca.model.internvl.presets import packaged_weights
 from ureca.regions.rle import box_to_rle
-from ureca.serving import Client, Settings, build
-from ureca.serving.client import data_url
-from ureca.serving.deployments import router_by_image
-from ureca.serving.settings import Limits, ServedModel, one_model
+from ureca.serving.deployments import build, router_by_image
+from ureca.serving.settings import Limits, ServedModel, Settings, one_model
 
 pytestmark = pytest.mark.slow
 
 SIZE = (256, 500)
-DASHBOARD = Path(__file__).parents[2] / "serve_apps" / "grafana_dashboard.json"
+DASHBOARD = SERVE_APPS / "grafana_dashboard.json"
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(keep_asking, how) for how in (ask, ask, ask_for_a_stream)]
         try:
-            deploy({"export": shipped("nano_captioner"), "other": tiny_export})
+            deploy({"export": packaged_weights("captioner"), "other": tiny_export})
             old.wait(60)
             time.sleep(2)
         finally:

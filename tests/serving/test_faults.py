@@ -10,12 +10,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serving_load import Load, ask_once, drawn_questions, kill, processes, running_service
+from support.serving_load import Load, ask_once, drawn_questions, kill, processes, running_service
 
+from ureca.client.client import Client, RegionCaption, data_url
 from ureca.regions.rle import box_to_rle
-from ureca.serving import Client, Settings
-from ureca.serving.client import RegionCaption, data_url
-from ureca.serving.settings import Autoscaling, ServedModel
+from ureca.serving.settings import Autoscaling, ServedModel, Settings
 
 pytestmark = pytest.mark.slow
 

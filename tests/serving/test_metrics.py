@@ -3,16 +3,16 @@
 import asyncio
 import json
 import re
-from pathlib import Path
 
 import pytest
-from test_access import KeptRecords
+from support.kept_records import KeptRecords
+from support.paths import SERVE_APPS
 
-from ureca.engine.caption import Caption, whole_captions
+from ureca.engine.results import Caption, whole_captions
 from ureca.serving import metrics
 from ureca.serving.metrics import METRICS, EngineMeter
 
-DASHBOARD = Path(__file__).parents[2] / "serve_apps" / "grafana_dashboard.json"
+DASHBOARD = SERVE_APPS / "grafana_dashboard.json"
 
 
 async def told(count: int, failure: Exception | None = None):

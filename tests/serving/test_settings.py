@@ -1,16 +1,16 @@
 """The YAML that Ray Serve reads."""
 
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
+from support.paths import SERVE_APPS
 
-from ureca.model.presets import shipped
+from ureca.model.internvl.presets import packaged_weights
 from ureca.serving.settings import Settings, one_model
 
-YAML = Path(__file__).parents[2] / "serve_apps" / "captioner.yaml"
+YAML = SERVE_APPS / "captioner.yaml"
 
 
 def test_the_shipped_yaml_names_the_app_and_settings_it_takes():
@@ -22,7 +22,7 @@ def test_the_shipped_yaml_names_the_app_and_settings_it_takes():
 
 def test_the_default_model_is_the_one_in_the_package():
     [(name, model)] = Settings().models.items()
-    assert (name, model.export_dir) == ("nano_captioner", shipped("nano_captioner"))
+    assert (name, model.export_dir) == ("nano_captioner", packaged_weights("captioner"))
     assert one_model(None) == Settings().models
 
 

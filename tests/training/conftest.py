@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import Trained, stage1
+from support.trainings import Trained, stage1
 
-from ureca.training import Stage1Config, Stage2Config, fit
+from ureca.training.config import Stage1Config, Stage2Config
+from ureca.training.launch import fit
 from ureca.training.plan import Plan
 
 

@@ -2,18 +2,16 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import JOBS
 
 from ureca.config import load_config
 from ureca.errors import ConfigError
-from ureca.training import Stage1Config, Stage2Config, Stage3Config
-from ureca.training.index import Lengths, StepIndex
-from ureca.training.zero import learning_rate
-
-JOBS = Path(__file__).parents[2] / "jobs"
+from ureca.training.config import Stage1Config, Stage2Config, Stage3Config
+from ureca.training.data.sampler import Lengths, StepIndex
+from ureca.training.deepspeed import learning_rate
 
 
 @pytest.mark.parametrize(

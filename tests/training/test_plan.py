@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from ureca.errors import CheckpointError, ConfigError
-from ureca.model import Captioner
-from ureca.training import Stage1Config, Stage2Config
-from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, WorkersConfig
+from ureca.model.captioner import Captioner
+from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, Stage1Config, Stage2Config, WorkersConfig
 from ureca.training.plan import Plan, refuse_other_plan
 
 

@@ -9,13 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ureca.corpus import ImageRow, iter_images, write_regions
-from ureca.corpus.schema import Distractor
+from ureca.corpus.schema import Distractor, ImageRow
+from ureca.corpus.table import iter_images, write_regions
 from ureca.errors import CheckpointError, InputError
-from ureca.model import Captioner
-from ureca.training import Stage1Config, Stage2Config, Stage3Config, fit
-from ureca.training.config import BatchConfig, LoraConfig, OptimizerConfig, PreferenceConfig, WorkersConfig
-from ureca.training.metrics import read_metrics
+from ureca.model.captioner import Captioner
+from ureca.training.config import (
+    BatchConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PreferenceConfig,
+    Stage1Config,
+    Stage2Config,
+    Stage3Config,
+    WorkersConfig,
+)
+from ureca.training.launch import fit
+from ureca.training.monitor.metrics import read_metrics
 from ureca.training.plan import Plan
 
 NUM_STEPS = 16
@@ -127,7 +136,7 @@ def test_what_stage_2_did_not_leave_is_refused(
     if made == "stage1":
         folder = stage2_model.parent / made
     elif made == "export":
-        from ureca.model import export
+        from ureca.model.exporting.export import export
 
         export(stage2_model, folder)
     with pytest.raises(CheckpointError, match=message):

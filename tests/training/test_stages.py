@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainings import (
+from support.trainings import (
     NUM_STEPS,
     ROOT,
     Trained,
@@ -30,10 +30,10 @@ from trainings import (
 )
 
 from ureca.errors import CheckpointError, InputError
-from ureca.model import Captioner
-from ureca.training import Stage1Config, Stage2Config, fit
-from ureca.training.checkpoints import steps_done
-from ureca.training.config import LoraConfig, OptimizerConfig, WorkersConfig
+from ureca.model.captioner import Captioner
+from ureca.training.checkpoint.files import steps_done
+from ureca.training.config import LoraConfig, OptimizerConfig, Stage1Config, Stage2Config, WorkersConfig
+from ureca.training.launch import fit
 from ureca.training.plan import Plan
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chromium import chromium
+from support.chromium import chromium
 
 
 @pytest.fixture(scope="package")

@@ -11,13 +11,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from sample_gallery import HEIGHT, HOSTILE, NUM_PLAIN, WIDTH, regions, write_sample
+from support.sample_gallery import HEIGHT, HOSTILE, NUM_PLAIN, WIDTH, regions, write_sample
 
-from ureca.corpus import ImageRow, RegionRow, write_regions
+from ureca.cli.view import view_table
+from ureca.corpus.schema import ImageRow, RegionRow
+from ureca.corpus.table import write_regions
 from ureca.errors import ConfigError, InputError, StorageError
 from ureca.regions.rle import encode_mask, rle_area, rle_bbox
 from ureca.viewer.gallery import write_gallery
-from ureca.viewer.gallery_command import view_table
 
 NUM_IMAGES = NUM_PLAIN + 5
 VOID = {"meta", "link", "input"}
@@ -250,7 +251,7 @@ def test_what_is_wrong_is_said_in_one_line(table, tmp_path, monkeypatch, argumen
 
 def test_the_command_is_part_of_ureca(table, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "ureca.cli", "view", table, "--no-open", "--images", "2"],
+        [sys.executable, "-m", "ureca.cli.main", "view", table, "--no-open", "--images", "2"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

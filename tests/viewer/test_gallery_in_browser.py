@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from sample_gallery import HOSTILE, NUM_PLAIN, write_sample
+from support.sample_gallery import HOSTILE, NUM_PLAIN, write_sample
 
 from ureca.viewer.gallery import write_gallery
 

@@ -5,20 +5,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from sample_report import HOSTILE, drawn_image, photo, region, sample
+from support.sample_report import HOSTILE, NOTE, drawn_image, photo, region, sample
 
 from ureca.corpus.schema import ImageRow, RegionRow
 from ureca.regions.rle import encode_mask, rle_area, rle_bbox
-from ureca.viewer.page import ROWS_SHOWN
+from ureca.viewer.plots import Curve
 from ureca.viewer.report import (
-    NANO_NOTES,
-    Curve,
-    ReportImage,
-    ReportRegion,
     curve_from_metrics,
     report_image,
     write_report,
 )
+from ureca.viewer.report_data import ReportImage, ReportRegion
+from ureca.viewer.report_html import ROWS_SHOWN
 
 VOID = {"meta", "link", "img", "br", "path"}
 
@@ -123,7 +121,7 @@ def test_the_shipped_captioner_goes_before_the_one_trained_in_the_run(tmp_path):
 
 def test_page_says_what_nano_does_not_know(page):
     assert "What nano does not know" in page.text
-    assert NANO_NOTES[0] in page.text
+    assert NOTE in page.text
 
 
 def test_regions_beyond_the_first_are_folded_and_counted(tmp_path):

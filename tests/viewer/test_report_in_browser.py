@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from sample_report import sample
+from support.sample_report import sample
 
 from ureca.viewer.report import write_report
 

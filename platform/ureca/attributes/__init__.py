@@ -1,1 +1,1 @@
-"""What a region looks like, measured from pixels and mask, and what a caption claims about it."""
+"""Visual attributes of regions: measure them from pixels, and read them from captions."""

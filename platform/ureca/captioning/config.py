@@ -7,12 +7,10 @@ from typing import Literal
 from ureca.corpus.read import ReadLimits
 from ureca.engine.config import EngineConfig
 from ureca.errors import ConfigError
-from ureca.labeling.ledger import PriceConfig
-from ureca.labeling.walk_config import WalkConfig
+from ureca.labeling.config import WalkConfig
+from ureca.pipeline.usage import PriceConfig
 from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import TreeConfig
-
-__all__ = ["CaptionConfig", "EndpointConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,12 @@ from typing import Any
 
 from ureca.captioning.config import EndpointConfig
 from ureca.captioning.source import Captioned
-from ureca.corpus import LoadedImage
-from ureca.engine.load import Load
+from ureca.client.client import Captions, Client, RegionCaption, ServiceError, as_read
+from ureca.corpus.read import LoadedImage
+from ureca.engine.utilization import Load
 from ureca.errors import ConfigError, InputError
-from ureca.labeling.errors import EndpointLost
+from ureca.pipeline.errors import EndpointLost
 from ureca.regions.rle import Rle
-from ureca.serving.client import Captions, Client, RegionCaption, ServiceError, as_read
-
-__all__ = ["EndpointSource", "served_model"]
 
 _FAILED = 500
 _OF_THE_IMAGE = (400, 413, 422)

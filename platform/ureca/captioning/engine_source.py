@@ -4,13 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ureca.captioning.source import Captioned
-from ureca.corpus import LoadedImage
-from ureca.engine import CaptionEngine
+from ureca.corpus.read import LoadedImage
 from ureca.engine.config import EngineConfig
-from ureca.labeling.own_engine import OwnEngine, end_process
+from ureca.engine.engine import CaptionEngine
+from ureca.pipeline.engine_actor import OwnEngine, end_process
 from ureca.regions.rle import Rle
-
-__all__ = ["EngineSource"]
 
 
 class EngineSource:

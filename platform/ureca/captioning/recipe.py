@@ -10,12 +10,10 @@ from ureca.captioning.endpoint_source import EndpointSource, served_model
 from ureca.captioning.engine_source import EngineSource
 from ureca.captioning.source import CaptionSource
 from ureca.config import config_to_dict
-from ureca.corpus import SCHEMA_VERSION
-from ureca.model.export import export_digest
-from ureca.model.presets import shipped
+from ureca.corpus.schema import SCHEMA_VERSION
+from ureca.model.exporting.export import export_digest
+from ureca.model.internvl.presets import packaged_weights
 from ureca.model.processor import STYLE_QUERIES
-
-__all__ = ["CaptionRecipe"]
 
 _DIGITS = 16
 """Of a digest, where it stands in a table."""
@@ -83,4 +81,4 @@ class CaptionRecipe:
 
 
 def _export_dir(folder: str) -> Path:
-    return Path(folder) if folder else shipped("nano_captioner")
+    return Path(folder) if folder else packaged_weights("captioner")

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ureca.corpus import LoadedImage
-from ureca.engine.load import Load
+from ureca.corpus.read import LoadedImage
+from ureca.engine.utilization import Load
 from ureca.regions.rle import Rle
-
-__all__ = ["Captioned", "CaptionSource"]
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from typing import Any, TypeVar
 from ureca.captioning.config import CaptionConfig
 from ureca.captioning.recipe import CaptionRecipe
 from ureca.captioning.source import Captioned, CaptionSource
-from ureca.corpus import ImageRow, LoadedImage, ManifestRow, Provenance, RegionRow
+from ureca.corpus.read import LoadedImage
+from ureca.corpus.schema import ImageRow, Provenance, RegionRow
+from ureca.corpus.sources.manifest import ManifestRow
 from ureca.errors import CheckpointError, StorageError, UrecaError
-from ureca.labeling.describer import Budget
-from ureca.labeling.errors import JobStopped
+from ureca.labeling.describers.base import Budget
+from ureca.labeling.image_labeler import NOT_UNIQUE, UnusableAnswerError, repeated_captions
 from ureca.labeling.prepare import Preparer
-from ureca.labeling.walk import NOT_UNIQUE, UnusableAnswerError, repeated_captions
-
-__all__ = ["CUT_OFF", "EMPTY", "CaptionWorker"]
+from ureca.pipeline.errors import JobStopped
 
 T = TypeVar("T")
 

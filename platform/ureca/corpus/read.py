@@ -4,15 +4,12 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from ureca import io
-from ureca.corpus.from_table import check_not_set_aside, regions_of_record
 from ureca.corpus.images import MAX_PIXELS, check_max_pixels, decode_image, image_sizes
-from ureca.corpus.manifest import ManifestRow
 from ureca.corpus.masks import (
     annotations_of,
     check_png_size,
@@ -23,9 +20,12 @@ from ureca.corpus.masks import (
     read_id_map,
 )
 from ureca.corpus.schema import RegionRow
+from ureca.corpus.sources.manifest import ManifestRow
+from ureca.corpus.sources.region_table import check_not_set_aside, regions_of_record
 from ureca.errors import ImageError, InputError
 from ureca.regions.rle import Size
 from ureca.regions.tree import Mask
+from ureca.storage import files as io
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +147,8 @@ def _region_id(path: str, row: ManifestRow) -> str:
     """A mask file's name without what it shares with its photo: 3 of NAME/3.png and of NAME_3.png."""
     stem = PurePosixPath(io.file_name(path)).stem
     return stem.removeprefix(f"{PurePosixPath(row.image_id).name}_")
+
+
+def photos_directory() -> Path:
+    """Return the folder of six free photos with nested masks that ships in the package (see its LICENSES.md)."""
+    return Path(__file__).parent / "photos"

@@ -19,12 +19,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ureca import io
 from ureca.corpus.schema import REGION_TABLE_SCHEMA, ImageRow
 from ureca.corpus.table import as_region_batch, check_schema, open_parquet
 from ureca.errors import InputError
-
-__all__ = ["RowGroups", "TableFile", "table_files"]
+from ureca.storage import files as io
 
 _MAGIC_BYTES = 8
 """At a parquet file's end: the footer's length, and `PAR1`."""

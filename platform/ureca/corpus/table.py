@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ureca import io
 from ureca.corpus.images import MOST_PIXELS, decode_image
 from ureca.corpus.schema import (
     ADDED_COLUMNS,
@@ -26,6 +25,7 @@ from ureca.corpus.schema import (
     ImageRow,
 )
 from ureca.errors import ImageError, InputError
+from ureca.storage import files as io
 
 ROWS_PER_GROUP = 16
 """Images in a row group: with their bytes about 10 MB of SA-1B photos."""

@@ -4,16 +4,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ureca.corpus import ImageRow
-from ureca.demo.recipe import learned_images
+from ureca.corpus.schema import ImageRow
 from ureca.evaluation.evaluate import Evaluation
+from ureca.nano.recipe import learned_images
 from ureca.viewer.report import (
-    NANO_NOTES,
-    Difference,
-    ReportData,
     curve_from_metrics,
     report_image,
     write_report,
+)
+from ureca.viewer.report_data import Difference, ReportData
+
+NANO_NOTES = (
+    "Nano has a few million weights and learned from drawn scenes. It knows colors, textures, shapes, sizes "
+    "and places; it does not know things, materials, people, animals, writing, or what anything is for.",
+    "It has seen hardly any real photos: expect more wrong words there than on drawn scenes.",
+    "The labels come from the attributes describer, which measures pixels and names no things either. Scores "
+    "say how well the captioner learned to describe regions that way, not how well it describes the world.",
 )
 
 SHIPPED = "shipped"

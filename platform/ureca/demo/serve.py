@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ureca.cluster import connect
-from ureca.corpus import ImageRow, load_image
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.table import load_image
 from ureca.runs import Progress
 
 CONCURRENT_IMAGES = 4
@@ -50,8 +51,9 @@ def serve_heldout(export_dir: Path, rows: Sequence[ImageRow], *, max_tokens: int
     """
     from ray import serve
 
-    from ureca.serving import Client, Settings, build
-    from ureca.serving.settings import one_model
+    from ureca.client.client import Client
+    from ureca.serving.deployments import build
+    from ureca.serving.settings import Settings, one_model
 
     connect()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -71,7 +73,7 @@ def serve_heldout(export_dir: Path, rows: Sequence[ImageRow], *, max_tokens: int
 
 def write_request(path: Path, row: ImageRow, *, regions: int = 3) -> None:
     """The body of a POST /v1/captions for the first regions of an image."""
-    from ureca.serving.client import data_url
+    from ureca.client.client import data_url
 
     assert row.image_path is not None
     body = {
@@ -108,9 +110,9 @@ def _compare(
     export_dir: Path, rows: Sequence[ImageRow], captions: dict[str, list[Any]], max_tokens: int
 ) -> tuple[int, list[dict[str, Any]]]:
     """How many served captions are transformers' own greedy ones, and where the others part from them."""
-    from ureca.engine.caption import Caption
-    from ureca.engine.equality import compare_with_transformers
-    from ureca.model import Captioner
+    from ureca.engine.parity import compare_with_transformers
+    from ureca.engine.results import Caption
+    from ureca.model.captioner import Captioner
 
     captioner = Captioner.from_pretrained(export_dir)
     processor = captioner.processor

@@ -14,10 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from ureca.engine.start import EngineDiedError, check_dtype, end_llm, start_llm
+from ureca.engine.process import EngineDiedError, check_dtype, end_llm, start_llm
 from ureca.errors import InputError
-
-__all__ = ["ChatEngine", "ChatReply"]
 
 _PROCESSOR_CACHE_GB = 1.0
 """Views come again within one image only; vLLM's own 4 GiB would be held by every engine of a machine."""

@@ -5,8 +5,6 @@ from typing import ClassVar
 
 from ureca.errors import ConfigError
 
-__all__ = ["EngineConfig", "gpus_per_actor"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:

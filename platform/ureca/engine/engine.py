@@ -21,14 +21,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ureca.engine.caption import Caption, Event, RegionFault, whole_captions
-from ureca.engine.load import Load
+from ureca.engine.process import EngineDiedError, check_dtype, end_llm, start_llm
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
-from ureca.engine.start import EngineDiedError, check_dtype, end_llm, start_llm
+from ureca.engine.results import Caption, Event, RegionFault, whole_captions
+from ureca.engine.utilization import Load
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
-
-__all__ = ["CaptionEngine"]
 
 
 class CaptionEngine:
@@ -51,7 +49,7 @@ class CaptionEngine:
         """Read the export; no process is started yet.
 
         Args:
-            export_dir: what `ureca.model.export` wrote.
+            export_dir: what `ureca.model.exporting.export` wrote.
             dtype: "float32", "bfloat16", or "auto": float32 on a CPU (captions then equal transformers'),
                 bfloat16 on a GPU.
             max_model_len: most tokens of prompt and caption; None: what the image prefix, the mask and a

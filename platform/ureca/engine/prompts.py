@@ -63,7 +63,7 @@ class PromptBuilder:
         if not (directory / "config.json").is_file():
             raise CheckpointError(
                 f"{directory}: is a model directory, which leaves the base's weights where they are; "
-                "serving needs an export: ureca.model.export(model_dir, out_dir) writes one"
+                "serving needs an export: ureca.model.exporting.export(model_dir, out_dir) writes one"
             )
         base = json.loads((directory / "config.json").read_text())
         width = base.get("text_config", {}).get("hidden_size")

@@ -26,8 +26,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bootstrap", "Interval", "Statistics", "mean_statistics", "share_statistics"]
-
 Floats = NDArray[np.float64]
 
 NUM_RESAMPLES = 1_000

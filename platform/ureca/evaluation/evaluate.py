@@ -15,7 +15,7 @@ are the controls that it lacks. Captions answer the `unique` query and are compa
 Scores lie in 0..1, `cider` is CIDEr / 10. Drawn scenes and photos are scored apart, for CIDEr weighs words by
 the set they are in and only drawn scenes have a truth: `scores` are those of the drawn scenes, or of the
 photos where there are no drawn scenes. Intervals: `ureca.evaluation.bootstrap`; seeds, attributes and strata:
-`ureca.evaluation.groups`.
+`ureca.evaluation.aggregate`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from typing import Any
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import load_image
 from ureca.errors import InputError
+from ureca.evaluation.aggregate import METRICS, ScoredGroup, ScoreTable, Strata, scored_group, strata_of
 from ureca.evaluation.bootstrap import Bootstrap, Statistics, mean_statistics
-from ureca.evaluation.groups import METRICS, ScoredGroup, ScoreTable, scored_group
-from ureca.evaluation.java import find_java
-from ureca.evaluation.metrics import CaptionScorer
+from ureca.evaluation.labels import METRIC_LABELS, VARIANT_LABELS
+from ureca.evaluation.metrics import CaptionScorer, find_java
 from ureca.evaluation.predictions import Prediction, Variant, captioned_regions, predict
-from ureca.evaluation.strata import Strata, strata_of
 from ureca.evaluation.uniqueness import (
     Candidates,
     RegionCaption,
@@ -43,11 +42,8 @@ from ureca.evaluation.uniqueness import (
     picks_own,
     region_candidates,
 )
-from ureca.io import write_json
 from ureca.runs import Progress
-from ureca.viewer.report import METRIC_LABELS, VARIANT_LABELS
-
-__all__ = ["Evaluation", "evaluate", "score"]
+from ureca.storage.files import write_json
 
 PRINTED_DIFFERENCES = ("rouge_l", "meteor", "attribute_accuracy", "uniqueness")
 

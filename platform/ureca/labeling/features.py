@@ -21,10 +21,8 @@ from PIL import Image
 
 from ureca.attributes.measure import RegionAttributes
 from ureca.errors import CheckpointError, ConfigError
-from ureca.labeling.views import ViewConfig, crop_view
+from ureca.labeling.describers.views import ViewConfig, crop_view
 from ureca.regions.rle import Rle
-
-__all__ = ["DinoFeatures", "FeatureConfig", "Features", "make_features"]
 
 Features = Callable[[np.ndarray, Sequence[Rle], Sequence[RegionAttributes]], np.ndarray]
 """(image uint8 (H, W, 3) RGB, R segmentations, R attributes) -> float (R, F), rows of length 1."""

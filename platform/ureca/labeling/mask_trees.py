@@ -20,25 +20,20 @@ from typing import Any
 import numpy as np
 
 from ureca.config import config_to_dict
-from ureca.corpus import (
-    SCHEMA_VERSION,
-    ImageRow,
-    ManifestRow,
-    RegionRow,
-    canonical_digest,
-    iter_images,
-)
 from ureca.corpus.read import ReadLimits
+from ureca.corpus.schema import SCHEMA_VERSION, ImageRow, RegionRow
+from ureca.corpus.sources.manifest import ManifestRow
+from ureca.corpus.table import canonical_digest, iter_images
 from ureca.errors import ConfigError, InputError, StorageError
-from ureca.io import write_bytes
-from ureca.labeling.describer import Budget
-from ureca.labeling.fill import fill_table
-from ureca.labeling.parts import Parts
+from ureca.labeling.config import WalkConfig
+from ureca.labeling.describers.base import Budget
 from ureca.labeling.prepare import Preparer
-from ureca.labeling.rows import MakeWorker, RowsPlan
-from ureca.labeling.walk_config import WalkConfig
+from ureca.pipeline.job import fill_table
+from ureca.pipeline.parts import Parts
+from ureca.pipeline.ray_data import MakeWorker, RowsPlan
 from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import DROP_REASONS, TreeConfig
+from ureca.storage.files import write_bytes
 from ureca.viewer.plots import histograms
 
 PLOT_FILE = "mask_trees.png"

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ureca.attributes.measure import RegionAttributes, measure_tree
-from ureca.corpus import Distractor, LoadedImage, ManifestRow, read_row
+from ureca.corpus.read import LoadedImage, read_row
+from ureca.corpus.schema import Distractor
+from ureca.corpus.sources.manifest import ManifestRow
 from ureca.errors import InputError
+from ureca.labeling.config import WalkConfig
 from ureca.labeling.distractors import find_distractors
 from ureca.labeling.features import make_features
-from ureca.labeling.walk_config import WalkConfig
-from ureca.proposals import Proposer, make_proposer
+from ureca.proposals.proposer import Proposer, make_proposer
 from ureca.regions.rle import Rle, Size
 from ureca.regions.tree import MaskTree, build_mask_tree
 

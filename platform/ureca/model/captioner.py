@@ -31,15 +31,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from ureca.errors import CheckpointError
-from ureca.io import file_bytes, read_bytes
-from ureca.model.architectures import LORA_TARGETS, read_config
 from ureca.model.attention import PACKED_ATTENTION, BranchRun, PrefixRun, both_runs
-from ureca.model.head import LossHead
+from ureca.model.internvl.architectures import LORA_TARGETS, read_config
+from ureca.model.internvl.presets import preset_path
+from ureca.model.loss_head import LossHead
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
 from ureca.model.packing import IGNORED, PackedBatch
-from ureca.model.presets import preset_path
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
+from ureca.storage.files import file_bytes, read_bytes
 
 CONFIG_FILE = "captioner_config.json"
 MASK_ENCODER_FILE = "mask_encoder.safetensors"

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ureca.model.attention import Layout
-from ureca.model.costs import Branch, Counts, packed_counts
+from ureca.model.flops import Branch, Counts, packed_counts
 from ureca.model.mask_encoder import MaskTiles, rows_of_mask
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
@@ -82,7 +82,7 @@ class PackedBatch:
     pairs: Tensor
     """(K, 2) int64: chosen and rejected branch of each pair, numbered as `branch` does."""
     counts: Counts
-    """Tiles, tokens and query-key pairs, for `ureca.model.costs`."""
+    """Tiles, tokens and query-key pairs, for `ureca.model.flops`."""
 
     def to(self, device: torch.device | str) -> PackedBatch:
         tensors: dict[str, Any] = {

@@ -17,8 +17,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ureca.model.captioner import Captioner
 
-__all__ = ["as_reference", "keep_reference"]
-
 _ADAPTER = "reference"
 _MASK_ENCODER = "reference_mask_encoder"
 

@@ -6,8 +6,6 @@ from ureca.proposals.config import ProposalConfig
 from ureca.regions.rle import Rle, iou_matrix, rle_area
 from ureca.regions.tree import Mask
 
-__all__ = ["choose_masks"]
-
 
 def choose_masks(ranked: Iterable[Rle], config: ProposalConfig) -> list[Mask]:
     """The masks that are kept of `ranked` (best first, all of one size): largest first, ids counting from "1".

@@ -28,8 +28,6 @@ from PIL import Image  # noqa: E402
 from transformers import pipeline  # noqa: E402
 from transformers.pipelines import MaskGenerationPipeline  # noqa: E402
 
-__all__ = ["SamProposer"]
-
 
 class SamProposer:
     """Masks of images by one model in this process; call it with an image, from any thread."""

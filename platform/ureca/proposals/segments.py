@@ -27,8 +27,6 @@ from ureca.proposals.config import ProposalConfig
 from ureca.regions.rle import Rle, encode_mask
 from ureca.regions.tree import Mask
 
-__all__ = ["propose_segments"]
-
 _LONGEST_PX = 320  # the photo is shrunk to this for segmenting; a third of a second a photo
 _GRAIN, _SMALLEST_PX = 20.0, 16  # of the superpixels: some hundreds of them at that size
 _LEAST_PROMINENCE = 0.5

@@ -23,21 +23,18 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from ureca.engine.caption import Caption, Event, RegionFault, whole_captions
-from ureca.engine.start import EngineDiedError
+from ureca.engine.process import EngineDiedError
+from ureca.engine.results import Caption, Event, RegionFault, whole_captions
 from ureca.errors import InputError
-from ureca.proposals import make_proposer
+from ureca.proposals.proposer import make_proposer
 from ureca.regions.rle import Rle
-from ureca.serving.access import log_access_to_stdout
-from ureca.serving.api import create_app
-from ureca.serving.calls import CaptionCall, OverloadedError, UnavailableError
-from ureca.serving.drain import Drain
-from ureca.serving.metrics import EngineMeter
-from ureca.serving.ray_metrics import RayRecorder
+from ureca.serving.api.app import create_app
+from ureca.serving.api.backend import CaptionCall, OverloadedError, UnavailableError
+from ureca.serving.api.stream_batching import together
+from ureca.serving.metrics import EngineMeter, RayRecorder
+from ureca.serving.middleware.access_log import log_access_to_stdout
+from ureca.serving.middleware.drain import Drain
 from ureca.serving.settings import ServedModel, Settings
-from ureca.serving.streams import together
-
-__all__ = ["build", "router_by_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +56,7 @@ class CaptionerReplica:
     async def __init__(self, name: str, model: ServedModel) -> None:  # type: ignore[misc]  # Serve awaits it
         from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-        from ureca.engine import CaptionEngine
+        from ureca.engine.engine import CaptionEngine
 
         self._meter = EngineMeter(RayRecorder(), name)
         options = model.engine

@@ -1,6 +1,6 @@
 """What the service counts and measures, and how a call to an engine is measured. Knows nothing of who exports it.
 
-The API and the replicas tell a `Recorder`; on Ray Serve that is `ureca.serving.ray_metrics`, whose metrics stand in
+The API and the replicas tell a `Recorder`; on Ray Serve that is `ureca.serving.metrics`, whose metrics stand in
 every node's export beside Ray's and vLLM's own, as `ray_ureca_…`.
 """
 
@@ -9,11 +9,11 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from ureca.engine.caption import Caption, Event, RegionFault
+from ray.serve import metrics as serve_metrics
 
-__all__ = ["METRICS", "EngineMeter", "Metric", "NoRecorder", "Recorder"]
+from ureca.engine.results import Caption, Event, RegionFault
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,29 @@ class EngineMeter:
 
     def _record(self, metric: Metric, value: float, **tags: str) -> None:
         self._recorder.record(metric, value, model=self._model, **tags)
+
+
+class RayRecorder:
+    """Make it inside a replica: Serve then adds the tags application, deployment and replica."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {metric.name: _made(metric) for metric in METRICS}
+
+    def record(self, metric: Metric, value: float, **tags: str) -> None:
+        made = self._made[metric.name]
+        if metric.kind == "counter":
+            if value:  # Ray refuses to add nothing
+                made.inc(value, tags)
+        elif metric.kind == "gauge":
+            made.set(value, tags)
+        else:
+            made.observe(value, tags)
+
+
+def _made(metric: Metric) -> Any:
+    tags: Any = metric.tags  # Ray's annotation says one tag
+    if metric.kind == "counter":
+        return serve_metrics.Counter(metric.name, metric.help, tags)
+    if metric.kind == "gauge":
+        return serve_metrics.Gauge(metric.name, metric.help, tags)
+    return serve_metrics.Histogram(metric.name, metric.help, list(metric.boundaries), tags)

@@ -18,9 +18,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ureca.serving.errors import RETRY_AFTER_SECONDS
-
-__all__ = ["middlewares", "use_for_ray_started_here"]
+from ureca.serving.api.errors import RETRY_AFTER_SECONDS
 
 _VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _LOST = "the service was lost and is being replaced; try again"

@@ -7,19 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import ureca
-from ureca.proposals import ProposalConfig
-
-__all__ = [
-    "AccessToken",
-    "Autoscaling",
-    "Engine",
-    "ImageUrls",
-    "Limits",
-    "ServedModel",
-    "Settings",
-    "Upkeep",
-    "one_model",
-]
+from ureca.proposals.config import ProposalConfig
 
 
 class _Strict(BaseModel):
@@ -128,7 +116,7 @@ class ServedModel(_Strict):
     @property
     def export_dir(self) -> Path:
         # Not through ureca.model: the ingress gets by without torch.
-        return Path(self.export) if self.export else Path(ureca.__file__).parent / "model" / "nano_captioner"
+        return Path(self.export) if self.export else Path(ureca.__file__).parent / "nano" / "weights" / "captioner"
 
 
 _ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

@@ -10,22 +10,6 @@ from typing import Literal
 
 from ureca.errors import ConfigError
 
-__all__ = [
-    "BatchConfig",
-    "CheckpointConfig",
-    "Cue",
-    "LoraConfig",
-    "MaskConfig",
-    "OptimizerConfig",
-    "PreferenceConfig",
-    "Stage1Config",
-    "Stage2Config",
-    "Stage3Config",
-    "StageConfig",
-    "WatchConfig",
-    "WorkersConfig",
-]
-
 Cue = Literal["mask", "box", "none"]
 
 STEP_UNITS = ("regions", "tokens", "images")

@@ -10,24 +10,19 @@ import shutil
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from ureca.config import config_to_dict
-from ureca.errors import CheckpointError
-from ureca.io import absolute, copy_folder, file_bytes, is_folder, walk_files
-from ureca.model import (
-    Captioner,
-    CaptionerConfig,
-    CaptionerProcessor,
-    check_base,
-    keep_reference,
-    preset,
-    preset_path,
-)
-from ureca.model.captioner import CONFIG_FILE, MASK_ENCODER_FILE
-from ureca.model.weights import open_weights, weight_files
+from ureca.errors import CheckpointError, ConfigError
+from ureca.model.captioner import CONFIG_FILE, MASK_ENCODER_FILE, Captioner, CaptionerConfig
+from ureca.model.internvl.architectures import check_base
+from ureca.model.internvl.presets import preset, preset_path
+from ureca.model.internvl.weights import open_weights, weight_files
+from ureca.model.processor import CaptionerProcessor
+from ureca.model.reference import keep_reference
+from ureca.storage.files import absolute, copy_folder, file_bytes, is_folder, walk_files
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -43,9 +38,6 @@ from ureca.training.config import (
     WatchConfig,
     WorkersConfig,
 )
-from ureca.training.settle import base_of, settled
-
-__all__ = ["Plan", "refuse_other_plan"]
 
 _STAGES: dict[type, Literal[1, 2, 3]] = {Stage1Config: 1, Stage2Config: 2, Stage3Config: 3}
 
@@ -303,3 +295,46 @@ def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+T = TypeVar("T", bound=StageConfig)
+
+
+def base_of(config: StageConfig) -> str:
+    """Hub name or absolute folder of the base, as a trained model records it. Raises ConfigError: unknown preset."""
+    chosen = preset(config.preset).base
+    base = config.base or chosen
+    return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
+
+
+def settled(config: T) -> T:
+    """`config` with base, tile limit, mask tokens a tile and LoRA's rank and alpha filled in where they are null.
+
+    What it names stays as it is: a run's config.yaml shows it, and given to `--config` trains the same again.
+
+    Raises:
+        ConfigError: unknown preset; a tile limit below 1.
+        CheckpointError: `init` holds no captioner, or was trained with another tile limit.
+        StorageError: `init` is in S3, which refuses or does not answer.
+    """
+    chosen = preset(config.preset)
+    if config.tile_limit is not None and config.tile_limit < 1:
+        raise ConfigError(f"tile_limit={config.tile_limit}: the most tiles an image is cut into, 1 or more.")
+    init = "" if isinstance(config, Stage1Config) else config.init
+    # Of a folder that is not there yet nothing can be said: the plan refuses it.
+    start = CaptionerConfig.load(init) if init and is_folder(init) else None
+    tile_limit = config.tile_limit or (start.tile_limit if start else chosen.tile_limit)
+    if start and tile_limit != start.tile_limit:
+        raise CheckpointError(
+            f"{init}: was trained with images of up to {start.tile_limit} tiles, this run asks for {tile_limit}. "
+            f"Set --tile_limit={start.tile_limit} or leave it out, or train stage 1 again with "
+            f"--tile_limit={tile_limit}."
+        )
+    filled: dict[str, Any] = {"base": config.base or chosen.base, "tile_limit": tile_limit}
+    if isinstance(config, Stage1Config):
+        tokens = config.mask.tokens_per_tile or chosen.tokens_per_tile
+        filled["mask"] = replace(config.mask, tokens_per_tile=tokens)
+    if isinstance(config, Stage2Config):
+        rank = config.lora.rank or chosen.lora_rank
+        filled["lora"] = replace(config.lora, rank=rank, alpha=config.lora.alpha or 2 * rank)
+    return replace(config, **filled)

@@ -1,1 +1,1 @@
-"""Pictures for people: regions drawn on images, plots, and the report page. Nothing here needs a browser."""
+"""Images and pages for people: drawn regions, plots, gallery, report."""

@@ -20,8 +20,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ureca.regions.rle import Rle, decode_rle, rle_bbox
 
-__all__ = ["draw_regions", "nested_list", "outline", "region_color", "to_css", "to_size"]
-
 Pixels = NDArray[np.uint8]
 Color = tuple[int, int, int]
 

@@ -22,14 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ureca import io
 from ureca.corpus.schema import ImageRow, Status
 from ureca.corpus.table import iter_batches
 from ureca.errors import InputError
 from ureca.runs import Progress
+from ureca.storage import files as io
 from ureca.viewer.gallery_records import picture_of, record_of
-
-__all__ = ["FLAGGED", "GallerySummary", "write_gallery"]
 
 FLAGGED = "flagged"
 """What to ask for to see images with a flagged region."""

@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ureca import io
 from ureca.attributes.vocabulary import size_of
 from ureca.corpus.images import decode_image
 from ureca.corpus.schema import ImageRow, RegionRow
 from ureca.corpus.table import load_image
 from ureca.errors import UrecaError
+from ureca.storage import files as io
 from ureca.viewer.draw import outline, region_color, to_css, to_size
-
-__all__ = ["picture_of", "record_of"]
 
 LONGEST_PX = 640
 """Longest side of a picture; 60 to 100 kB of a photo."""

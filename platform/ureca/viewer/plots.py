@@ -23,8 +23,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "histograms", "loss_curves", "score_bars", "score_curves", "smoothed", "speedups", "training"]
-
 Format = Literal["png", "svg"]
 
 INK, FAINT = "#2b303b", "#d5d8dd"

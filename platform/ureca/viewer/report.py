@@ -14,32 +14,14 @@ from pathlib import Path
 
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import load_image
-from ureca.viewer.page import report_page
 from ureca.viewer.plots import Curve
 from ureca.viewer.report_data import (
-    METRIC_LABELS,
-    NANO_NOTES,
-    VARIANT_LABELS,
-    Difference,
     Kind,
     ReportData,
     ReportImage,
     ReportRegion,
 )
-
-__all__ = [
-    "METRIC_LABELS",
-    "NANO_NOTES",
-    "VARIANT_LABELS",
-    "Curve",
-    "Difference",
-    "ReportData",
-    "ReportImage",
-    "ReportRegion",
-    "curve_from_metrics",
-    "report_image",
-    "write_report",
-]
+from ureca.viewer.report_html import report_page
 
 
 def report_image(

@@ -16,36 +16,6 @@ Scores = Mapping[str, Mapping[str, float]]
 """Metric -> {"value", "low", "high"}."""
 Kind = Literal["photo", "drawn"]
 
-METRIC_LABELS = {
-    "rouge_l": "ROUGE-L",
-    "meteor": "METEOR 1.5 (Java)",
-    "cider": "CIDEr / 10",
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "attribute_accuracy": "attribute accuracy",
-    "uniqueness": "uniqueness",
-}
-VARIANT_LABELS = {
-    "none": "base, no region",
-    "box": "base, box as text",
-    "tuned_none": "stage 2 without region",
-    "tuned_box": "stage 2, box as text",
-    "mask_stage1": "stage 1, mask",
-    "mask_stage2": "stage 2, mask",
-    "mask_longer": "stage 2, trained on",
-    "mask_stage3": "stage 3, mask",
-    "shipped": "nano as shipped",
-}
-NANO_NOTES = (
-    "Nano has a few million weights and learned from drawn scenes. It knows colors, textures, shapes, sizes "
-    "and places; it does not know things, materials, people, animals, writing, or what anything is for.",
-    "It has seen hardly any real photos: expect more wrong words there than on drawn scenes.",
-    "The labels come from the attributes describer, which measures pixels and names no things either. Scores "
-    "say how well the captioner learned to describe regions that way, not how well it describes the world.",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRegion:
@@ -112,4 +82,5 @@ class ReportData:
     facts: Sequence[tuple[str, str]] = ()
     """(name, value) of figures to show on top."""
     images: Sequence[ReportImage] = ()
-    notes: Sequence[str] = NANO_NOTES
+    notes: Sequence[str] = ()
+    """Known limits of the captioner, one sentence or two each."""

@@ -2,9 +2,11 @@
 
 import pytest
 
-from ureca.corpus import Distractor, ImageRow, Provenance, RegionRow, photos_directory, read_sa1b, write_regions
+from ureca.corpus.read import photos_directory, read_sa1b
+from ureca.corpus.schema import Distractor, ImageRow, Provenance, RegionRow
+from ureca.corpus.table import write_regions
 from ureca.errors import ImageError
-from ureca.regions import build_mask_tree
+from ureca.regions.tree import build_mask_tree
 
 
 def labeled_row(name: str) -> ImageRow:

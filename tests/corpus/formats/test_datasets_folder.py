@@ -11,9 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from ureca.corpus import ImageRow
-from ureca.corpus.formats import datasets_folder, export_regions
+from ureca.corpus.formats import datasets_folder
+from ureca.corpus.formats.convert import export_regions
 from ureca.corpus.formats.datasets_folder import read_datasets
+from ureca.corpus.schema import ImageRow
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ureca.corpus import ImageRow, iter_images, photos_directory, write_regions
-from ureca.corpus.formats import export_regions, import_regions
+from ureca.corpus.formats.convert import export_regions, import_regions
+from ureca.corpus.read import photos_directory
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.table import iter_images, write_regions
 from ureca.errors import ConfigError, UrecaError
-from ureca.regions import encode_mask
+from ureca.regions.rle import encode_mask
 
 SIZE = [20, 30]
 

@@ -13,11 +13,11 @@ Source: cocodataset.org, "Data format".
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from ureca import io
-from ureca.corpus.formats.images import ImageNames, image_extras, with_extras
+from ureca.corpus.formats.image_names import ImageNames, image_extras, with_extras
 from ureca.corpus.formats.records import need, region_records, with_regions
 from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError
+from ureca.storage import files as io
 
 CATEGORY = {"id": 1, "name": "region", "supercategory": "region"}
 

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ureca import io
 from ureca.corpus.formats.jsonl import iter_json_lines
 from ureca.corpus.formats.records import need, with_regions
-from ureca.corpus.manifest import ManifestRow, iter_manifest
 from ureca.corpus.read import read_row
 from ureca.corpus.schema import ImageRow
-from ureca.corpus.sources import write_manifest
+from ureca.corpus.sources.manifest import ManifestRow, iter_manifest
+from ureca.corpus.sources.parse import write_manifest
 from ureca.errors import ConfigError, InputError
+from ureca.storage import files as io
 
 QUESTION = "<image>\nDescribe this region in the image."
 

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ureca import io
-from ureca.corpus.formats.images import image_extras, with_extras
+from ureca.corpus.formats.image_names import image_extras, with_extras
 from ureca.corpus.formats.records import region_records, with_regions
 from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError
+from ureca.storage import files as io
 
 BYTES_PER_FILE = 400 * 2**20
 """About; a hub's own tools cut at 500 MB."""

@@ -12,11 +12,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ureca import io
-from ureca.corpus.formats.images import ImageNames
+from ureca.corpus.formats.image_names import ImageNames
 from ureca.corpus.formats.records import need, region_records, with_regions
 from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError
+from ureca.storage import files as io
 
 Line = tuple[str, dict[str, Any]]
 

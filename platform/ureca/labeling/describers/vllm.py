@@ -1,0 +1,103 @@
+"""The describer with a vLLM engine of its own: one engine in each actor of the labeling job, on the actor's GPUs.
+
+The engine batches over all questions of all images that the actor has under way. An actor takes whole GPUs of one
+machine, as many as share the model (`gpus_per_actor`), so a tensor-parallel group is one actor and Ray places it like
+any other.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ureca.engine.chat import ChatEngine
+from ureca.engine.config import EngineConfig
+from ureca.errors import ConfigError
+from ureca.labeling.describers.answers import Reply
+from ureca.labeling.describers.prompts import Prompt, PromptSet
+from ureca.labeling.describers.vlm import LookingDescriber
+from ureca.pipeline.engine_actor import OwnEngine, end_process
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmConfig(EngineConfig):
+    """A model for vLLM and the GPUs that it gets."""
+
+    section: ClassVar[str] = "vllm"
+
+    model: str = "OpenGVLab/InternVL3-38B-hf"
+    """Hub name or folder of a multimodal model; nano: the one that ships, which shows that all works and whose
+    captions are worth nothing."""
+
+
+class VllmDescriber(LookingDescriber):
+    """Asks an engine in its own process; the first question starts it."""
+
+    name = "vllm"
+
+    def __init__(
+        self, config: VllmConfig, prompts: PromptSet, *, when_engine_died: Callable[[], None] = end_process
+    ) -> None:
+        """No engine is started yet.
+
+        Args:
+            config: the model and its GPUs.
+            prompts: the questions.
+            when_engine_died: as of `OwnEngine`.
+        """
+        from ureca.model.internvl.presets import (
+            preset_path,  # brings torch, which who only reads VllmConfig need not load
+        )
+
+        super().__init__(prompts, most_prepared=2 * config.max_num_seqs)
+        self.model = config.model
+        self._weights = preset_path(config.model)
+        self._engine = ChatEngine(
+            self._weights,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len or None,
+            max_num_seqs=config.max_num_seqs,
+            max_pictures=prompts.most_views,
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+        )
+        self._own = OwnEngine(
+            self._engine, model=f"vllm.model={config.model}", section="vllm", when_engine_died=when_engine_died
+        )
+
+    async def check(self) -> None:
+        """See that a model given as a folder is there; weights from the hub are fetched by the workers.
+
+        Raises:
+            ConfigError: no such folder.
+        """
+        is_folder = self._weights.startswith((".", "/")) or self._weights.count("/") > 1
+        if is_folder and not (Path(self._weights) / "config.json").is_file():
+            raise ConfigError(
+                f"vllm.model={self.model}: no model there (no config.json); give a folder or a name of the hub"
+            )
+
+    async def close(self) -> None:
+        await self._own.close()
+
+    async def _reply(self, prompt: Prompt) -> Reply:
+        content = [part for told, picture in prompt.views for part in (told, picture)]
+        loop = asyncio.get_running_loop()
+        async with self._own.running():
+            started = loop.time()
+            reply = await self._engine.chat(
+                prompt.system,
+                [*content, prompt.text_for(structured=True)],
+                max_tokens=prompt.max_tokens,
+                schema=prompt.schema,
+                temperature=prompt.temperature,
+                seed=prompt.seed,
+            )
+        return Reply(
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            seconds=loop.time() - started,
+        )

@@ -1,0 +1,103 @@
+"""What a labeling job would start, write, ask and cost, found out from a few of its images: the dry run."""
+
+import os
+import statistics
+from collections import Counter
+from typing import Any
+
+from ureca.corpus.sources.manifest import iter_manifest
+from ureca.corpus.sources.parse import write_manifest
+from ureca.errors import UrecaError
+from ureca.labeling.config import LabelConfig
+from ureca.labeling.job import rows_plan, table_of
+from ureca.labeling.prepare import PreparedImage, Preparer
+from ureca.labeling.worker import DescriberRecipe
+from ureca.pipeline.parts import Parts
+from ureca.pipeline.ray_data import OTHER_CPUS, cluster_resources
+from ureca.pipeline.usage import Held, make_ledger
+
+SAMPLE = 12
+"""Images, evenly spread over the manifest, that are read and whose trees are built."""
+
+PROMPT_TOKENS, COMPLETION_TOKENS = 1500, 40
+"""Assumed of one question until a start has measured them: two views of InternVL, and a sentence or two."""
+
+_PROCESS_BYTES = 400 * 2**20
+"""An actor's interpreter, with what it imports."""
+
+
+def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fan-out, in JSON's own types. Writes the manifest and nothing else; asks no model.
+
+    Raises:
+        InputError: a source without images, or none of the images looked at can be read.
+        ConfigError: the cluster has too few GPUs for one actor.
+    """
+    parts = Parts(table_of(config, directory))
+    recipe = DescriberRecipe.read(config)
+    num_images = write_manifest(config.sources, parts.manifest).num_images
+    resources = cluster_resources()
+    plan = rows_plan(config, num_images, resources)
+    actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
+    samples, unreadable = _samples(config, parts.manifest, num_images)
+    looks = recipe.settings()["describer"] != "attributes"
+    regions = statistics.mean(len(each.parents) for each in samples)
+    questions = statistics.mean(_questions(each, looks=looks, verify=config.walk().verify) for each in samples)
+    in_flight = statistics.mean(each.image.nbytes + _masks_bytes(each) for each in samples)
+    largest = max(each.size[0] * each.size[1] * len(each.parents) for each in samples)
+    asked = round(questions * num_images)
+    tokens = (asked * PROMPT_TOKENS, asked * COMPLETION_TOKENS) if looks else (0, 0)
+    held = Held(wall_seconds=0, gpu_seconds=0, cpu_seconds=0)
+    counts = Counter(images=num_images, prompt_tokens=tokens[0], completion_tokens=tokens[1])
+    cost = make_ledger(counts, held, config.prices, table=None, project_images=0)["cost"]
+    return {
+        "images": num_images,
+        "images_done": parts.num_rows(),
+        "sampled": {"images": len(samples), "unreadable": unreadable},
+        "regions": round(regions * num_images),
+        "questions": asked,
+        "prompt_tokens": tokens[0],
+        "completion_tokens": tokens[1],
+        "assumed_tokens_per_question": [PROMPT_TOKENS, COMPLETION_TOKENS] if looks else None,
+        "estimated_money_for_tokens": cost["estimated_money"],
+        "actors": actors,
+        "engines": actors if config.describer == "vllm" else 0,
+        "gpus": actors * plan.gpus_per_actor,
+        "cpus": actors + OTHER_CPUS,
+        "cluster": {name: resources.get(name, 0) for name in ("CPU", "GPU")},
+        "images_in_flight": actors * plan.images_in_flight,
+        "tasks": plan.num_blocks,
+        "files": 2 * plan.num_blocks,
+        "memory_mb_per_actor": round((_PROCESS_BYTES + plan.images_in_flight * in_flight + largest) / 2**20),
+    }
+
+
+def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[PreparedImage], int]:
+    """Some images, prepared, and how many could not be."""
+    preparer = Preparer(config.walk(), looks=config.describer != "attributes")
+    step = max(1, num_images // SAMPLE)
+    prepared: list[PreparedImage] = []
+    errors: list[UrecaError] = []
+    for number, row in enumerate(iter_manifest(manifest)):
+        if number % step or len(prepared) + len(errors) == SAMPLE:
+            continue
+        try:
+            prepared.append(preparer.arrange(preparer.read(row)))
+        except UrecaError as error:
+            errors.append(error)
+    if not prepared:
+        raise errors[0]
+    return prepared, len(errors)
+
+
+def _questions(prepared: PreparedImage, *, looks: bool, verify: bool) -> int:
+    """What a walk over the image asks if no question must be asked again."""
+    regions = len(prepared.parents)
+    if not looks:
+        return 3 * regions
+    alike = sum(bool(each) for each in prepared.distractors)
+    return regions + sum(bool(each) for each in prepared.children) + alike * (1 + verify)
+
+
+def _masks_bytes(prepared: PreparedImage) -> int:
+    return sum(len(rle["counts"]) for rle in prepared.segmentations)

@@ -1,0 +1,352 @@
+"""Label one image: read it, build its mask tree, walk the tree in four passes, verify.
+
+    pass      a region waits for
+    tree      -
+    short     its parent's short caption, and those of the siblings before it
+    long      its children's long captions, and its own short one
+    unique    its own long caption and its distractors'; asked again while it is mistaken for another region
+
+One image is one coroutine and each caption a task of it, so nothing waits for a whole level or pass, and the
+requests of many images can be under way together. A describer that looks is not asked what the answer would be
+the same for: the long caption of a region without children is its short one, and that of a region without
+distractors is unique. What can't be answered is asked again and then flagged. Whatever fails becomes a value,
+`Quarantined`, with the step it failed in: one bad image never stops a corpus.
+Source: URECA (arXiv 2504.05305) section 3, figure 2.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ureca.corpus.schema import ImageRow, Provenance, RegionRow, RowError
+from ureca.corpus.sources.manifest import ManifestRow
+from ureca.corpus.split import is_heldout
+from ureca.errors import StorageError, UrecaError
+from ureca.labeling.config import WalkConfig
+from ureca.labeling.describers.base import Describer, DescribeRequest, Description, Pass
+from ureca.labeling.prepare import PreparedImage, Preparer
+from ureca.labeling.uniqueness_check import Verdict, blind_order, judge_choice, verify_caption
+from ureca.pipeline.errors import JobStopped
+
+logger = logging.getLogger(__name__)
+
+Step = Literal["read", "tree", "describe", "label"]
+
+NOT_UNIQUE = "not_unique"
+"""Flag of a region whose caption is, or may be, mistaken for another region of the image."""
+
+JUDGED_FALSE = "judged_false"
+"""Flag of a region of the test set whose caption was not judged true."""
+
+_NOT_CHOSEN = "A reader of the caption could not tell which of the regions it describes."
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image that got its captions."""
+
+    row: ImageRow
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An image set aside, and why."""
+
+    image_id: str
+    image_path: str
+    step: Step
+    error: str
+    """Class name: what a summary counts."""
+    message: str
+    """Names the file and the remedy."""
+    provenance: Provenance | None = None
+    """What its captions took as far as they came."""
+
+    @property
+    def row(self) -> ImageRow:
+        """Its row of the region table."""
+        return ImageRow(
+            image_id=self.image_id,
+            image_path=self.image_path,
+            status="quarantined",
+            error=RowError(step=self.step, kind=self.error, message=self.message),
+            provenance=self.provenance,
+        )
+
+
+class UnusableAnswerError(UrecaError):
+    """Not one region of an image got a caption."""
+
+
+Truth = Mapping[str, Mapping[str, str]]
+"""Region id -> its true attributes, where they are known."""
+
+
+class ImageLabeler:
+    """Labels images, many at once. One per process."""
+
+    def __init__(self, describer: Describer, config: WalkConfig | None = None) -> None:
+        self._describer = describer
+        self._config = WalkConfig() if config is None else config
+        self._preparer = Preparer(self._config, looks=describer.looks)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+
+    async def label(self, row: ManifestRow, truth: Truth | None = None) -> LabeledImage | Quarantined:
+        """Label the image of a manifest's row. Never raises for what is wrong with one image.
+
+        Raises:
+            JobStopped: neither this nor any other image can be labeled for now.
+            StorageError: nor can it be read.
+        """
+        started = time.monotonic()
+        counts = _Counts()
+        step: Step = "read"
+        try:
+            loaded = await self._in_thread(self._preparer.read, row)
+            step = "tree"
+            prepared = await self._in_thread(self._preparer.arrange, loaded)
+            step = "describe"
+            walk = _Walk(row.image_id, prepared, self._describer, self._config, counts)
+            regions = await walk.run(truth or {})
+        except (JobStopped, StorageError):  # nothing is wrong with the image: the next would meet the same
+            raise
+        except Exception as error:
+            if not isinstance(error, UrecaError):
+                logger.exception("image %s failed in step %s", row.image_id, step)
+            made = self._provenance(counts, started) if counts.requests else None
+            return Quarantined(row.image_id, row.image_path, step, type(error).__name__, str(error), made)
+        return LabeledImage(
+            ImageRow(
+                image_id=row.image_id,
+                image_path=row.image_path,
+                height=prepared.size[0],
+                width=prepared.size[1],
+                status="labeled",
+                regions=regions,
+                provenance=self._provenance(counts, started),
+                notes=prepared.notes,
+            )
+        )
+
+    async def _in_thread(self, function: Any, argument: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, argument)
+
+    def _provenance(self, counts: "_Counts", started: float) -> Provenance:
+        return Provenance(
+            describer=self._describer.name,
+            model=self._describer.model,
+            prompt_version=self._describer.prompt_version,
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.completion_tokens,
+            seconds=round(time.monotonic() - started, 4),
+            requests=dict(counts.requests) or None,
+            retries=dict(counts.retries) or None,
+            describer_seconds=round(counts.seconds, 4),
+        )
+
+
+class _Counts:
+    """What the captions of one image took."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.retries: Counter[str] = Counter()
+        self.prompt_tokens = self.completion_tokens = 0
+        self.seconds = 0.0
+
+    def add(self, pass_name: Pass, description: Description) -> None:
+        self.requests[pass_name] += 1
+        self.prompt_tokens += description.prompt_tokens
+        self.completion_tokens += description.completion_tokens
+        self.seconds += description.seconds
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A caption, or what is wrong with what was given instead of one."""
+
+    text: str | None
+    flag: str | None = None
+
+
+@dataclass(frozen=True)
+class _Final:
+    """The unique caption of a region, and how it stood the check."""
+
+    text: str | None
+    verdict: Verdict
+    flags: tuple[str, ...] = ()
+
+
+class _Walk:
+    """The captions of one image while they come in."""
+
+    def __init__(
+        self, image_id: str, prepared: PreparedImage, describer: Describer, config: WalkConfig, counts: _Counts
+    ) -> None:
+        self._image_id, self._prepared = image_id, prepared
+        self._describer, self._config, self._counts = describer, config, counts
+        self._judged = config.judge_share > 0 and is_heldout(image_id, config.judge_share, config.judge_seed)
+        self._top = [index for index, parent in enumerate(prepared.parents) if parent < 0]
+        self._short: list[asyncio.Task[_Answer]] = []
+        self._long: dict[int, asyncio.Task[_Answer]] = {}
+
+    async def run(self, truth: Truth) -> tuple[RegionRow, ...]:
+        """All passes over all regions.
+
+        Raises:
+            Exception: the first that a request raised; the image's other requests are then canceled.
+            UnusableAnswerError: no region got a caption.
+        """
+        indices = range(len(self._prepared.parents))
+        try:
+            async with asyncio.TaskGroup() as group:
+                # All are made before the first of them runs, so whatever a task waits for exists.
+                self._short = [group.create_task(self._describe_short(index)) for index in indices]
+                self._long = {index: group.create_task(self._describe_long(index)) for index in indices}
+                unique = [group.create_task(self._describe_unique(index)) for index in indices]
+        except ExceptionGroup as errors:
+            # A stop of the whole job counts for more than what else went wrong with this image.
+            raise next((e for e in errors.exceptions if isinstance(e, JobStopped)), errors.exceptions[0]) from None
+        finals = [task.result() for task in unique]
+        if finals and all(final.text is None for final in finals):
+            kinds = Counter(flag for final in finals for flag in final.flags)
+            raise UnusableAnswerError(
+                f"image {self._image_id!r}: none of its {len(finals)} regions got a caption "
+                f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}). "
+                "Look at the image, the prompts and the model."
+            )
+        repeated = repeated_captions([final.text for final in finals])
+        return tuple(self._row(index, final, truth, repeated=repeated[index]) for index, final in enumerate(finals))
+
+    async def _describe_short(self, index: int) -> _Answer:
+        parent = self._prepared.parents[index]
+        siblings = self._prepared.children[parent] if parent >= 0 else self._top
+        before = [await self._short[sibling] for sibling in siblings if sibling < index]
+        return await self._caption(
+            "short",
+            index,
+            parent_caption=(await self._short[parent]).text if parent >= 0 else None,
+            sibling_captions=tuple(answer.text for answer in before if answer.text),
+        )
+
+    async def _describe_long(self, index: int) -> _Answer:
+        short = await self._short[index]
+        if short.text is None:
+            return short
+        answers = {child: await self._long[child] for child in self._prepared.children[index]}
+        captions = {child: answer.text for child, answer in answers.items() if answer.text}
+        if self._describer.looks and not captions:
+            return short
+        long = await self._caption(
+            "long",
+            index,
+            own_caption=short.text,
+            children=tuple(captions),
+            child_captions=tuple(captions.values()),
+        )
+        return long if long.text else _Answer(short.text, long.flag)
+
+    async def _describe_unique(self, index: int) -> _Final:
+        final = await self._unique_of(index)
+        if not self._judged or final.text is None:
+            return final
+        # The paper's own check of its test set: of truth, not of uniqueness (section 3, "Data verification").
+        answer = await self._ask("judge", index, own_caption=final.text)
+        return final if answer.verdict else replace(final, flags=(*final.flags, JUDGED_FALSE))
+
+    async def _unique_of(self, index: int) -> _Final:
+        """The best of the tries: the one that the fewest other regions fit, the first of equals."""
+        long, distractors = await self._long[index], self._prepared.distractors[index]
+        unasked = Verdict(uniqueness=None, passed=True, confused_with=(), distractors=distractors)
+        flags = (long.flag,) if long.flag else ()
+        if long.text is None or (self._describer.looks and not distractors):
+            return _Final(long.text, unasked, flags)
+        parent = self._prepared.parents[index]
+        facts = {
+            "own_caption": long.text,
+            "parent_caption": (await self._short[parent]).text if parent >= 0 else None,
+            "distractors": distractors,
+            "distractor_captions": tuple([(await self._long[each.index]).text or "" for each in distractors]),
+        }
+        tries: list[tuple[str, Verdict]] = []
+        for attempt in range(1 + self._config.verify_retries):
+            if attempt:
+                self._counts.retries[NOT_UNIQUE] += 1
+            confused_with = tries[-1][1].confused_with if tries else ()
+            problem = _NOT_CHOSEN if tries and not confused_with else None
+            description = await self._ask("unique", index, problem, **facts, confused_with=confused_with)
+            if description.problem:
+                flags = (*flags, description.problem.kind)
+                break
+            verdict = await self._verify(index, description) if self._config.verify else unasked
+            tries.append((description.text, verdict))
+            if verdict.passed:
+                break
+        if not tries:
+            return _Final(long.text, unasked, flags)
+        return _Final(*min(tries, key=lambda each: (not each[1].passed, len(each[1].confused_with))), flags)
+
+    async def _verify(self, index: int, description: Description) -> Verdict:
+        distractors = self._prepared.distractors[index]
+        if not self._describer.looks:
+            return verify_caption(description.text, index, self._prepared.attributes, distractors)
+        candidates = blind_order(self._image_id, index, distractors)
+        answer = await self._ask("choose", index, own_caption=description.text, candidates=candidates)
+        return judge_choice(answer.choice, index, distractors, description.told_apart)
+
+    async def _caption(self, pass_name: Pass, index: int, **facts: Any) -> _Answer:
+        description = await self._ask(pass_name, index, **facts)
+        return _Answer(None, description.problem.kind) if description.problem else _Answer(description.text)
+
+    async def _ask(self, pass_name: Pass, index: int, problem: str | None = None, **facts: Any) -> Description:
+        """The answer; if it is of no use however often it was asked for, the last one, with its problem."""
+        for left in reversed(range(1 + self._config.answer_retries)):
+            description = await self._describer.describe(
+                DescribeRequest(
+                    pass_name=pass_name,
+                    image=self._prepared.image,
+                    segmentations=self._prepared.segmentations,
+                    parents=self._prepared.parents,
+                    index=index,
+                    attributes=self._prepared.attributes,
+                    problem=problem,
+                    **facts,
+                )
+            )
+            self._counts.add(pass_name, description)
+            if description.problem is None or not left:
+                break
+            self._counts.retries[description.problem.kind] += 1
+            problem = description.problem.message
+        return description
+
+    def _row(self, index: int, final: _Final, truth: Truth, *, repeated: bool) -> RegionRow:
+        region = self._prepared.tree.regions[index]
+        true = truth.get(region.region_id)
+        not_unique = (NOT_UNIQUE,) if repeated or not final.verdict.passed else ()
+        return RegionRow.of(
+            region,
+            short_caption=self._short[index].result().text,
+            long_caption=self._long[index].result().text,
+            caption=final.text,
+            distractors=final.verdict.distractors,
+            uniqueness=final.verdict.uniqueness,
+            flags=tuple(dict.fromkeys((*not_unique, *final.flags))),
+            attributes=None if true is None else dict(true),
+        )
+
+
+def repeated_captions(captions: Sequence[str | None]) -> list[bool]:
+    """Whether each of an image's captions is another region's too."""
+    counted = Counter(_plain(caption) for caption in captions if caption)
+    return [bool(caption) and counted[_plain(caption or "")] > 1 for caption in captions]
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.lower().split()).rstrip(".")

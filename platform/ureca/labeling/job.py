@@ -1,0 +1,152 @@
+"""Label a corpus, so that it can be stopped at any time and goes on where it was.
+
+    sources --> manifest --rows.py: an actor per CPU, LabelWorker--> parts --> TABLE, ledger
+
+Labeled or set aside, each image is a row that is written once. When all rows are there they are put into one
+table, sorted by image id, so that two runs give the same table whatever the order in which the actors finished.
+Everything but the table lies in the folder TABLE.parts and stays there: the same command again finds all rows
+done, or labels only images that were added.
+"""
+
+import functools
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ureca.cluster import joins_cluster
+from ureca.config import config_to_dict
+from ureca.corpus.schema import SCHEMA_VERSION
+from ureca.corpus.table import canonical_digest, iter_images
+from ureca.engine.config import gpus_per_actor
+from ureca.labeling.config import LabelConfig
+from ureca.labeling.describers.base import Budget
+from ureca.labeling.image_labeler import NOT_UNIQUE
+from ureca.labeling.worker import DescriberRecipe, LabelWorker
+from ureca.pipeline.coordinator import Account
+from ureca.pipeline.job import fill_table
+from ureca.pipeline.parts import Parts
+from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources
+from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSummary:
+    """What a labeling job did: images = labeled + the sum of quarantined."""
+
+    table: str
+    """Where the region table is."""
+    images: int
+    labeled: int
+    quarantined: dict[str, int]
+    """Error class -> images set aside for it."""
+    regions: int
+    flagged: int
+    """Regions with a flag of any kind."""
+    unique_share: float
+    """Share of regions whose caption is mistaken for no other region of its image."""
+    label_seconds: float
+    """Of this start, Ray's own start included."""
+    regions_per_second: float | None
+    """Regions labeled in this start over `label_seconds`; None if all had been labeled before."""
+    digest: str
+    """Of the table's content; equal for equal corpus and configuration."""
+
+
+def table_of(config: LabelConfig, directory: str | os.PathLike[str]) -> str:
+    """Where the job's region table is, or will be."""
+    return config.table or str(Path(directory).resolve() / "regions.parquet")
+
+
+def label_corpus(
+    config: LabelConfig,
+    directory: str | os.PathLike[str],
+    make_worker: Callable[[DescriberRecipe, Budget | None, float], RowWorker] = LabelWorker,
+) -> LabelSummary:
+    """Label all images of the sources into one region table; `directory` is the run's local folder.
+
+    `make_worker` makes what works on the images in each actor.
+
+    Raises:
+        InputError: a source without images, or not one image could be labeled.
+        ConfigError: an earlier start labeled with other settings, or the describer can't answer.
+        JobStopped: tokens, endpoint or storage are gone; what is labeled is kept.
+    """
+    started = time.monotonic()
+    parts = Parts(table_of(config, directory))
+    recipe = DescriberRecipe.read(config)
+
+    def prepare(num_images: int) -> tuple[MakeWorker, RowsPlan]:
+        recipe.check()
+        return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
+
+    settings = label_settings(config, recipe)
+    account, plan = fill_table(parts, config.sources, settings, label="label", anew=config.anew, prepare=prepare)
+    table = total_counts(iter_images(parts.table)) if account.is_whole else None
+    seconds = time.monotonic() - started
+    write_ledger(
+        directory,
+        account,
+        wall_seconds=seconds,
+        gpus_per_actor=plan.gpus_per_actor if plan else 0,
+        prices=config.prices,
+        project_images=config.project_images,
+        table=table,
+    )
+    account.raise_unless_whole()
+    assert table is not None
+    return _summarize(parts.table, table, account, seconds)
+
+
+def rows_plan(config: LabelConfig, num_images: int, resources: Mapping[str, float]) -> RowsPlan:
+    """How the corpus is spread over a cluster that has these resources.
+
+    Raises:
+        ConfigError: it has too few GPUs for one actor.
+    """
+    return RowsPlan(
+        label="label",
+        num_images=num_images,
+        images_per_block=config.images_per_block,
+        images_in_flight=config.images_in_flight,
+        actors=config.actors,
+        gpus_per_actor=_gpus_per_actor(config, resources.get("GPU", 0)),
+        crash_attempts=config.crash_attempts,
+        max_tokens=config.chat.max_total_tokens if config.describer == "chat" else 0,
+    )
+
+
+def _gpus_per_actor(config: LabelConfig, cluster_gpus: float) -> float:
+    if config.describer != "vllm":
+        return config.gpus_per_actor
+    return gpus_per_actor(config.vllm, cluster_gpus, may_grow=config.vllm.model != "nano" and joins_cluster())
+
+
+def label_settings(config: LabelConfig, recipe: DescriberRecipe) -> dict[str, Any]:
+    """What labels depend on; where they are written, how fast, and by how many processes is no part of it."""
+    return {
+        "sources": list(config.sources),
+        "walk": config_to_dict(config.walk()),
+        "schema_version": SCHEMA_VERSION,
+        **recipe.settings(),
+    }
+
+
+def _summarize(table: str, counts: Counter[str], account: Account, seconds: float) -> LabelSummary:
+    check_not_all_quarantined(table, counts, "labeled")
+    regions = account.counts["regions"]
+    return LabelSummary(
+        table=table,
+        images=counts["images"],
+        labeled=counts["images"] - counts["quarantined"],
+        quarantined=quarantined_by(counts),
+        regions=counts["regions"],
+        flagged=counts["flagged"],
+        unique_share=round(1 - counts[f"flagged:{NOT_UNIQUE}"] / max(counts["regions"], 1), 6),
+        label_seconds=round(seconds, 1),
+        regions_per_second=round(regions / seconds, 2) if regions else None,
+        digest=canonical_digest(table),
+    )

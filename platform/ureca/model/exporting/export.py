@@ -1,0 +1,145 @@
+"""Export: merge LoRA and write what a server loads.
+
+config.json, model*.safetensors     a plain HF-native InternVL: any stock transformers or vLLM loads it
+mask_encoder.safetensors            and captioner_config.json: what turns masks into tokens
+tokenizer and processor files
+training.json                       what it was trained on, and how; from the model directory
+README.md                           the model card (card.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ureca.errors import CheckpointError
+from ureca.model.captioner import MASK_ENCODER_FILE, Captioner
+from ureca.model.exporting.card import CardText, model_card
+from ureca.model.internvl.licenses import license_of
+
+CARD_FILE = "README.md"
+TRAINING_FILE = "training.json"
+_DECIDING_FILES = ("*.safetensors", "*config.json", "*token*.json", "vocab.json", "merges.txt", "*.model")
+
+
+def export(
+    model_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    card: CardText | None = None,
+    scores: Mapping[str, Any] | None = None,
+    verify: Callable[[Path], str] | None = None,
+) -> Path:
+    """Merge the model directory's adapter into its base and write the export in one piece.
+
+    Args:
+        dtype: of the stored weights.
+        card: what the model card says besides what is recorded; None: only that, under the folder's name.
+        scores: scores.json of an evaluation of this model.
+        verify: is called with the folder before it stands under its name; returns one sentence for the card, or
+            raises, and then there is no export.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        CheckpointError: `model_dir` is no model directory, or its base differs; or what `verify` raises.
+    """
+    out = Path(out_dir)
+    captioner = merged(model_dir, dtype)
+    base: Any = captioner.base
+    base = base.to(dtype)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        base.save_pretrained(scratch)
+        _write_index(scratch)
+        captioner.processor.save_pretrained(str(scratch))
+        captioner.config.save(scratch)
+        state = {k: v.to(dtype).contiguous() for k, v in captioner.mask_encoder.state_dict().items()}
+        save_file(state, scratch / MASK_ENCODER_FILE, metadata={"format": "pt"})
+        training = read_training(model_dir)
+        if training:
+            shutil.copyfile(Path(model_dir) / TRAINING_FILE, scratch / TRAINING_FILE)
+        checked = verify(scratch) if verify else ""
+        text = model_card(
+            captioner.config,
+            license=license_of(captioner.config.base),
+            training=training,
+            scores=scores or {},
+            text=card or CardText(name=out.name),
+            dtype=str(dtype).removeprefix("torch."),
+            parameters=sum(value.numel() for value in base.parameters()),
+            mask_encoder_parameters=sum(value.numel() for value in state.values()),
+            checked=checked,
+        )
+        (scratch / CARD_FILE).write_text(text, encoding="utf-8")
+        scratch.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def export_digest(directory: str | Path) -> str:
+    """SHA-256 over the files of an export that captions depend on: weights, configurations, tokenizer."""
+    digest = hashlib.sha256()
+    folder = Path(directory)
+    for path in sorted({path for pattern in _DECIDING_FILES for path in folder.glob(pattern)}):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def merged(model_dir: str | Path, dtype: torch.dtype) -> Captioner:
+    """The captioner of a model directory, its adapter folded in, its weights 32-bit but rounded to `dtype`."""
+    captioner = Captioner.from_pretrained(model_dir)
+    captioner.merge_lora()
+    with torch.no_grad():
+        # Of the state alone: what a model derives anew when it is loaded (rotary frequencies) must not be rounded.
+        for value in captioner.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.to(dtype))
+    return captioner
+
+
+def read_training(directory: str | Path) -> dict[str, Any]:
+    """What a model directory or an export knows of its training; empty where nothing was recorded.
+
+    Raises:
+        CheckpointError: the file is there and can't be read.
+    """
+    path = Path(directory) / TRAINING_FILE
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({error}). Remove it, and the card will say so."
+        ) from error
+    return dict(record) if isinstance(record, dict) else {}
+
+
+def _write_index(directory: Path) -> None:
+    """Say which file holds the base's weights: without an index vLLM loads every *.safetensors there is."""
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        with safe_open(directory / "model.safetensors", "pt") as weights:
+            weight_map = dict.fromkeys(weights.keys(), "model.safetensors")
+        size = (directory / "model.safetensors").stat().st_size
+        record = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        index.write_text(json.dumps(record, indent=2) + "\n")

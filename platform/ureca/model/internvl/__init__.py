@@ -1,0 +1,1 @@
+"""InternVL bases: presets, architectures, conversion from the official layout, licenses."""

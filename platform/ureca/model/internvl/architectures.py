@@ -1,0 +1,281 @@
+"""What each InternVL is built of, so that shapes and sizes are known without its weights and without a hub.
+
+    describe("internvl2.5-8b")             transformers' own InternVLConfig of that size
+    skeleton(config)                       its model on the meta device: every shape, no memory
+    parameter_counts(skeleton)             vision tower, projector, language model
+    check_base("internvl2.5-8b")           refused before a worker starts: no InternVL, or no place for LoRA
+
+Two vision towers (InternViT-300M, InternViT-6B), two families of language models: Qwen2.5, and InternLM2.5 in the
+form that transformers gives it, Llama with its fused attention weights taken apart. Embeddings and head are two
+matrices in all of them.
+
+Source: the checkpoints' config.json and their published sizes; vision configurations as in InternVL's own conversion
+to HF-native form. `initializer_range` is transformers' default: the published 1e-10 is no start for fresh weights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
+from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
+
+from ureca.errors import CheckpointError
+from ureca.model.internvl.presets import PRESETS, preset, preset_path
+
+LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The vision tower has modules of the same names, so the pattern must say where it looks.
+LORA_TARGETS = rf".*language_model.*\.({'|'.join(LORA_LAYERS)})"
+
+_VISION: dict[str, dict[str, Any]] = {
+    "300m": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "attention_bias": True,
+        "norm_type": "layer_norm",
+        "use_qk_norm": False,
+    },
+    "6b": {
+        "hidden_size": 3200,
+        "intermediate_size": 12800,
+        "num_hidden_layers": 45,
+        "num_attention_heads": 25,
+        "attention_bias": False,
+        "norm_type": "rms_norm",
+        "use_qk_norm": True,
+    },
+}
+
+# width, MLP width, layers, heads, key and value heads
+_QWEN2 = {
+    "0.5b": (896, 4864, 24, 14, 2),
+    "1.5b": (1536, 8960, 28, 12, 2),
+    "3b": (2048, 11008, 36, 16, 2),
+    "7b": (3584, 18944, 28, 28, 4),
+    "14b": (5120, 13824, 48, 40, 8),
+    "32b": (5120, 27648, 64, 40, 8),
+    "72b": (8192, 29568, 80, 64, 8),
+}
+_INTERNLM2 = {
+    "1.8b": (2048, 8192, 24, 16, 8),
+    "7b": (4096, 14336, 32, 32, 8),
+    "20b": (6144, 16384, 48, 48, 8),
+}
+
+# preset: vision tower, family and size of the language model
+_PARTS = {
+    "internvl2.5-1b": ("300m", "qwen2", "0.5b"),
+    "internvl2.5-2b": ("300m", "internlm2", "1.8b"),
+    "internvl2.5-4b": ("300m", "qwen2", "3b"),
+    "internvl2.5-8b": ("300m", "internlm2", "7b"),
+    "internvl2.5-26b": ("6b", "internlm2", "20b"),
+    "internvl2.5-38b": ("6b", "qwen2", "32b"),
+    "internvl2.5-78b": ("6b", "qwen2", "72b"),
+    "internvl3-1b": ("300m", "qwen2", "0.5b"),
+    "internvl3-2b": ("300m", "qwen2", "1.5b"),
+    "internvl3-8b": ("300m", "qwen2", "7b"),
+    "internvl3-14b": ("300m", "qwen2", "14b"),
+    "internvl3-38b": ("6b", "qwen2", "32b"),
+    "internvl3-78b": ("6b", "qwen2", "72b"),
+}
+
+
+def describe(name: str) -> InternVLConfig:
+    """Architecture of a preset, from this package alone. Raises ConfigError with the known names."""
+    if name not in _PARTS:
+        return read_config(preset(name).base)
+    vision, family, size = _PARTS[name]
+    return InternVLConfig(
+        vision_config=InternVLVisionConfig(**_VISION[vision]),
+        text_config=_qwen2(size) if family == "qwen2" else _internlm2(size),
+        image_token_id=151667 if family == "qwen2" else 92546,
+        tie_word_embeddings=False,
+    )
+
+
+def _qwen2(size: str) -> Qwen2Config:
+    width, mlp_width, layers, heads, kv_heads = _QWEN2[size]
+    return Qwen2Config(
+        hidden_size=width,
+        intermediate_size=mlp_width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=151674,
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6},
+        tie_word_embeddings=False,
+        bos_token_id=151643,
+        eos_token_id=151645,
+    )
+
+
+def _internlm2(size: str) -> LlamaConfig:
+    width, mlp_width, layers, heads, kv_heads = _INTERNLM2[size]
+    rope = {"factor": 2.5, "rope_theta": 5e7} if size == "20b" else {"factor": 2.0, "rope_theta": 1e6}
+    return LlamaConfig(
+        hidden_size=width,
+        intermediate_size=mlp_width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=92553,
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "dynamic", **rope},
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+
+
+# ---- shapes and sizes
+
+
+def skeleton(config: PretrainedConfig) -> InternVLForConditionalGeneration:
+    """transformers' own model of that configuration on the meta device: shapes without memory, in a moment."""
+    with torch.device("meta"):
+        return InternVLForConditionalGeneration(config)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartCounts:
+    """Parameters of each part of an InternVL."""
+
+    vision_tower: int
+    projector: int
+    embeddings: int
+    """Of the tokens; with the head where the two are one matrix."""
+    layers: int
+    """The language model's layers and its last norm."""
+    head: int
+    """0 where it is the embeddings' matrix."""
+
+    @property
+    def language_model(self) -> int:
+        return self.embeddings + self.layers + self.head
+
+    @property
+    def total(self) -> int:
+        return self.vision_tower + self.projector + self.language_model
+
+
+def parameter_counts(model: InternVLForConditionalGeneration) -> PartCounts:
+    """Parameters of `model`, or of a skeleton, by part; each weight once."""
+    inner: Any = model.model  # torch's types know no submodule by name
+    embeddings: Any = model.get_input_embeddings().weight
+    language = _count(inner.language_model)
+    return PartCounts(
+        vision_tower=_count(inner.vision_tower),
+        projector=_count(inner.multi_modal_projector),
+        embeddings=embeddings.numel(),
+        layers=language - embeddings.numel(),
+        head=0 if model.lm_head.weight is embeddings else model.lm_head.weight.numel(),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ---- LoRA
+
+
+def lora_targets(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that LoRA is put on, by name: what peft finds with `LORA_TARGETS`."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(LORA_TARGETS, name)
+    }
+
+
+def lora_parameter_count(model: nn.Module, rank: int) -> int:
+    """Parameters that LoRA of this rank adds: rank x (inputs + outputs) for each layer it is put on."""
+    return sum(rank * (layer.in_features + layer.out_features) for layer in lora_targets(model).values())
+
+
+def check_lora_targets(config: PretrainedConfig, where: str) -> None:
+    """Raise CheckpointError unless each of the language model's layers has all seven linear layers of LoRA."""
+    try:
+        found = [name.rpartition(".")[2] for name in lora_targets(skeleton(config))]
+    except AttributeError:  # transformers ties the head to embeddings that this language model has under another name
+        found = []
+    text: Any = config.get_text_config()
+    missing = [name for name in LORA_LAYERS if found.count(name) != text.num_hidden_layers]
+    if missing:
+        raise CheckpointError(
+            f"{where}: its language model ({text.model_type}) lacks {', '.join(missing)} in some of its "
+            f"{text.num_hidden_layers} layers, and LoRA goes there; give an InternVL whose language model is Qwen2, "
+            "Qwen3 or Llama (all of InternVL 2.5 and 3 are)"
+        )
+
+
+# ---- bases by hub name or folder
+
+
+def read_config(base: str) -> InternVLConfig:
+    """Configuration of a base by its folder, hub name, or `nano`.
+
+    Raises:
+        CheckpointError: it can't be read, or is no HF-native InternVL; names what it is and the remedy.
+    """
+    try:
+        record, _ = PretrainedConfig.get_config_dict(preset_path(base))
+        if not record:  # so transformers answers for a folder without the file
+            raise FileNotFoundError("no config.json there")
+    except OSError as error:
+        raise CheckpointError(
+            f"{base}: no configuration could be read ({str(error).splitlines()[0]}); give a folder with config.json, "
+            "or a hub name this machine can reach"
+        ) from error
+    kind = record.get("model_type")
+    if kind == "internvl_chat":
+        raise CheckpointError(
+            f"{base}: an InternVL in the official layout, which needs code of its own; convert it once with "
+            f"jobs/convert_base.py --source {base} --output FOLDER and give that folder"
+        )
+    if kind != InternVLConfig.model_type:
+        raise CheckpointError(f"{base}: no InternVL but {kind}; give an HF-native InternVL, by folder or hub name")
+    try:
+        config = InternVLConfig.from_dict(record)
+        # Written before transformers 5, it says so of the language model only; 5 would take head and embeddings as one.
+        if "tie_word_embeddings" not in record:
+            text: Any = config.text_config
+            config.tie_word_embeddings = text.tie_word_embeddings
+        return config
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{base}: its config.json is none that transformers takes ({error!r})") from error
+
+
+def check_base(base: str) -> None:
+    """Refuse a base that can't be trained here, as far as it is known before its weights are loaded.
+
+    What this machine can't read is left to the workers: they may reach a hub that it doesn't.
+
+    Raises:
+        CheckpointError: no HF-native InternVL, or its language model has no place for LoRA.
+    """
+    known = next((name for name, chosen in PRESETS.items() if chosen.base == base), None)
+    try:
+        config = describe(known) if known else read_config(base)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError) and not Path(base).is_dir():
+            return
+        raise
+    check_lora_targets(config, base)

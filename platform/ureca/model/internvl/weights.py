@@ -1,0 +1,42 @@
+"""Which files hold the weights of a checkpoint's folder, and whether they are there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ureca.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+def weight_files(source: Path) -> dict[str, Path]:
+    """File of each weight, file after file.
+
+    Raises:
+        CheckpointError: the folder has no safetensors, or lacks one that its index names.
+    """
+    index = source / INDEX
+    if index.is_file():
+        try:
+            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index}: can't be read ({error}); fetch the checkpoint again") from error
+        absent = sorted({name for name in files.values() if not (source / name).is_file()})
+        if absent:
+            raise CheckpointError(f"{source}: {INDEX} names {', '.join(absent)}, not there; fetch the checkpoint again")
+        return {name: source / file for name, file in sorted(files.items(), key=lambda item: item[1])}
+    if (source / SINGLE).is_file():
+        with open_weights(source / SINGLE) as file:
+            return dict.fromkeys(file.keys(), source / SINGLE)
+    raise CheckpointError(f"{source}: neither {SINGLE} nor {INDEX} in it; only safetensors are read")
+
+
+def open_weights(path: Path) -> Any:
+    """An open safetensors file, a context. Raises CheckpointError where it is cut off or none."""
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}); fetch the checkpoint again") from error

@@ -1,0 +1,1 @@
+"""Resumable Ray Data runtime: each image of a corpus becomes exactly one row of a region table."""

@@ -1,0 +1,164 @@
+"""What a labeling job leaves beside its table, and how the table is put together from it.
+
+    TABLE.parts/manifest.parquet   a row for each image, sorted by image id
+                rows/*.parquet     rows of the region table as they were finished, a file per block
+                checkpoint/        the ids of these rows (Ray Data's)
+                settings.json      what labels depend on
+                spent.json         tokens spent, over all starts
+                finished.json      written last: that the table is whole, and of what
+
+The rows of a block are close together in the manifest, so that all parts can be read side by side in the order of
+ids: putting the table together holds the ids of some parts and the rows of a few, however large the corpus is.
+"""
+
+import functools
+import hashlib
+import heapq
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.sources.manifest import iter_image_ids
+from ureca.corpus.table import write_regions
+from ureca.errors import ConfigError, InputError
+from ureca.storage import files as io
+
+_HASHED_AT_ONCE = 2**20
+
+
+class Parts:
+    """The folder TABLE.parts."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.folder = f"{table}.parts"
+        self.manifest = f"{self.folder}/manifest.parquet"
+        self.rows = f"{self.folder}/rows"
+        self.checkpoint = f"{self.folder}/checkpoint"
+        self.spent = f"{self.folder}/spent.json"
+        self._settings = f"{self.folder}/settings.json"
+        self._finished = f"{self.folder}/finished.json"
+
+    def check_settings(self, settings: dict[str, Any], *, anew: bool) -> None:
+        """Make sure that what an earlier start finished would come out the same now; `anew`: else delete it.
+
+        Sources may be added between starts: an image's labels do not depend on other images.
+
+        Raises:
+            ConfigError: it would not.
+        """
+        before = io.read_json(self._settings) if io.exists(self._settings) else settings
+        lost = set(before["sources"]) - set(settings["sources"])
+        changed = sorted(_flat({**before, "sources": ()}) ^ _flat({**settings, "sources": ()}))
+        names = list(dict.fromkeys([*(["sources"] if lost else []), *(name for name, _ in changed)]))
+        if names and not anew:
+            raise ConfigError(
+                f"{self.folder}: an earlier start labeled with other settings; changed: {', '.join(names)}. "
+                "Give another --table, the settings of before, or --anew true to delete what it labeled."
+            )
+        if names:
+            print(f"settings have changed ({', '.join(names)}): {self.folder} is made anew", file=sys.stderr)
+            for path in (self.rows, self.checkpoint, self.spent):
+                self._delete(path)
+        self._delete(self._finished)
+        io.write_json(self._settings, settings)
+
+    def is_finished(self, settings: dict[str, Any]) -> bool:
+        """Whether the table was put together from these images with these settings."""
+        if not (io.exists(self._finished) and io.exists(self.table)):
+            return False
+        return bool(io.read_json(self._finished) == self._finished_as(settings))
+
+    def mark_finished(self, settings: dict[str, Any]) -> None:
+        """The table is there."""
+        io.write_json(self._finished, self._finished_as(settings))
+
+    def num_rows(self) -> int:
+        """Rows that earlier starts wrote, as their files' footers say."""
+        if not io.exists(self.rows):
+            return 0
+        total = 0
+        for path in io.list_files(self.rows, ".parquet"):
+            try:
+                with io.open_input(path) as file:
+                    total += pq.ParquetFile(file).metadata.num_rows
+            except (InputError, pa.ArrowInvalid):  # of a start that was killed while writing; Ray Data deletes it
+                continue
+        return total
+
+    def write_table(self) -> None:
+        """Put the rows of the manifest's images into one table, in the order of their ids.
+
+        Rows of images that have left the sources since an earlier start are left out.
+        """
+        write_regions(self.table, self._rows_in_order(), in_order=True)
+
+    def _rows_in_order(self) -> Iterator[ImageRow]:
+        load = functools.lru_cache(maxsize=32)(_read)  # neighbors in the order of ids were mostly written together
+        found = self._places_in_order()
+        image_id, path, place = next(found, ("", "", 0))
+        for wanted in iter_image_ids(self.manifest):
+            while path and image_id < wanted:
+                image_id, path, place = next(found, ("", "", 0))
+            assert image_id == wanted, f"{wanted} was neither labeled nor set aside"
+            yield ImageRow.from_record(load(path).slice(place, 1).to_pylist()[0])
+            image_id, path, place = next(found, ("", "", 0))
+            assert image_id != wanted, f"{wanted} was labeled twice"
+
+    def _places_in_order(self) -> Iterator[tuple[str, str, int]]:
+        """(image id, file, place in it) of every row that was written, sorted by id."""
+        closed = sorted((min(_ids(path), default=""), path) for path in io.list_files(self.rows, ".parquet"))
+        closed.reverse()
+        heads: list[tuple[str, str, int, Iterator[tuple[str, int]]]] = []
+
+        def advance(path: str, rest: Iterator[tuple[str, int]]) -> None:
+            for image_id, place in rest:
+                heapq.heappush(heads, (image_id, path, place, rest))
+                return
+
+        while heads or closed:
+            while closed and (not heads or closed[-1][0] <= heads[0][0]):
+                _, path = closed.pop()
+                ids = _ids(path)
+                advance(path, iter(sorted(zip(ids, range(len(ids)), strict=True))))
+            if heads:
+                image_id, path, place, rest = heapq.heappop(heads)
+                yield image_id, path, place
+                advance(path, rest)
+
+    def _finished_as(self, settings: dict[str, Any]) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        with io.open_input(self.manifest) as file:
+            while piece := file.read(_HASHED_AT_ONCE):
+                digest.update(piece)
+        return {"settings": settings, "manifest_sha256": digest.hexdigest()}
+
+    def _delete(self, path: str) -> None:
+        if not io.exists(path):
+            return
+        filesystem, inner = io.filesystem(path)
+        if io.is_folder(path):
+            filesystem.delete_dir(inner)
+        else:
+            filesystem.delete_file(inner)
+
+
+def _read(path: str, columns: list[str] | None = None) -> pa.Table:
+    with io.open_input(path) as file:
+        return pq.ParquetFile(file).read(columns=columns)
+
+
+def _ids(path: str) -> list[str]:
+    ids: list[str] = _read(path, ["image_id"])["image_id"].to_pylist()
+    return ids
+
+
+def _flat(settings: Any, name: str = "") -> set[tuple[str, str]]:
+    """(dotted name, value as text) of every leaf."""
+    if not isinstance(settings, dict) or not settings:
+        return {(name, io.to_json(settings))}
+    return {leaf for key, value in settings.items() for leaf in _flat(value, f"{name}.{key}" if name else key)}

@@ -1,0 +1,1 @@
+"""The HTTP API: request parsing, decoding, handlers and error responses."""

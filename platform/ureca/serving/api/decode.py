@@ -1,0 +1,236 @@
+"""From what a request holds to pixels and masks, with every limit checked before the memory is taken.
+
+image    data URL -> file -> uint8 (H, W, 3) RGB, as stored (EXIF rotation is not applied, masks count stored pixels)
+region   rle | polygon | box | mask_png | points -> COCO RLE of the image's size
+"""
+
+import base64
+import binascii
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ureca.corpus.images import decode_image
+from ureca.errors import ImageError, MaskError
+from ureca.regions.rle import Rle, Size, box_to_rle, check_rle, decode_rle, encode_mask, polygon_to_rle, rle_area
+from ureca.regions.tree import Mask
+from ureca.serving.api.errors import RequestError
+from ureca.serving.settings import Limits
+
+IMAGE_TYPES = ("jpeg", "png", "webp")
+_DATA_URL = re.compile(r"data:image/(?P<type>[\w.+-]+);base64,", re.ASCII)
+_FORMS = ("rle", "polygon", "box", "mask_png", "points")
+_MOST_POINTS = 64
+# pycocotools walks a polygon's edges in steps of a fifth of a pixel and keeps every step.
+_MAX_PERIMETERS = 200
+
+
+def data_url_bytes(url: str) -> bytes:
+    """The file in a `data:image/…;base64,` URL.
+
+    Raises:
+        RequestError: another kind of URL, another type of image, or not base64.
+    """
+    match = _DATA_URL.match(url)
+    if match is None:
+        raise _bad_image("image: is no data URL. Send the file itself: data:image/jpeg;base64,…")
+    if match["type"] not in IMAGE_TYPES:
+        raise _bad_image(f"image: of type image/{match['type']}. Send one of {', '.join(IMAGE_TYPES)}.")
+    data = _from_base64(url[match.end() :])
+    if data is None:
+        raise _bad_image("image: what follows base64, is not base64. Encode the whole file, without line breaks.")
+    return data
+
+
+def decode_request_image(data: bytes, limits: Limits) -> np.ndarray:
+    """The pixels, uint8 (H, W, 3) RGB, of an image file.
+
+    Raises:
+        RequestError: no file of a known type, too many pixels, too small or too thin, or not decodable.
+    """
+    width, height = _check_header(data, limits)
+    try:
+        return decode_image(data, where="image", size=(height, width))
+    except ImageError as error:
+        raise _bad_image(str(error)) from error
+
+
+def _check_header(data: bytes, limits: Limits) -> tuple[int, int]:
+    """(width, height) as the file's header says, if they are within the limits."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[name.upper() for name in IMAGE_TYPES]) as image:
+            width, height = image.size
+            frames = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        raise _too_large(f"image: {error}".rstrip(".")) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _bad_image(f"image: not a {', '.join(IMAGE_TYPES)} file that can be read ({len(data)} bytes)") from error
+    if width * height > limits.max_image_pixels:
+        raise _too_large(f"image: {width} x {height} pixels, this service takes {limits.max_image_pixels} in all")
+    if min(width, height) < limits.min_image_side_px:
+        raise _bad_image(f"image: {width} x {height} pixels; both sides must have at least {limits.min_image_side_px}.")
+    if max(width, height) > limits.max_aspect_ratio * min(width, height):
+        raise _bad_image(
+            f"image: {width} x {height} pixels; one side may be at most {limits.max_aspect_ratio:g} times the other."
+        )
+    if frames != 1:
+        raise _bad_image(f"image: has {frames} frames. Send one of them.")
+    return width, height
+
+
+def region_to_rle(region: Mapping[str, Any], size: Size, propose: Callable[[], Sequence[Mask]]) -> Rle:
+    """A region's mask, given in exactly one of five forms, as an RLE of `size` (height, width).
+
+    rle: COCO's, compressed or not; polygon: [x1, y1, x2, y2, …] or several; box: [x, y, width, height];
+    mask_png: base64 (or data URL) of a PNG of the image's size, with one channel that is not 0 in the region, or with
+    an alpha channel that is not; points: [[x, y], …], the smallest of the proposed regions that holds them all.
+
+    Args:
+        propose: the image's proposed regions; called for `points` only.
+
+    Raises:
+        MaskError: no or several forms, not of the form's shape, of another size, or without a pixel.
+    """
+    given = [form for form in _FORMS if region.get(form) is not None]
+    if len(given) != 1:
+        raise MaskError(f"region has {' and '.join(given) or 'no mask'}: give exactly one of {', '.join(_FORMS)}.")
+    value = region[given[0]]
+    if given[0] == "rle":
+        if not isinstance(value, Mapping):
+            raise MaskError('rle: give COCO\'s form, {"size": [height, width], "counts": …}.')
+        return check_rle(value, size, where="rle")
+    if given[0] == "box":
+        return _box(value, size)
+    if given[0] == "polygon":
+        return _polygon(value, size)
+    if given[0] == "points":
+        return _held_by(_points(value, size), propose())
+    return _mask_png(value, size)
+
+
+def _points(value: Any, size: Size) -> list[tuple[int, int]]:
+    """Places (row, column) of the pixels that the points lie in."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value or len(value) > _MOST_POINTS:
+        raise MaskError(f"points: give 1 to {_MOST_POINTS} points, [[x, y], …] in pixels.")
+    places = []
+    for point in value:
+        if not isinstance(point, Sequence) or len(point) != 2 or not all(_is_number(each) for each in point):
+            raise MaskError("points: each is two numbers, [x, y] in pixels.")
+        x, y = (math.floor(each) for each in point)
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            raise MaskError(f"points: [{point[0]:g}, {point[1]:g}] lies outside the image of {list(size)} (h, w).")
+        places.append((y, x))
+    return places
+
+
+def _held_by(places: Sequence[tuple[int, int]], proposed: Sequence[Mask]) -> Rle:
+    """The smallest of the proposed regions that holds all places."""
+    for mask in sorted(proposed, key=lambda each: rle_area(each.segmentation)):
+        inside = decode_rle(mask.segmentation)
+        if all(inside[place] for place in places):
+            return mask.segmentation
+    raise MaskError(
+        f"points: none of the {len(proposed)} regions proposed for this image holds all {len(places)}. "
+        "Give fewer points, or the region's box or mask."
+    )
+
+
+def _box(value: Any, size: Size) -> Rle:
+    if not isinstance(value, Sequence) or len(value) != 4 or not all(_is_number(each) for each in value):
+        raise MaskError("box: give four numbers, [x, y, width, height] in pixels.")
+    x, y, width, height = (float(each) for each in value)
+    if not (width > 0 and height > 0):
+        raise MaskError(f"box: width {width:g}, height {height:g}; both must be above 0: [x, y, width, height].")
+    return box_to_rle((x, y, x + width, y + height), size)
+
+
+def _polygon(value: Any, size: Size) -> Rle:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise MaskError("polygon: give [x1, y1, x2, y2, x3, y3, …] in pixels, or a list of such lists.")
+    try:
+        parts = value if isinstance(value[0], Sequence) else [value]
+        flat = [np.asarray(part, dtype=np.float64).ravel() for part in parts]
+        perimeter = sum(
+            float(np.abs(np.diff(part[: len(part) // 2 * 2].reshape(-1, 2), axis=0)).sum()) for part in flat
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MaskError("polygon: holds something else than numbers.") from error
+    if not math.isfinite(perimeter) or perimeter > _MAX_PERIMETERS * sum(size):
+        raise MaskError(
+            f"polygon: its edges add up to {perimeter:.3g} pixels in an image of {list(size)} (height, "
+            "width). "
+            "Send so intricate a mask as rle or mask_png."
+        )
+    return polygon_to_rle(value, size)
+
+
+def _mask_png(value: Any, size: Size) -> Rle:
+    data = _from_base64(value.removeprefix("data:image/png;base64,")) if isinstance(value, str) else None
+    if data is None:
+        raise MaskError("mask_png: not base64. Encode the PNG file, without line breaks.")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if (image.height, image.width) != size:
+                raise MaskError(
+                    f"mask_png: {[image.height, image.width]} (height, width), its image is {list(size)}. "
+                    "Draw the mask at the image's stored size."
+                )
+            bands = image.getbands()
+            if len(bands) == 1:
+                mask = np.asarray(image) != 0
+            elif "A" in bands:
+                mask = np.asarray(image.getchannel("A")) != 0
+            else:
+                raise MaskError(
+                    f"mask_png: has the channels {', '.join(bands)}. "
+                    "Send one channel (gray), or an alpha channel, in which the region is not 0."
+                )
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MaskError(f"mask_png: not a PNG file that can be decoded ({len(data)} bytes).") from error
+    if not mask.any():
+        raise MaskError("mask_png: every pixel is 0. In the region they must not be.")
+    return encode_mask(mask)
+
+
+def alpha_mask(data: bytes) -> Rle | None:
+    """The region that an image file's alpha channel marks: where it is not 0. None without such a channel.
+
+    This is how NVIDIA's Describe Anything server takes a region: one RGBA PNG. The file must have been decoded before
+    by `decode_request_image`, which checks its size.
+
+    Raises:
+        MaskError: the alpha channel is 0 everywhere.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if "A" not in image.getbands():
+            return None
+        mask = np.asarray(image.getchannel("A")) != 0
+    if not mask.any():
+        raise MaskError("image: its alpha channel, which marks the region, is 0 everywhere.")
+    return encode_mask(mask)
+
+
+def _from_base64(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    # No pixel is so far away, and whole numbers of JSON may be too long for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _too_large(finding: str) -> RequestError:
+    remedy = "Scale the image and its masks down."
+    return RequestError(f"{finding}. {remedy}", status=413, kind="too_large", param="image")
+
+
+def _bad_image(message: str) -> RequestError:
+    return RequestError(message, kind="invalid_image", param="image")

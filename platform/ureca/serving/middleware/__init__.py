@@ -1,0 +1,1 @@
+"""ASGI middleware: authentication, body limits, access log, draining."""

@@ -1,0 +1,84 @@
+"""Bearer tokens: who may ask, and in whose name.
+
+The configuration holds SHA-256 of each token and no token; `ureca token NAME` makes one. A token is 256 random bits,
+so a plain hash, unlike one of a password, can't be guessed back.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ureca.errors import ConfigError
+from ureca.serving.api.errors import error_body
+from ureca.serving.settings import AccessToken
+
+OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
+"""What says nothing of anybody's images; and all below `/page/`, the page's own files."""
+_OPEN_BELOW = "/page/"
+_REFUSAL = "no valid access token. Send `Authorization: Bearer TOKEN` with one that this service's owner gave you."
+
+
+class BearerTokens:
+    """ASGI middleware: 401 unless a request brings a known token. Its name becomes the request's tenant."""
+
+    def __init__(self, app: ASGIApp, *, tokens: Sequence[AccessToken]) -> None:
+        self._app = app
+        self._tokens = [(each.name, bytes.fromhex(each.sha256)) for each in tokens]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, token = header.partition(b" ")
+        name = self._name_of(token.strip()) if scheme.lower() == b"bearer" else None
+        if name is None:
+            await JSONResponse(error_body("unauthorized", _REFUSAL), 401, {"WWW-Authenticate": "Bearer"})(
+                scope, receive, send
+            )
+            return
+        scope.setdefault("state", {})["tenant"] = name
+        await self._app(scope, receive, send)
+
+    def _name_of(self, token: bytes) -> str | None:
+        digest, found = hashlib.sha256(token).digest(), None
+        for name, known in self._tokens:  # all of them: how long it takes tells nothing
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+
+def path_below_prefix(scope: Scope) -> str:
+    """A request's path without Serve's route_prefix, which is its root path."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def _is_open(scope: Scope) -> bool:
+    path = path_below_prefix(scope)
+    return path in OPEN_PATHS or path.startswith(_OPEN_BELOW)
+
+
+def tenant_of(scope: Scope) -> str:
+    """The name of the token that a request brought; empty where none is asked for."""
+    return str(scope.get("state", {}).get("tenant", ""))
+
+
+def new_token() -> tuple[str, str]:
+    """A token, and its SHA-256 for the configuration."""
+    token = f"ureca_{secrets.token_urlsafe(32)}"
+    return token, hashlib.sha256(token.encode()).hexdigest()
+
+
+def print_token(argv: Sequence[str]) -> None:
+    """`ureca token NAME`. Raises ConfigError."""
+    if len(argv) != 1 or not re.fullmatch(r"[\w.-]+", argv[0]):
+        raise ConfigError("ureca token NAME: give one name (letters, digits, '.', '_', '-'): who will use the token.")
+    token, digest = new_token()
+    print(f"token, shown this once:  {token}")
+    print("under args: in serve_apps/captioner.yaml:")
+    print(f"  access_tokens:\n    - name: {argv[0]}\n      sha256: {digest}")

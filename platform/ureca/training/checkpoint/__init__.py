@@ -1,0 +1,1 @@
+"""Checkpoints: save, restore, keep the best, and sync a run with S3."""

@@ -1,0 +1,106 @@
+"""training.json of a model directory: what it learned from, how, and what came of it, stage by stage.
+
+    {"stages": [{"stage", "settings", "data", "figures", "weights", "looks", "machine", "code"}, ...]}
+
+Written by the driver when a stage has ended; a stage that starts from another's model directory carries that one's
+record on. Export makes the model card from it, so it names no folder of this machine beyond its last two parts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ureca.config import config_to_dict
+from ureca.corpus.row_groups import RowGroups, TableFile, table_files
+from ureca.hardware import capture_context
+from ureca.model.exporting.export import TRAINING_FILE, read_training
+from ureca.storage.files import write_json
+from ureca.training.config import StageConfig
+from ureca.training.plan import Plan
+
+
+def record_training(
+    config: StageConfig,
+    plan: Plan,
+    *,
+    model: Path,
+    figures: Mapping[str, Any],
+    data: Mapping[str, Any],
+    looks: Mapping[str, float],
+    weights: Mapping[str, Any],
+) -> None:
+    """Write the record of a stage that has ended into its model directory.
+
+    Args:
+        figures: of the run's summary.
+        data: images and regions that it learned from.
+        looks: the last scores on held-out images; may be empty.
+        weights: after which `step` they are; and of a best checkpoint `best_by`, `score`.
+    """
+    before = read_training(plan.init_directory).get("stages", []) if plan.init else []
+    stage = {
+        "stage": plan.stage,
+        "settings": shortened(config_to_dict(config)),
+        "data": {
+            "table": shortened(plan.table),
+            **data,
+            "heldout": plan.heldout,
+            "describers": describers_of(table_files(plan.table)),
+        },
+        "figures": {name: value for name, value in figures.items() if name not in ("model", "heldout", "best")},
+        "weights": dict(weights),
+        "looks": dict(looks),
+        **_made_with(plan),
+    }
+    write_json(model / TRAINING_FILE, {"stages": [*before, stage]})
+
+
+def describers_of(files: list[TableFile]) -> dict[str, int]:
+    """Who wrote a table's captions -> for how many of its images; of those that are not labeled nothing is said."""
+    groups, found = RowGroups(files), Counter[str]()
+    leaves = {"status", "provenance.describer", "provenance.model"}
+    for number in range(len(files)):
+        for table in groups.scan(number, lambda name: name in leaves):
+            for row in table.to_pylist():
+                if row["status"] == "labeled":
+                    found[_describer(row.get("provenance") or {})] += 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def last_look(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """The newest scores on held-out images among a run's metrics."""
+    scores: dict[str, float] = next((line["heldout"] for line in reversed(lines) if line.get("heldout")), {})
+    return {name: value for name, value in scores.items() if name != "seconds"}
+
+
+def shortened(value: Any) -> Any:
+    """Settings in which a path from a machine's root is its last two parts."""
+    if isinstance(value, Mapping):
+        return {key: shortened(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(each) for each in value]
+    if isinstance(value, str | Path) and str(value).startswith("/"):
+        return "/".join(Path(value).parts[-2:])
+    return value
+
+
+def _describer(provenance: Mapping[str, Any]) -> str:
+    name, model = provenance.get("describer"), provenance.get("model")
+    if not name:
+        return "unrecorded describers"
+    return f"{name} ({shortened(model)})" if model else str(name)
+
+
+def _made_with(plan: Plan) -> dict[str, str]:
+    workers, context = plan.workers, capture_context()
+    each = "each with a GPU" if workers.use_gpu else f"each with {workers.threads} CPU threads"
+    kind = ", ".join(context["gpus"]) or context["cpu"]
+    commit = context["commit"]
+    changes = " with changes" if context["dirty"] else ""
+    return {
+        "machine": f"{workers.num_workers} workers, {each}; the driver's machine: {kind}, {context['cores']} cores.",
+        "code": f"Code: {commit[:12]}{changes}." if commit else "",
+    }

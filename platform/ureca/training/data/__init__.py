@@ -1,0 +1,1 @@
+"""Training data: index of the region table, sampling of steps, packed batches."""

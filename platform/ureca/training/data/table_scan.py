@@ -1,0 +1,395 @@
+"""The pass over a region table before training: what its images and regions are, and whether they can be trained on.
+
+It reads the small columns of one row group after the other: ids, sizes, boxes, captions; neither images nor masks. At
+some images it looks closer: at their files' heads, which say the size, and at the runs of their regions' masks.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ureca.corpus.images import MOST_PIXELS, check_image_size
+from ureca.corpus.row_groups import RowGroups, TableFile
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.split import split_heldout
+from ureca.errors import ImageError, InputError, MaskError, MaskSizeError, UrecaError
+from ureca.model.processor import CaptionerProcessor
+from ureca.regions.rle import check_rles
+from ureca.runs import Progress
+from ureca.storage import files as io
+from ureca.training.data.examples import rejected_of
+from ureca.training.data.sampler import STYLES
+
+CAPTION_COLUMNS = ("short_caption", "long_caption", "caption")
+"""In the order of `STYLES`."""
+
+_MOST = np.iinfo(np.uint16).max
+
+
+class Learned(NamedTuple):
+    """What is learned from the images of a row group: all their regions, or those that have a pair."""
+
+    lengths: np.ndarray
+    """Regions of each image."""
+    captions: np.ndarray
+    tiles: np.ndarray
+    branches: np.ndarray
+
+
+class Learnable:
+    """The labeled images of a row group that have regions."""
+
+    def __init__(self, path: str, batch: pa.Table) -> None:
+        self._path = path
+        lengths = pc.fill_null(pc.list_value_length(batch["regions"]), 0).to_numpy()
+        is_labeled = pc.fill_null(pc.equal(batch["status"], "labeled"), False).to_numpy(zero_copy_only=False)
+        self.rows = np.flatnonzero(is_labeled & (lengths > 0))
+        """Their places in the row group."""
+        kept = batch.take(pa.array(self.rows)).combine_chunks()
+        self.ids: list[str] = kept["image_id"].to_pylist()
+        self.lengths = lengths[self.rows]
+        """Regions of each."""
+        self.paths: list[str | None] = pc.struct_field(kept["image"], "path").to_pylist()
+        heights, widths = (pc.fill_null(kept[name].cast(pa.int32()), 0).to_numpy() for name in ("height", "width"))
+        self.sizes = np.stack([heights, widths], axis=1)
+        """(height, width) of each."""
+        regions = kept["regions"]
+        self._regions = (regions.combine_chunks() if len(regions) else pa.array([], regions.type)).flatten()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _named(self, region: int) -> str:
+        """How an error names a region, given by its number among all of the row group."""
+        image = int(np.searchsorted(np.cumsum(self.lengths), region, side="right"))
+        return f"{self._path}: image {self.ids[image]!r}, region {self._field('region_id')[region].as_py()!r}"
+
+    def _field(self, name: str) -> pa.Array:
+        return pc.struct_field(self._regions, name)
+
+    def check_images(self, num_with_bytes: int) -> None:
+        """Raises ImageError if an image has neither a path nor bytes; `num_with_bytes` images of the row group have."""
+        without_path = [image_id for image_id, path in zip(self.ids, self.paths, strict=True) if path is None]
+        if len(without_path) > num_with_bytes:
+            raise ImageError(
+                f"{self._path}: {len(without_path)} images of a row group have no path, {without_path[0]!r} the first, "
+                f"but only {num_with_bytes} bytes. Write the table again with one of them for each image."
+            )
+
+    def check_masks(self) -> None:
+        sizes = pc.struct_field(self._field("segmentation"), "size")
+        pairs = pc.fill_null(pc.list_value_length(sizes), 0).to_numpy()
+        image = np.repeat(self.sizes, self.lengths, axis=0)
+        if (pairs != 2).any():
+            wrong, size = int(np.argmax(pairs != 2)), None
+        else:
+            found = pc.fill_null(sizes.flatten(), 0).to_numpy().reshape(-1, 2)
+            differs = (found != image).any(axis=1)
+            if not differs.any():
+                return
+            wrong = int(np.argmax(differs))
+            size = found[wrong].tolist()
+        raise MaskSizeError(
+            f"{self._named(wrong)} has an RLE of size {size}, its image is {image[wrong].tolist()} (height, width). "
+            "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common cause."
+        )
+
+    def check_boxes(self) -> None:
+        """Raises InputError if a region has no box of four numbers, or one that lies outside of its image."""
+        boxes, sizes = self._field("bbox"), np.repeat(self.sizes, self.lengths, axis=0)
+        wrong = np.flatnonzero(pc.fill_null(pc.list_value_length(boxes), 0).to_numpy() != 4)
+        if not len(wrong):
+            start, extent = np.split(pc.fill_null(boxes.flatten(), np.nan).to_numpy().reshape(-1, 4), 2, axis=1)
+            inside = (start < sizes[:, ::-1]) & (start + extent > 0) & (extent > 0)
+            wrong = np.flatnonzero(~inside.all(axis=1))
+        if len(wrong):
+            region = int(wrong[0])
+            raise InputError(
+                f"{self._named(region)} has the box {boxes[region].as_py()}, its image is {sizes[region].tolist()} "
+                "(height, width). Write x, y, width, height in pixels, as ureca.regions.rle.rle_bbox has them."
+            )
+
+    def check_distractors(self) -> None:
+        """Raises InputError if a region's distractor is none of its image's regions."""
+        distractors = self._field("distractors")
+        counts = pc.fill_null(pc.list_value_length(distractors), 0).to_numpy()
+        indices = pc.fill_null(pc.struct_field(distractors.flatten(), "index"), -1).to_numpy()
+        owner = np.repeat(np.arange(len(counts)), counts)
+        num_regions = np.repeat(self.lengths, self.lengths)[owner]
+        outside = np.flatnonzero((indices < 0) | (indices >= num_regions))
+        if len(outside):
+            first = outside[0]
+            raise InputError(
+                f"{self._named(int(owner[first]))} has the distractor {indices[first]}, but the {num_regions[first]} "
+                f"regions of its image are counted from 0 to {num_regions[first] - 1}. Label the image again with "
+                "jobs/label_corpus.py, or let stage 2 be the last."
+            )
+
+    def learned(self, processor: CaptionerProcessor, rejected_per_region: int | None) -> Learned:
+        """Raises InputError where a caption is empty."""
+        captions, tiles = self._caption_tokens(processor), self._touched_tiles(processor)
+        if rejected_per_region is None:
+            return Learned(self.lengths, captions, tiles, np.ones(len(tiles), np.uint8))
+        kept, lengths, branches = [], [], []
+        texts, flags = self._field(CAPTION_COLUMNS[-1]).to_pylist(), self._field("flags").to_pylist()
+        distractors = self._field("distractors").to_pylist()
+        own = captions[:, -1].astype(np.int64)
+        all_captions = []
+        for first, length in zip(np.cumsum(self.lengths) - self.lengths, self.lengths, strict=True):
+            here = slice(first, first + length)
+            tokens = dict(zip(texts[here], own[here], strict=True))
+            others = [[other["index"] for other in each or ()] for each in distractors[here]]
+            rejected = rejected_of(texts[here], [each or () for each in flags[here]], others)
+            lengths.append(len(rejected))
+            for place, against in rejected.items():
+                longest = sorted((tokens[text] for text in against), reverse=True)[:rejected_per_region]
+                kept.append(first + place)
+                branches.append(1 + len(longest))
+                all_captions.append(own[first + place] + sum(longest))
+        together = np.repeat(np.minimum(all_captions, _MOST).astype(np.uint16)[:, None], len(STYLES), axis=1)
+        return Learned(np.array(lengths), together, tiles[np.array(kept, np.int64)], np.array(branches, np.uint8))
+
+    def _caption_tokens(self, processor: CaptionerProcessor) -> np.ndarray:
+        """(R, 3) uint16."""
+        tokens = np.zeros((len(self._regions), len(STYLES)), np.uint16)
+        for place, (style, column) in enumerate(zip(STYLES, CAPTION_COLUMNS, strict=True)):
+            texts = self._field(column)
+            is_empty = pc.equal(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0), 0)
+            if pc.any(is_empty).as_py():
+                raise InputError(
+                    f"{self._named(is_empty.index(True).as_py())} is labeled, but its {column} is empty: there is no "
+                    f"caption for the style {style!r} ({pc.sum(is_empty).as_py()} of {len(texts)} regions of this row "
+                    "group). Label the image again with jobs/label_corpus.py."
+                )
+            tokens[:, place] = np.minimum(processor.caption_lengths(texts.to_pylist()), _MOST)
+        return tokens
+
+    def _touched_tiles(self, processor: CaptionerProcessor) -> np.ndarray:
+        """(R,) uint16: tiles of the grid that the region's box touches, and the thumbnail where there is one."""
+        grids = np.array([processor.grid((int(height), int(width))) for height, width in self.sizes])
+        columns, rows = np.repeat(grids, self.lengths, axis=0).T
+        height, width = np.repeat(self.sizes, self.lengths, axis=0).T
+        x, y, box_width, box_height = self._field("bbox").flatten().to_numpy().reshape(-1, 4).T.astype(np.float64)
+        across = _touched(x, x + box_width, width, columns)
+        down = _touched(y, y + box_height, height, rows)
+        return (across * down + (columns * rows > 1)).astype(np.uint16)
+
+
+def _touched(low: np.ndarray, high: np.ndarray, length: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """How many of so many equal cells of an axis a stretch of it touches."""
+    first = np.clip(np.floor(low * cells / length), 0, cells - 1)
+    last = np.clip(np.ceil(high * cells / length), first + 1, cells)
+    return (last - first).astype(np.int64)
+
+
+_LEAVES = {
+    *("image_id", "status", "height", "width", "image.path"),
+    *(f"regions.{name}" for name in ("region_id", "segmentation.size", "bbox", *CAPTION_COLUMNS)),
+}
+"""What the pass over the table reads."""
+_LEAVES_OF_PAIRS = {"regions.flags", "regions.distractors.index"}
+_IMAGES_LOOKED_AT = 64
+"""Whose files and masks are tried, of those that a table names by their paths."""
+_INSIDE_LOOKED_AT = 8
+"""The same of images that lie in the table: each costs reading a row group with its images."""
+_AT_ONCE = 8
+"""Of them: in S3 each takes a few round trips."""
+_HEAD_BYTES = 2**18
+"""Of an image's file: its size stands near its beginning, seldom behind a large color profile."""
+_SILENT_SECONDS = 5
+"""Before the pass shows its progress."""
+
+_IMAGE = np.dtype(
+    [
+        ("key", "u8"),
+        ("file", "u4"),
+        ("group", "u4"),
+        ("row", "u4"),
+        ("height", "u4"),
+        ("width", "u4"),
+        ("regions", "u4"),
+    ]
+)
+
+
+def scan_table(
+    table: str,
+    files: Sequence[TableFile],
+    processor: CaptionerProcessor,
+    *,
+    heldout: float,
+    heldout_seed: int,
+    rejected_per_region: int | None,
+) -> dict[str, np.ndarray]:
+    """The arrays of a table's index: `images`, `captions`, `tiles`, `branches`; see table_index.py.
+
+    Raises:
+        InputError, MaskError, ImageError: as `prepare_index`.
+    """
+    groups = RowGroups(files)
+    ids: list[str] = []
+    learnable_ids: list[str] = []
+    images, captions, tiles, branches = [], [], [], []
+    closer = _Closer()
+    progress = Progress("index", sum(file.num_rows for file in files), unit="images")
+    started = time.monotonic()
+    wanted = _LEAVES if rejected_per_region is None else _LEAVES | _LEAVES_OF_PAIRS
+    for number, file in enumerate(files):
+        if missing := sorted(wanted.difference(groups.leaves(number))):
+            raise InputError(
+                f"{file.path}: {', '.join(missing)} missing. Give a table that jobs/label_corpus.py wrote, or write it "
+                "with ureca.corpus.REGION_TABLE_SCHEMA."
+            )
+        for group, batch in enumerate(groups.scan(number, wanted.__contains__)):
+            ids += batch["image_id"].to_pylist()
+            if time.monotonic() - started > _SILENT_SECONDS:
+                progress.update(len(ids))
+            try:
+                found = Learnable(file.path, batch)
+                if not len(found):
+                    continue
+                found.check_images(len(batch) - (groups.num_absent(number, group, "image.bytes") or 0))
+                found.check_masks()
+                found.check_boxes()
+                if rejected_per_region is not None:
+                    found.check_distractors()
+                learned = found.learned(processor, rejected_per_region)
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"{file.path}: a column has another type than the region table's ({error}). "
+                    "Write it with ureca.corpus.REGION_TABLE_SCHEMA."
+                ) from error
+            closer.add(found, number, group)
+            records = np.zeros(len(found), _IMAGE)
+            records["file"], records["group"], records["row"] = number, group, found.rows
+            records["key"] = [_key(image_id) for image_id in found.ids]
+            records["height"], records["width"] = found.sizes.T
+            records["regions"] = learned.lengths
+            captions.append(learned.captions)
+            tiles.append(learned.tiles)
+            branches.append(learned.branches)
+            images.append(records)
+            learnable_ids += found.ids
+    progress.close()
+    _check_unique(table, ids)
+    left_out = set(split_heldout(ids, heldout, heldout_seed).heldout) if heldout else set()
+    order = sorted((image_id, place) for place, image_id in enumerate(learnable_ids) if image_id not in left_out)
+    if not order:
+        raise InputError(
+            f"{table}: none of its {len(ids)} images is labeled and not held out, so there is nothing to "
+            "train on. Write captions into it with jobs/label_corpus.py, or hold out a smaller share."
+        )
+    closer.look(table, groups)
+    together = np.concatenate(images)
+    chosen = np.array([place for _, place in order if together["regions"][place]], dtype=np.int64)
+    if not len(chosen):
+        raise InputError(
+            f"{table}: none of its {len(order)} labeled images has a region with a distractor of another caption, "
+            "so there are no pairs to learn from. Label with jobs/label_corpus.py and a lower "
+            "--distractors.min_similarity, or let stage 2 be the last."
+        )
+    regions = _gathered(together["regions"].astype(np.int64), chosen)
+    return {
+        "images": together[chosen],
+        "captions": np.concatenate(captions)[regions],
+        "tiles": np.concatenate(tiles)[regions],
+        "branches": np.concatenate(branches)[regions],
+    }
+
+
+def _key(image_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big")
+
+
+def _check_unique(table: str, ids: list[str]) -> None:
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(image_id for image_id in ids if image_id in seen or seen.add(image_id))  # type: ignore[func-returns-value]
+        raise InputError(f"{table}: image id {twice!r} occurs twice. Image ids must be unique in a table.")
+
+
+def _gathered(lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Numbers of the elements of chosen groups, of which `lengths` says how many elements each has."""
+    first = np.cumsum(lengths) - lengths
+    counts = lengths[chosen]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(first[chosen], counts) + within
+
+
+def check_masks(table: str, row: ImageRow) -> None:
+    """Raises MaskError, naming the region, if a mask of the row can't be decoded."""
+    where = [f"{table}: image {row.image_id!r}, region {region.region_id!r}" for region in row.regions]
+    check_rles([region.segmentation for region in row.regions], row.size, where=where)
+
+
+class _Candidate(NamedTuple):
+    file: int
+    group: int
+    row: int
+    is_inside: bool
+
+
+class _Closer:
+    """Some of a table's images, evenly spread, at which to look closer."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._candidates: list[_Candidate] = []
+
+    def add(self, found: Learnable, file: int, group: int) -> None:
+        """The images of a row group: of the first one many, else one."""
+        self._total += len(found)
+        most = 1 if self._candidates else _IMAGES_LOOKED_AT
+        for row, path in list(zip(found.rows.tolist(), found.paths, strict=True))[:most]:
+            self._candidates.append(_Candidate(file, group, row, is_inside=path is None))
+
+    def look(self, table: str, groups: RowGroups) -> None:
+        """Raises ImageError or MaskError if an image's file is missing or of another size, or a mask is damaged."""
+        chosen = _spread([each for each in self._candidates if not each.is_inside], _IMAGES_LOOKED_AT)
+        chosen += _spread([each for each in self._candidates if each.is_inside], _INSIDE_LOOKED_AT)
+
+        def look_at(candidate: _Candidate) -> tuple[str, UrecaError] | None:
+            row = groups.row(candidate.file, candidate.group, candidate.row)
+            try:
+                _check_image(row)
+                check_masks(table, row)
+            except UrecaError as error:
+                return row.image_id, error
+            return None
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            wrong = [found for found in pool.map(look_at, chosen) if found is not None]
+        if wrong:
+            image_id, problem = wrong[0]
+            if isinstance(problem, MaskError):  # names all of it
+                raise problem
+            raise ImageError(
+                f"{table}: image {image_id!r}: {problem} Of the table's {self._total} labeled images {len(chosen)} "
+                f"were looked at; {len(wrong)} can't be used."
+            )
+
+
+def _spread(candidates: list[_Candidate], most: int) -> list[_Candidate]:
+    """The first, and others evenly spread."""
+    return [candidates[round(at)] for at in np.linspace(0, len(candidates) - 1, min(most, len(candidates)))]
+
+
+def _check_image(row: ImageRow) -> None:
+    """Raises ImageError, InputError or StorageError if the image is not there, or not of the row's size."""
+    limit = MOST_PIXELS
+    if row.image_path is None:
+        check_image_size(row.image_bytes or b"", where="its bytes", size=row.size, max_pixels=limit)
+        return
+    data = io.read_bytes(row.image_path, length=_HEAD_BYTES)
+    try:
+        check_image_size(data, where=row.image_path, size=row.size, max_pixels=limit)
+    except ImageError:
+        if len(data) < _HEAD_BYTES:
+            raise
+        check_image_size(io.read_bytes(row.image_path), where=row.image_path, size=row.size, max_pixels=limit)

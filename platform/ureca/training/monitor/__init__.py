@@ -1,0 +1,1 @@
+"""Monitoring of a training run: metrics, in-loop evaluation, trackers."""

@@ -1,0 +1,235 @@
+"""Looks at a training while it runs: held-out images captioned, scored, and drawn, every few steps.
+
+    <run>/watch/images.json                   where in the table the images are
+                step_000050/captions.jsonl    image, region, caption, label, whether the caption fits its region alone
+                            image_00.jpg      the same as a picture
+
+A look captions the same regions every time, greedily, the image prefix of an image computed once for all of its
+regions. The images are shared out over the workers. With ZeRO 3, where these gather the weights together, all caption
+equally many, and go on until the longest caption of all is done. It leaves the training as it was: no weight, no random
+state, no module's mode differs after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from PIL import Image
+
+from ureca.corpus.row_groups import RowGroups, TableFile, table_files
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.split import split_heldout
+from ureca.corpus.table import load_image
+from ureca.errors import InputError
+from ureca.evaluation.inloop import Sums, quick_sums, scores_of
+from ureca.evaluation.predictions import STYLE, captioned_regions
+from ureca.evaluation.uniqueness import Candidates, RegionCaption, picks_own, region_candidates
+from ureca.model.captioner import Captioner
+from ureca.storage.files import read_json, write_json
+from ureca.training.plan import Plan
+from ureca.viewer.captioned_picture import CaptionedRegion, captioned_picture
+
+WATCH_DIRECTORY = "watch"
+CAPTIONS_FILE = "captions.jsonl"
+IMAGES_FILE = "images.json"
+
+
+@dataclass(frozen=True)
+class WatchedImage:
+    """One image that is captioned at every look."""
+
+    row: ImageRow
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    regions: tuple[int, ...]
+    """Those of its regions that are captioned."""
+    candidates: Candidates
+
+    @classmethod
+    def of(cls, row: ImageRow, *, regions: int) -> WatchedImage:
+        """Read the image and measure its regions; at most `regions` of them are captioned. Raises ImageError."""
+        there = captioned_regions(row)
+        chosen = sorted(random.Random(f"watch/{row.image_id}").sample(there, min(regions, len(there))))
+        pixels = load_image(row)
+        return cls(row, pixels, tuple(chosen), region_candidates(pixels, row))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look found, over all workers."""
+
+    scores: dict[str, float]
+    """Metric -> 0..1; see `ureca.evaluation.inloop`."""
+    records: list[dict[str, Any]]
+    """One a region, as in captions.jsonl."""
+    files: list[Path]
+    """What this worker has written of it."""
+
+
+def look_directory(run: str | Path, step: int) -> Path:
+    """Where the pictures and captions of the look after `step` steps are."""
+    return Path(run) / WATCH_DIRECTORY / f"step_{step:06d}"
+
+
+def choose_watched(plan: Plan) -> int:
+    """Choose the held-out images that a run looks at, and leave their places in its folder; returns their number.
+
+    They are the same for every run over the same table. For the driver, before any worker starts.
+
+    Raises:
+        InputError: no held-out image has a caption to compare with, or none the truth that the score needs.
+    """
+    files = table_files(plan.table)
+    groups = RowGroups(files)
+    leaves = {"image_id", "status", "regions.caption", "regions.flags"}
+    places: dict[str, tuple[int, int, int]] = {}
+    usable: set[str] = set()
+    for number in range(len(files)):
+        for group, table in enumerate(groups.scan(number, lambda name: name in leaves)):
+            for row, found in enumerate(table.to_pylist()):
+                places[found["image_id"]] = (number, group, row)
+                if found["status"] == "labeled" and any(map(_is_captioned, found["regions"] or ())):
+                    usable.add(found["image_id"])
+    heldout = usable.intersection(split_heldout(places, plan.heldout, plan.heldout_seed).heldout)
+    ordered = sorted(heldout, key=lambda image_id: hashlib.sha256(f"watch\n{image_id}".encode()).digest())
+    chosen = [places[image_id] for image_id in ordered[: plan.watch.images]]
+    if not chosen:
+        raise InputError(
+            f"{plan.table}: no held-out image has captions, so there is nothing to look at while training runs. "
+            "Hold out a larger share (--heldout), or set --watch.every_steps=0."
+        )
+    rows = [groups.row(*place) for place in chosen]
+    if plan.watch.score == "attribute_accuracy" and not any(each.attributes for row in rows for each in row.regions):
+        raise InputError(
+            f"{plan.table}: true attributes are known for drawn scenes only, and it holds none: "
+            "watch.score=attribute_accuracy can't be had. Set --watch.score to rouge_l or uniqueness."
+        )
+    write_json(Path(plan.directory) / WATCH_DIRECTORY / IMAGES_FILE, {"files": files, "places": chosen})
+    return len(chosen)
+
+
+def _is_captioned(region: dict[str, Any]) -> bool:
+    """As `captioned_regions` has it."""
+    return bool(region["caption"]) and "judged_false" not in (region["flags"] or ())
+
+
+def watched_images(directory: str | Path) -> list[ImageRow]:
+    """The images that `choose_watched` chose for a run. Raises InputError if the table has changed since."""
+    record = read_json(Path(directory) / WATCH_DIRECTORY / IMAGES_FILE)
+    groups = RowGroups([TableFile(*file) for file in record["files"]])
+    return [groups.row(*place) for place in record["places"]]
+
+
+class Watch:
+    """One worker's part in the looks of a training. All workers must call it alike."""
+
+    def __init__(self, plan: Plan, *, rank: int, num_workers: int) -> None:
+        """Reads this worker's images. Raises InputError as `watched_images`, ImageError where one can't be read."""
+        self._plan, self._rank, self._num_workers = plan, rank, num_workers
+        rows = watched_images(plan.directory) if plan.watch.every_steps else []
+        numbers = range(rank, len(rows), num_workers)
+        self._mine = [(number, self._image(rows[number])) for number in numbers]
+        self._idle: WatchedImage | None = None
+        """Captioned for nothing by a worker that has an image less than others, where ZeRO 3 wants it to."""
+        if plan.workers.zero_stage == 3 and len(numbers) < len(range(0, len(rows), num_workers)):
+            self._idle = self._image(rows[0])
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether to look after `step` steps."""
+        every = self._plan.watch.every_steps
+        return every > 0 and (step % every == 0 or step == num_steps)
+
+    def look(self, captioner: Captioner, step: int) -> Look:
+        """Caption and score; pictures and captions lie in `look_directory` afterwards."""
+        records: list[dict[str, Any]] = []
+        sums: list[Sums] = []
+        files: list[Path] = []
+        folder = look_directory(self._plan.directory, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        with unchanged(captioner):
+            for number, image in self._mine:
+                captions = self._caption(captioner, image)
+                found, items = _records(image, captions)
+                records += [{"image": number, **each} for each in found]
+                sums.append(quick_sums(items))
+                if number < self._plan.watch.pictures:
+                    files.append(folder / f"image_{number:02d}.jpg")
+                    Image.fromarray(_picture(image, found, step)).save(files[-1], quality=90)
+            if self._idle:
+                self._caption(captioner, self._idle)
+        gathered: list[Any] = [None] * self._num_workers
+        torch.distributed.all_gather_object(gathered, (records, sums))
+        everyone = sorted((each for part, _ in gathered for each in part), key=lambda record: record["image"])
+        if self._rank == 0:
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in everyone)
+            files.append(folder / CAPTIONS_FILE)
+            files[-1].write_text(lines, encoding="utf-8")
+        return Look(scores_of(each for _, part in gathered for each in part), everyone, files)
+
+    def _image(self, row: ImageRow) -> WatchedImage:
+        return WatchedImage.of(row, regions=self._plan.watch.regions_per_image)
+
+    def _caption(self, captioner: Captioner, image: WatchedImage) -> list[str]:
+        cue, regions = self._plan.cue, [image.row.regions[index] for index in image.regions]
+        processor = captioner.processor
+        return captioner.generate(
+            image.pixels,
+            [region.segmentation if cue == "mask" else None for region in regions],
+            [processor.query(STYLE, cue=cue, box=region.bbox, size=image.row.size) for region in regions],
+            max_new_tokens=self._plan.watch.max_new_tokens,
+        )
+
+
+@contextmanager
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; after it every module's mode and the random states are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _records(image: WatchedImage, captions: Sequence[str]) -> tuple[list[dict[str, Any]], list[RegionCaption]]:
+    records, items = [], []
+    for index, caption in zip(image.regions, captions, strict=True):
+        region = image.row.regions[index]
+        items.append(RegionCaption(caption, region.caption or "", index, image.candidates))
+        records.append(
+            {
+                "image_id": image.row.image_id,
+                "region_id": region.region_id,
+                "caption": caption,
+                "reference": region.caption,
+                "fits_alone": picks_own(items[-1]),
+            }
+        )
+    return records, items
+
+
+def _picture(image: WatchedImage, records: Sequence[dict[str, Any]], step: int) -> np.ndarray:
+    regions = [
+        CaptionedRegion(
+            number=number,
+            segmentation=image.row.regions[index].segmentation,
+            caption=record["caption"],
+            label=record["reference"],
+            fits_alone=record["fits_alone"],
+        )
+        for number, (index, record) in enumerate(zip(image.regions, records, strict=True), start=1)
+    ]
+    return captioned_picture(image.pixels, regions, title=f"{image.row.image_id}, step {step}")

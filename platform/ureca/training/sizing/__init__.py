@@ -1,0 +1,1 @@
+"""Size a training run: memory, time and placement."""

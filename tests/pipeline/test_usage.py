@@ -1,0 +1,120 @@
+"""The account of a job, recomputed by hand."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from ureca.corpus.schema import Distractor, ImageRow, Provenance, RegionRow
+from ureca.errors import ConfigError, MaskError
+from ureca.pipeline.usage import Held, PriceConfig, counts_of, ledger_lines, make_ledger, total_counts
+
+
+def region(**more) -> RegionRow:
+    rle = {"size": [2, 3], "counts": "06"}
+    return RegionRow(region_id="1", parent=-1, depth=0, segmentation=rle, area=6, bbox=(0, 0, 3, 2), **more)
+
+
+LABELED = ImageRow(
+    image_id="a",
+    image_path="/a.jpg",
+    height=2,
+    width=3,
+    status="labeled",
+    regions=(
+        region(short_caption="s", long_caption="l", caption="c", uniqueness=1.0),
+        region(short_caption="s", flags=("refusal",), distractors=(Distractor(index=0, similarity=0.9),)),
+    ),
+    provenance=Provenance(
+        prompt_tokens=1000,
+        completion_tokens=50,
+        requests={"short": 3, "long": 1},
+        retries={"refusal": 1},
+        describer_seconds=2.5,
+    ),
+    notes={"too_small": 4},
+)
+SET_ASIDE = ImageRow.quarantined("b", "/b.jpg", "read", MaskError("b.json: damaged"))
+
+
+def test_counts_of_a_labeled_image_and_one_set_aside():
+    counts = counts_of(LABELED)
+    assert counts == Counter(
+        {
+            "images": 1,
+            "regions": 2,
+            "captions": 4,
+            "verified": 1,
+            "flagged": 1,
+            "flagged:refusal": 1,
+            "requests": 4,
+            "requests:short": 3,
+            "requests:long": 1,
+            "retries": 1,
+            "retries:refusal": 1,
+            "prompt_tokens": 1000,
+            "completion_tokens": 50,
+            "describer_milliseconds": 2500,
+            "notes:too_small": 4,
+        }
+    )
+    assert +counts_of(SET_ASIDE) == Counter({"images": 1, "quarantined": 1, "quarantined:MaskError": 1})
+
+
+def ledger(**more):
+    prices = PriceConfig(
+        per_million_prompt_tokens=2, per_million_completion_tokens=10, per_gpu_hour=3, per_kwh=0.5, gpu_watts=500
+    )
+    counts = total_counts([LABELED, SET_ASIDE])
+    held = Held(wall_seconds=10, gpu_seconds=7200, cpu_seconds=3600)
+    return make_ledger(counts, held, prices, **{"table": counts, "project_images": 0, **more})
+
+
+def test_rates_energy_and_money():
+    made = ledger()
+    start = made["start"]
+    assert (start["images_per_second"], start["captions_per_second"]) == (0.2, 0.4)
+    assert start["captions_per_gpu_hour"] == 2.0
+    assert start["describer_requests_at_once"] == 0.25
+    assert start["quarantined_by"] == {"MaskError": 1}
+    assert start["retries_by"] == {"refusal": 1}
+    assert start["notes"] == {"too_small": 4}
+    kwh = 2 * 0.5 + 1 * 0.01
+    assert made["cost"]["estimated_kwh"] == kwh
+    assert made["cost"]["estimated_money"] == pytest.approx(0.002 + 0.0005 + 6 + kwh * 0.5)
+    json.dumps(made)
+
+
+def test_projection_is_in_proportion():
+    projection = ledger(project_images=2000)["projection"]
+    assert projection["captions"] == 4000
+    assert projection["prompt_tokens"] == 1_000_000
+    assert projection["gpu_hours"] == 2000
+    assert projection["estimated_money"] == pytest.approx(1000 * ledger()["cost"]["estimated_money"], rel=1e-4)
+    assert ledger()["projection"] is None
+
+
+def test_a_job_that_stopped_has_an_account_without_a_table():
+    made = ledger(table=None)
+    assert made["table"] is None
+    text = "\n".join(ledger_lines(made))
+    assert "2 images, 2 regions, 4 captions in 10 s" in text
+    assert "1 of them again (refusal 1); 1 images set aside (MaskError 1)" in text
+
+
+def test_a_start_that_had_nothing_to_do_divides_by_nothing():
+    made = make_ledger(
+        Counter(),
+        Held(wall_seconds=0, gpu_seconds=0, cpu_seconds=0),
+        PriceConfig(),
+        table=Counter(),
+        project_images=9,
+    )
+    assert made["start"]["captions_per_gpu_hour"] is None
+    assert made["projection"] is None
+    assert ledger_lines(made)
+
+
+def test_negative_prices_are_refused():
+    with pytest.raises(ConfigError, match="prices.per_gpu_hour=-1: give 0 or more"):
+        PriceConfig(per_gpu_hour=-1)

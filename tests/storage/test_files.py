@@ -1,0 +1,374 @@
+"""Files, local and in S3."""
+
+import errno
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from pyarrow import fs
+from safetensors import SafetensorError
+
+from ureca.errors import ConfigError, InputError, StorageError
+from ureca.storage.files import (
+    copy_folder,
+    exists,
+    file_bytes,
+    file_name,
+    filesystem,
+    is_full_disk,
+    list_files,
+    list_folders,
+    open_output,
+    part_of,
+    read_bytes,
+    read_json,
+    remove_folder,
+    to_json,
+    walk_files,
+    write_bytes,
+    write_json,
+)
+
+
+def test_written_bytes_are_read_back_and_folders_are_made(tmp_path):
+    path = tmp_path / "a" / "b.bin"
+    write_bytes(path, b"\x00\x01")
+    write_bytes(str(path), b"\x02")
+    assert read_bytes(f"file://{path}") == b"\x02"
+    assert exists(path)
+    assert [p.name for p in path.parent.iterdir()] == ["b.bin"]
+
+
+def run_with_files_of_at_most(limit_bytes: int, code: str) -> str:
+    """Standard output of Python code in a process whose files can't grow beyond a limit, as on a full disk."""
+    head = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
+    done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_full_disk_is_named_and_leaves_the_old_file_and_nothing_else(tmp_path):
+    old = tmp_path / "old.parquet"
+    write_bytes(old, b"old")
+    images = [{"id": number, "file_name": f"{number}-{'long' * 50}.jpg"} for number in range(8000)]
+    write_json(tmp_path / "coco" / "a.json", {"images": images, "annotations": []})
+    write_bytes(tmp_path / "coco" / images[0]["file_name"], b"")
+    code = f"""
+import os
+from ureca.corpus import ImageRow, write_manifest, write_regions
+from ureca.errors import StorageError
+from ureca.storage.files import write_bytes
+
+def rows():
+    for number in range(2000):
+        yield ImageRow(image_id=f"{{number:09}}", image_bytes=os.urandom(999), height=1, width=1, status="unlabeled")
+
+for write in (
+    lambda: write_bytes({str(old)!r}, bytes(2_000_000)),
+    lambda: write_regions({str(old)!r}, rows()),
+    lambda: write_manifest([{str(tmp_path / "coco" / "a.json")!r}], {str(old)!r}),
+):
+    try:
+        write()
+    except StorageError as error:
+        print(error)
+"""
+    said = run_with_files_of_at_most(1_000_000, code).splitlines()
+    assert said[0] == (
+        f"{old}: can't be written, the disk is full or a limit is reached (File too large). "
+        "Free some space or write elsewhere; what was there before is unchanged."
+    )
+    assert said[1] == said[0]
+    assert re.match(r"/.*/ureca-manifest-\w+: can't be written \(.*\). The list of images needs", said[2])
+    assert len(said) == 3
+    assert read_bytes(old) == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["coco", "old.parquet"]
+
+
+def write_and_fail(path: Path | str) -> None:
+    with open_output(path) as file:
+        file.write(bytes(PART_BYTES + 1))
+        raise KeyError
+
+
+PART_BYTES = 5 * 2**20
+"""The smallest part that S3 takes, but for a last one."""
+
+
+def test_write_that_fails_halfway_leaves_the_old_content(tmp_path, s3_bucket, monkeypatch):
+    monkeypatch.setattr("ureca.storage.s3._UPLOAD_BYTES", PART_BYTES)
+    for path in (tmp_path / "a.json", f"{s3_bucket}/halfway/a.json"):
+        write_bytes(path, b"old")
+        with pytest.raises(KeyError):
+            write_and_fail(path)
+        assert read_bytes(path) == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert list_files(f"{s3_bucket}/halfway") == [f"{s3_bucket}/halfway/a.json"]
+    assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket=s3_bucket.removeprefix("s3://"))
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, PART_BYTES, PART_BYTES + 5])
+def test_files_written_piece_by_piece_in_s3(s3_bucket, monkeypatch, num_bytes):
+    monkeypatch.setattr("ureca.storage.s3._UPLOAD_BYTES", PART_BYTES)
+    data = bytes(num_bytes // 2) + bytes([7]) * (num_bytes - num_bytes // 2)
+    with open_output(f"{s3_bucket}/pieces/{num_bytes}") as file:
+        for first in range(0, num_bytes, 2_000_000):
+            file.write(data[first : first + 2_000_000])
+    assert read_bytes(f"{s3_bucket}/pieces/{num_bytes}") == data
+
+
+def test_path_that_can_not_be_written_is_named(tmp_path):
+    write_bytes(tmp_path / "file", b"")
+    with pytest.raises(StorageError, match="file/a: can't be written .*. Check the folder and its permissions."):
+        write_bytes(tmp_path / "file" / "a", b"")
+
+
+def test_machine_without_free_descriptors_is_not_held_for_a_bad_file(tmp_path):
+    write_bytes(tmp_path / "a", b"")
+    code = f"""
+import resource
+from ureca.errors import StorageError
+from ureca.storage.files import read_bytes
+read_bytes({str(tmp_path / "a")!r})
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    read_bytes({str(tmp_path / "a")!r})
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path}/a: can't be read (Too many open files). The file itself may be in")
+
+
+def test_compressed_looking_name_is_not_unpacked(tmp_path):
+    path = tmp_path / "a.gz"
+    write_bytes(path, b"plain")
+    assert read_bytes(path) == b"plain"
+
+
+def test_missing_file_is_an_input_error_naming_it(tmp_path):
+    path = tmp_path / "none.json"
+    with pytest.raises(InputError, match=f"^{path}: no such file"):
+        read_json(path)
+    assert not exists(path)
+
+
+def test_truncated_json_is_an_input_error_with_its_size(tmp_path):
+    path = tmp_path / "half.json"
+    path.write_text('{"a": ')
+    with pytest.raises(InputError, match=r"half\.json: not valid JSON .* 6 bytes"):
+        read_json(path)
+
+
+def test_json_takes_numpy_paths_and_what_json_has_no_number_for(tmp_path):
+    write_json(
+        tmp_path / "a.json",
+        {
+            "n": np.int64(3),
+            "a": np.arange(2),
+            "p": Path("x"),
+            "nan": float("nan"),
+            "inf": -np.inf,
+            "t": (1, None),
+        },
+    )
+    expected = {"n": 3, "a": [0, 1], "p": "x", "nan": "NaN", "inf": "-Infinity", "t": [1, None]}
+    assert read_json(tmp_path / "a.json") == expected
+    assert json.loads(to_json(np.float32("nan"))) == "NaN"
+    with pytest.raises(TypeError, match="object can't be written as JSON"):
+        to_json(object())
+
+
+def test_listing_is_sorted_and_leaves_out_half_written_files(tmp_path):
+    for name in ("b.parquet", "a.parquet", "_SUCCESS", ".a.parquet.x.partial", "c.json"):
+        (tmp_path / name).touch()
+    assert [Path(p).name for p in list_files(tmp_path, ".parquet")] == ["a.parquet", "b.parquet"]
+    assert list_files(tmp_path / "c.json", ".json") == [str(tmp_path / "c.json")]
+    assert list_files(tmp_path / "c.json", ".parquet") == []
+    with pytest.raises(InputError, match="none: no such file or folder"):
+        list_files(tmp_path / "none")
+
+
+def test_part_of_a_file_is_read_like_a_file(tmp_path, s3_bucket):
+    for whole in (tmp_path / "a.tar", f"{s3_bucket}/parts/a.tar"):
+        write_bytes(whole, b"0123456789")
+        part = part_of(whole, "folder/b#1.jpg", 3, 4)
+        assert part == f"{whole}#folder/b_1.jpg:3+4"
+        assert read_bytes(part) == b"3456"
+        assert read_bytes(part, length=2) == read_bytes(whole, length=5)[3:] == b"34"
+        assert file_name(part) == "b_1.jpg"
+        with pytest.raises(InputError, match=r"c:8\+5: the file ends 3 bytes before this part does. Copy it again."):
+            read_bytes(part_of(whole, "c", 8, 5))
+        with pytest.raises(InputError, match="d:0.1: no such file"):
+            read_bytes(part_of(f"{whole}.none", "d", 0, 1))
+    write_bytes(tmp_path / "photo #1:2+3.jpg", b"whole")
+    assert read_bytes(tmp_path / "photo #1:2+3.jpg") == b"whole"
+    assert file_name("s3://bucket/folder/a.png") == "a.png"
+
+
+def test_walk_finds_every_file_once_and_no_hidden_one(tmp_path, s3_bucket):
+    for name in ("a.jpg", "b/c.jpg", "b/.hidden", ".trash/d.jpg", "b/e/f.json"):
+        write_bytes(tmp_path / "corpus" / name, b"")
+        write_bytes(f"{s3_bucket}/walk/{name}", b"")
+    (tmp_path / "corpus" / "b" / "loop").symlink_to(tmp_path / "corpus")
+    for folder in (str(tmp_path / "corpus"), f"{s3_bucket}/walk/"):
+        found = sorted(walk_files(folder))
+        assert [file.below for file in found] == ["a.jpg", "b/c.jpg", "b/e/f.json"]
+        assert [file.path for file in found] == [f"{folder.rstrip('/')}/{file.below}" for file in found]
+        with pytest.raises(InputError, match="none: no such folder"):
+            walk_files(f"{folder}/none")
+
+
+def test_unknown_scheme_is_refused():
+    with pytest.raises(ConfigError, match=r"^gs://bucket/x: gs:// is not supported"):
+        filesystem("gs://bucket/x")
+
+
+def test_a_file_in_s3_is_written_listed_and_read(s3_bucket):
+    write_json(f"{s3_bucket}/run/summary.json", {"a": 1})
+    write_bytes(f"{s3_bucket}/run/b.bin", b"\x00")
+    assert isinstance(filesystem(s3_bucket)[0], fs.S3FileSystem)
+    assert read_json(f"{s3_bucket}/run/summary.json") == {"a": 1}
+    assert list_files(f"{s3_bucket}/run", ".json") == [f"{s3_bucket}/run/summary.json"]
+    assert exists(f"{s3_bucket}/run")
+    assert not exists(f"{s3_bucket}/run/none")
+    with pytest.raises(InputError, match="no such file"):
+        read_bytes(f"{s3_bucket}/run/none")
+
+
+class RefusingS3(BaseHTTPRequestHandler):
+    """Refuses as S3 does: a bucket of another region with 301, all else with 403."""
+
+    protocol_version = "HTTP/1.1"
+
+    def refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        moved = self.path.startswith("/moved")
+        code = "PermanentRedirect" if moved else "AccessDenied"
+        body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+        self.send_response(301 if moved else 403)
+        if moved:
+            self.send_header("x-amz-bucket-region", "eu-west-1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = refuse  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def refusing_s3(monkeypatch) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RefusingS3)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "wrong",
+        "AWS_SECRET_ACCESS_KEY": "wrong",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/nowhere",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield
+    server.shutdown()
+
+
+def write_streamed(path: str) -> None:
+    with open_output(path) as file:
+        file.write(b"a")
+
+
+S3_CALLS = {
+    "exists": exists,
+    "read": read_bytes,
+    "write": lambda path: write_bytes(path, b""),
+    "stream": write_streamed,
+    "list": list_files,
+    "walk": lambda path: list(walk_files(path)),
+}
+
+
+@pytest.mark.usefixtures("refusing_s3")
+@pytest.mark.parametrize("call", S3_CALLS)
+def test_s3_that_refuses_is_explained_in_one_line(monkeypatch, call):
+    # a bucket's name is used once: what is known of a bucket is kept for the process
+    code = "(ACCESS_DENIED|AccessDenied)"
+    with pytest.raises(StorageError) as error:
+        S3_CALLS[call](f"s3://private-{call}/a")
+    assert re.fullmatch(
+        rf"s3://private-{call}/a: S3 refuses access with the AWS credentials that were found \({code}\). "
+        "Check that they are those of this bucket, and allow to list, read and write it.",
+        str(error.value),
+    )
+    with pytest.raises(StorageError) as error:
+        S3_CALLS[call](f"s3://moved-{call}/a")
+    assert re.fullmatch(
+        rf"s3://moved-{call}/a: the bucket is in another region than the one asked. "
+        "Set AWS_REGION(=eu-west-1| to the bucket's own).",
+        str(error.value),
+    )
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StorageError) as error:
+        S3_CALLS[call](f"s3://nobody-{call}/a")
+    assert re.fullmatch(
+        rf"s3://nobody-{call}/a: S3 refuses access \({code}\), and no AWS credentials were found. "
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
+        str(error.value),
+    )
+
+
+@pytest.mark.usefixtures("refusing_s3")
+def test_s3_that_does_not_answer_is_named_with_its_address(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError) as error:
+        read_bytes("s3://silent/a")
+    assert str(error.value) == (
+        "s3://silent/a: no answer from S3 at http://127.0.0.1:9 (Could not connect to server). "
+        "Check the network, AWS_ENDPOINT_URL and AWS_REGION; the same command goes on later."
+    )
+
+
+@pytest.mark.usefixtures("s3_bucket")
+def test_bucket_that_is_not_there_is_named():
+    with pytest.raises(StorageError, match="s3://ureca-none/a: there is no such bucket. Check its name, AWS_REGION"):
+        write_bytes("s3://ureca-none/a", b"")
+    with pytest.raises(InputError, match="s3://ureca-none/a: no such file"):
+        read_bytes("s3://ureca-none/a")
+
+
+def test_folders_are_listed_copied_and_removed(tmp_path, s3_bucket):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a.json").write_text("{}")
+    (tmp_path / "from" / "deep" / "b.bin").write_bytes(b"b" * 100_000)
+    for target in (str(tmp_path / "to"), f"{s3_bucket}/folders/to"):
+        assert list_folders(target) == []
+        remove_folder(target)  # there is none yet
+        copy_folder(tmp_path / "from", f"{target}/first", last="a.json")
+        copy_folder(f"{target}/first", f"{target}/second")
+        assert list_folders(target) == ["first", "second"]
+        assert read_bytes(f"{target}/second/deep/b.bin") == b"b" * 100_000
+        assert file_bytes(f"{target}/second/deep/b.bin") == 100_000
+        assert file_bytes(f"{target}/second/deep") is None
+        remove_folder(f"{target}/first")
+        assert list_folders(target) == ["second"]
+        assert sorted(file.below for file in walk_files(f"{target}/second")) == ["a.json", "deep/b.bin"]
+
+
+def test_a_full_disk_is_known_by_its_number_or_by_safetensors_words():
+    assert is_full_disk(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_full_disk(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_full_disk(OSError(errno.EACCES, "Permission denied"))

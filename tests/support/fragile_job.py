@@ -1,0 +1,54 @@
+"""`label_corpus`, but the process that works on one of the images ends without a word: for `labeling_faults.py`."""
+
+import functools
+import os
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+
+import bootstrap  # noqa: F401
+
+from ureca.config import load_config
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.sources.manifest import ManifestRow
+from ureca.labeling import job
+from ureca.labeling.config import LabelConfig
+from ureca.labeling.describers.base import Budget
+from ureca.labeling.worker import DescriberRecipe, LabelWorker
+from ureca.runs import Run, run_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class FragileConfig(LabelConfig):
+    """A labeling job, and the image that ends its process."""
+
+    poison: str = ""
+    """Image id."""
+
+
+class FragileWorker(LabelWorker):
+    """Works on every image but one."""
+
+    def __init__(self, recipe: DescriberRecipe, budget: Budget | None, share: float, *, poison: str) -> None:
+        super().__init__(recipe, budget, share)
+        self._poison = poison
+
+    async def work(self, row: ManifestRow) -> ImageRow:
+        """As a crash in native code does: no exception, no farewell."""
+        if row.image_id == self._poison:
+            os._exit(139)
+        return await super().work(row)
+
+
+def main() -> None:
+    """Label."""
+    config = load_config(FragileConfig, description=__doc__ or "")
+    run = Run.start("label_corpus", config, directory=config.run_directory or None)
+    plain = LabelConfig(**{each.name: getattr(config, each.name) for each in fields(LabelConfig)})
+    job.label_corpus(plain, run.directory, make_worker=functools.partial(FragileWorker, poison=config.poison))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,76 @@
+"""GPUs by name: as people write them and as drivers do."""
+
+import pytest
+
+from ureca.errors import ConfigError
+from ureca.hardware import ACCELERATORS, find_accelerator, parse_gpus
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "name"),
+    [
+        ("8xA100-80GB", 8, "A100-80GB"),
+        ("8 x a100 80gb", 8, "A100-80GB"),
+        ("L4", 1, "L4"),
+        ("2*L40S", 2, "L40S"),
+        ("16xH200", 16, "H200"),
+        ("4xNVIDIA H100-80GB", 4, "H100-80GB"),
+        ("rtx6000", 1, "RTX6000-Ada"),
+    ],
+)
+def test_number_and_kind(text, number, name):
+    assert parse_gpus(text) == (number, ACCELERATORS[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8xA100", r"A100 is in no table\. Did you mean A100-80GB or A100-40GB\? Known: B200, H200, "),
+        ("8xH1000", r"H1000 is in no table\. Did you mean .*H100"),
+        ("0xL4", "give a number and a kind"),
+        ("-1xL4", "give a number and a kind"),
+        ("8x", "give a number and a kind"),
+        ("", "give a number and a kind"),
+        ("8", "give a number and a kind"),
+    ],
+)
+def test_what_is_no_gpu_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_gpus(text)
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+        ("NVIDIA H100 PCIe", "H100-PCIe"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H20", "H20"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-32GB", "V100-32GB"),
+    ],
+)
+def test_names_of_drivers(driver, name):
+    assert find_accelerator(driver) == ACCELERATORS[name]
+
+
+@pytest.mark.parametrize("driver", ["NVIDIA L40", "NVIDIA A10", "NVIDIA GeForce RTX 4090 D", "Radeon VII", ""])
+def test_a_gpu_of_another_kind_is_not_taken_for_a_known_one(driver):
+    assert find_accelerator(driver) is None
+
+
+def test_every_kind_has_a_driver_s_name_and_sensible_figures():
+    from ureca.hardware import _DRIVER_NAMES
+
+    assert {name for _, name in _DRIVER_NAMES} == set(ACCELERATORS)
+    for name, accelerator in ACCELERATORS.items():
+        assert accelerator.name == name
+        assert 10 < accelerator.memory_gib < 300
+        assert accelerator.bf16_flops is None or accelerator.bf16_flops > accelerator.fp32_flops
