@@ -91,7 +91,7 @@ def walk_corpus(folder: Path) -> tuple[int, int]:
 
 def prepared_images(folder: Path) -> list[PreparedImage]:
     """All images of a folder."""
-    preparer = Preparer(WalkConfig(), looks=True)
+    preparer = Preparer(WalkConfig(), uses_model=True)
     with tempfile.TemporaryDirectory() as scratch:
         write_manifest([str(folder)], f"{scratch}/manifest.parquet")
         rows: list[ManifestRow] = list(iter_manifest(f"{scratch}/manifest.parquet"))
@@ -322,8 +322,8 @@ def measure_memory(folder: Path, num_images: int = 24) -> dict[str, Any]:
         write_scenes(corpus, range(times * num_images))
         options = (f"--sources={corpus}", "--actors=2", "--images_in_flight=8", "--images_per_block=4")
         peaks[str(times * num_images)], spilled[str(times * num_images)] = run_job(out, *options)
-        ledger = read_json(out / "ledger.json")
-        rates[str(times * num_images)] = round(ledger["start"]["images"] / ledger["start"]["cpu_seconds_held"], 2)
+        usage = read_json(out / "usage.json")
+        rates[str(times * num_images)] = round(usage["start"]["images"] / usage["start"]["cpu_seconds_held"], 2)
         shutil.rmtree(corpus)
     return {"peak_mb_by_images": peaks, "images_per_actor_second": rates, "spilled_mb": spilled}
 

@@ -46,7 +46,7 @@ from ureca.engine.results import Caption
 from ureca.hardware import capture_context
 from ureca.model.captioner import Captioner
 from ureca.model.exporting.export import export
-from ureca.model.flops import Branch, Learns, limit_speedup
+from ureca.model.flops import Branch, TrainedParts, limit_speedup
 from ureca.model.processor import CaptionerProcessor
 from ureca.nano.architecture import nano_processor, nano_tokenizer
 from ureca.regions.rle import Rle, box_to_rle
@@ -192,7 +192,7 @@ def generate_batched(captioner: Captioner, works: Sequence[Work], tokens: int) -
 
 @torch.no_grad()
 def _generate(captioner: Captioner, works: Sequence[Work], tokens: int, *, rows: int) -> Timing:
-    """Batches of so many regions, of one image where it has as many."""
+    """BatchLoader of so many regions, of one image where it has as many."""
     batches: list[list[Work]] = [[]]
     for work in works:
         for at in range(0, len(work.regions), rows):
@@ -241,7 +241,7 @@ def limit(captioner: Captioner, work: Work, tokens: int) -> float:
         Branch(int(length) - prefix + tokens, tokens, len(processor.mask_tiles(rle).values))
         for length, rle in zip(embeddings.sum(dim=1), work.regions, strict=True)
     ]
-    return limit_speedup(captioner.base.config, mask, Learns(), tiles=tiles, branches=branches)
+    return limit_speedup(captioner.base.config, mask, TrainedParts(), tiles=tiles, branches=branches)
 
 
 async def run_engine(

@@ -62,7 +62,7 @@ def run_step(load: Load, clients: int, seconds: float) -> dict[str, Any]:
     }
 
 
-class Watch:
+class ReplicaSampler:
     """Notes every half second how many replicas there are and how many requests are in progress."""
 
     def __init__(self, load: Load) -> None:
@@ -100,7 +100,7 @@ class Watch:
 
 def run_scaling(load: Load, *, few: int, many: int, seconds: float) -> dict[str, Any]:
     """Few clients, many until there are two replicas and a while longer, few until there is one again."""
-    watch = Watch(load)
+    watch = ReplicaSampler(load)
     load.active = few
     load.start(patient=many)
     time.sleep(seconds / 2)

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from ureca.hardware import capture_context, find_accelerator
 from ureca.model.attention import Layout, prefix_run
 from ureca.model.captioner import Captioner, CaptionerConfig
-from ureca.model.flops import Branch, Learns, limit_speedup, total, training_flops
+from ureca.model.flops import Branch, TrainedParts, limit_speedup, total, training_flops
 from ureca.model.internvl.architectures import describe
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
 from ureca.model.packing import IGNORED, Example, PackedBatch, RegionExample, pack
@@ -160,7 +160,7 @@ def packed_loss(captioner: Captioner, batch: PackedBatch) -> Tensor:
 
 
 def sequences_loss(captioner: Captioner, batches: Sequence[PackedBatch]) -> Tensor:
-    """Batches of one region each as sequences side by side, padded on the right to the longest."""
+    """BatchLoader of one region each as sequences side by side, padded on the right to the longest."""
     base, embed = captioner.base, captioner.base.get_input_embeddings()
     features = captioner.image_features(torch.cat([b.pixel_values for b in batches if b.pixel_values is not None]))
     prefixes = embed(torch.stack([batch.prefix_ids for batch in batches]))
@@ -242,7 +242,7 @@ def case(
 ) -> dict[str, Any]:
     """One row of the result. A step of the optimizer is shared by the image's regions, whichever way they come."""
     captioner = bench.captioner
-    config, mask, learns = captioner.base.config, captioner.config.mask, Learns(lora_rank=RANK)
+    config, mask, learns = captioner.base.config, captioner.config.mask, TrainedParts(lora_rank=RANK)
     branches = branches_of(batch)
     with_thumbnail = tiles + (tiles > 1)
     packed = number / (medians[number] + step)

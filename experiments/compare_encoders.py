@@ -48,7 +48,7 @@ from ureca.training.config import (
     Stage2Config,
     WorkersConfig,
 )
-from ureca.training.data.loader import Batches
+from ureca.training.data.loader import BatchLoader
 from ureca.training.data.table_index import prepare_index
 from ureca.training.deepspeed import learning_rate, refuse_non_finite
 from ureca.training.objectives import CaptionLoss
@@ -97,8 +97,8 @@ def train(plan: Plan) -> list[float]:
     learning = [parameter for parameter in captioner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, betas=(0.9, 0.999), eps=1e-8, weight_decay=plan.optimizer.weight_decay)
     captioner.hold_frozen_base(torch.bfloat16)
-    batches = Batches(plan, captioner, rank=0, num_workers=1)
-    batches.keep_image_tokens()
+    batches = BatchLoader(plan, captioner, rank=0, num_workers=1)
+    batches.enable_feature_cache()
     losses = []
     with batches.begin(0) as steps:
         for step in steps:
@@ -106,7 +106,7 @@ def train(plan: Plan) -> list[float]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step.number, batches.num_steps, plan.optimizer)
             with torch.autocast("cpu", torch.bfloat16):
-                made = [one.batch for one in batches.passes(step)]
+                made = [one.batch for one in batches.microbatches(step)]
                 counts = {"tokens": sum(objective.counts(batch)["tokens"] for batch in made)}
                 loss = torch.stack([objective.loss(captioner, batch, counts)[0] for batch in made]).sum()
             loss.backward()  # type: ignore[no-untyped-call]

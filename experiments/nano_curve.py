@@ -31,7 +31,7 @@ from ureca.nano.frozen_scenes import load_benchmark, region_strata
 from ureca.runs import run_job
 from ureca.storage.files import write_bytes, write_json
 from ureca.training.checkpoint.best import make_model_of
-from ureca.training.checkpoint.files import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, whole_checkpoints
+from ureca.training.checkpoint.files import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY, complete_checkpoints
 from ureca.training.monitor.metrics import FILE, read_metrics
 from ureca.viewer.plots import score_curves
 
@@ -50,7 +50,7 @@ def models(stage2: Path, target: Path) -> dict[int, Path]:
         raise CheckpointError(f"{stage2}: no {MODEL_DIRECTORY} in it. Give the folder of a seed that is trained.")
     num_steps = len(read_metrics(stage2 / FILE))
     found: dict[int, Path] = {}
-    for checkpoint in whole_checkpoints(str(stage2 / CHECKPOINTS_DIRECTORY)):
+    for checkpoint in complete_checkpoints(str(stage2 / CHECKPOINTS_DIRECTORY)):
         if checkpoint.step == num_steps:
             continue  # the trained model itself
         found[checkpoint.step] = target / checkpoint.name  # unlike that of any other training

@@ -59,7 +59,7 @@ def main() -> None:
         sources = make_corpus(out / "corpus", scenes=config.scenes, seed=config.seed)
 
     with steps.step("label", "mask trees and four passes of captions, with Ray Data"):
-        labeled = label_corpus(LabelConfig(sources=tuple(sources), anew=True), out / "labels")
+        labeled = label_corpus(LabelConfig(sources=tuple(sources), overwrite=True), out / "labels")
     table = labeled.table
     rows = list(iter_images(table))
     heldout = set(split_heldout([row.image_id for row in rows], config.heldout, config.seed).heldout)

@@ -17,11 +17,11 @@ from ureca.config import load_config
 from ureca.runs import Run, run_job
 from ureca.training.config import Stage3Config
 from ureca.training.launch import fit
-from ureca.training.plan import settled
+from ureca.training.plan import resolve_defaults
 
 
 def main() -> None:
-    config = settled(load_config(Stage3Config, description=__doc__ or ""))  # YAML, then --section.key=value
+    config = resolve_defaults(load_config(Stage3Config, description=__doc__ or ""))  # YAML, then --section.key=value
     run = Run.start("train_stage3", config, directory=config.run_directory or None)
     result = fit(config, run.directory)  # Ray Train + DeepSpeed
     run.finish(dataclasses.asdict(result))  # summary.json

@@ -15,7 +15,7 @@ from ureca.errors import ConfigError
 
 # A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own,
 # though most of them wait most of the time: on a small machine Ray is told of more CPUs than there are.
-_LEAST_LOGICAL_CPUS = 4
+_MIN_LOGICAL_CPUS = 4
 
 
 def _address() -> str | None:
@@ -62,7 +62,7 @@ def connect() -> None:
             package = str(Path(__file__).resolve().parent)
             ray.init(address=address, runtime_env={"py_modules": [package]}, **settings)
         else:
-            cpus = max(_LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
+            cpus = max(_MIN_LOGICAL_CPUS, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
     except Exception as error:  # Ray has no class of its own for a start that failed
         raise ConfigError(f"{_what_to_do(address)} Ray says: {' '.join(str(error).split())}") from error

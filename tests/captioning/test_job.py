@@ -106,9 +106,9 @@ def test_the_account_says_how_busy_the_engine_was(captioned):
     assert figures.start_seconds > 1
     assert figures.regions_per_second > captioned.regions / captioned.caption_seconds, "the start is left out"
     assert 0.5 < figures.cached_share < 1, "the image is computed once for all its regions"
-    ledger = read_json(Path(captioned.table).parent / "ledger.json")
-    assert ledger["table"]["captions"] == captioned.captions
-    assert 0 < ledger["start"]["engine"]["busy_milliseconds"] <= ledger["start"]["engine"]["milliseconds"]
+    usage = read_json(Path(captioned.table).parent / "usage.json")
+    assert usage["table"]["captions"] == captioned.captions
+    assert 0 < usage["start"]["engine"]["busy_milliseconds"] <= usage["start"]["engine"]["milliseconds"]
 
 
 def test_a_finished_table_is_not_made_again_and_not_with_other_settings(captioned, corpus, capsys):
@@ -138,7 +138,7 @@ def test_a_killed_actor_takes_its_engine_along_and_the_job_goes_on_with_another(
     killer.join()
     _, alive = psutil.wait_procs(killed, timeout=10)
     assert not alive
-    assert read_json(tmp_path / "ledger.json")["start"]["process_deaths"] > 0, "killed too late to show anything"
+    assert read_json(tmp_path / "usage.json")["start"]["process_deaths"] > 0, "killed too late to show anything"
     assert again.digest == captioned.digest
     assert written(tmp_path) == dict.fromkeys(IDS, 1)
 

@@ -8,7 +8,7 @@ import torch
 
 from ureca.engine.engine import CaptionEngine
 from ureca.engine.parity import compare_with_transformers
-from ureca.engine.results import Caption, RegionFault, whole_captions
+from ureca.engine.results import Caption, RegionFault, collect_captions
 from ureca.errors import ConfigError, InputError
 from ureca.model.captioner import Captioner
 from ureca.regions.rle import box_to_rle
@@ -109,7 +109,7 @@ def test_a_region_s_faulty_question_leaves_the_others_their_captions(running_eng
     alone = running_engine.run(engine.caption(image, [rles[1], rles[2]], good[1:], max_tokens=5))
     asked = ["what is <IMG_CONTEXT>?", *good[1:]]
     stream = engine.stream(image, rles, asked, max_tokens=5, faults_in_place=True)
-    fault, *captions = running_engine.run(whole_captions(stream))
+    fault, *captions = running_engine.run(collect_captions(stream))
     assert isinstance(fault, RegionFault)
     assert "holds '<IMG_CONTEXT>'" in fault.message
     assert [each.text for each in captions] == [each.text for each in alone]

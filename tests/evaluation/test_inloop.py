@@ -6,7 +6,7 @@ from support.labeled_scenes import scene_row
 from ureca.corpus.table import load_image
 from ureca.evaluation.inloop import QUICK_METRICS, quick_scores, quick_sums, scores_of
 from ureca.evaluation.metrics import CaptionScorer
-from ureca.evaluation.uniqueness import RegionCaption, attribute_statistics, picks_own, region_candidates
+from ureca.evaluation.uniqueness import ScoredCaption, attribute_statistics, picks_own, region_candidates
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def items(colorless):
     captions[3] = ""
     captions[4] = "Well: the blue-green, non-round thing's edge ..."
     return [
-        RegionCaption(caption, row.regions[index].caption, index, candidates) for index, caption in enumerate(captions)
+        ScoredCaption(caption, row.regions[index].caption, index, candidates) for index, caption in enumerate(captions)
     ]
 
 
@@ -45,6 +45,6 @@ def test_parts_add_up_to_the_whole(items):
 def test_what_nobody_knows_is_no_score():
     row = scene_row(4, known=False)
     candidates = region_candidates(load_image(row), row)
-    item = RegionCaption(row.regions[0].caption, row.regions[0].caption, 0, candidates)
+    item = ScoredCaption(row.regions[0].caption, row.regions[0].caption, 0, candidates)
     assert set(quick_scores([item])) == {"rouge_l", "uniqueness"}
     assert quick_scores([]) == {}

@@ -4,7 +4,7 @@ import pytest
 from support.labeled_scenes import SENTENCE, scene_row
 
 from ureca.corpus.table import load_image
-from ureca.evaluation.uniqueness import RegionCaption, attribute_statistics, picks_own, region_candidates
+from ureca.evaluation.uniqueness import ScoredCaption, attribute_statistics, picks_own, region_candidates
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def candidates(row):
 
 
 def about(row, candidates, index, caption):
-    return RegionCaption(caption, row.regions[index].caption, index, candidates)
+    return ScoredCaption(caption, row.regions[index].caption, index, candidates)
 
 
 def test_a_true_label_has_full_attribute_accuracy(row, candidates):
@@ -44,7 +44,7 @@ def test_saying_nothing_is_no_way_to_be_right(row, candidates):
 def test_a_false_label_is_not_made_true_by_repeating_it(row, candidates):
     true = dict(row.regions[0].attributes)
     false = SENTENCE.format(**{**true, "shape": "triangular" if true["shape"] != "triangular" else "round"})
-    statistics = attribute_statistics([RegionCaption(false, false, 0, candidates)])
+    statistics = attribute_statistics([ScoredCaption(false, false, 0, candidates)])
     assert statistics["shape"].total() == 0.0
 
 

@@ -44,10 +44,10 @@ def test_the_same_command_goes_on_after_each_kind_of_stop(cluster, scenes, tmp_p
     assert lost.startswith("error: ")
     assert "http://127.0.0.1" in lost
     assert interrupted == "interrupted: the same command goes on where it was"
-    ledger = read_json(tmp_path / "ledger.json")
-    assert ledger["table"]["images"] == 12
-    assert ledger["table"]["prompt_tokens"] == 1000 * ledger["table"]["requests"] > 0
-    assert 0 < ledger["start"]["images"] < 12
+    usage = read_json(tmp_path / "usage.json")
+    assert usage["table"]["images"] == 12
+    assert usage["table"]["prompt_tokens"] == 1000 * usage["table"]["requests"] > 0
+    assert 0 < usage["start"]["images"] < 12
 
 
 def test_an_image_that_kills_its_process_is_found_out(cluster, scenes, tmp_path):

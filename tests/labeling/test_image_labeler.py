@@ -39,7 +39,7 @@ def label(folder, image_id, describer=None, config=None, truth=None):
 class Scribe:
     """A describer whose answers name the request, and that takes its time at random."""
 
-    name, model, prompt_version, looks = "scribe", "pen", "1", False
+    name, model, prompt_version, uses_model = "scribe", "pen", "1", False
 
     def __init__(self) -> None:
         self.requests: list[DescribeRequest] = []
@@ -60,7 +60,7 @@ class Scribe:
 class Looker(Scribe):
     """Looks, and chooses the region `chosen` gives, by default the right one."""
 
-    looks = True
+    uses_model = True
 
     def chosen(self, request: DescribeRequest) -> int | None:
         return request.index

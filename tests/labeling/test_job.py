@@ -145,10 +145,10 @@ def test_a_dry_run_says_what_the_job_would_do_and_does_none_of_it(ray_cluster, c
 
 @pytest.mark.slow
 def test_the_account_of_a_run_adds_up(labeled, rows):
-    ledger = read_json(Path(labeled.table).parent / "ledger.json")
-    assert ledger["table"]["images"] == 17
-    assert ledger["table"]["quarantined_by"] == labeled.quarantined
-    assert ledger["table"]["regions"] == labeled.regions
-    assert ledger["table"]["captions"] == 3 * labeled.regions
+    usage = read_json(Path(labeled.table).parent / "usage.json")
+    assert usage["table"]["images"] == 17
+    assert usage["table"]["quarantined_by"] == labeled.quarantined
+    assert usage["table"]["regions"] == labeled.regions
+    assert usage["table"]["captions"] == 3 * labeled.regions
     requests = sum(sum(row.provenance.requests.values()) for row in rows.values() if row.provenance)
-    assert ledger["table"]["requests"] == requests
+    assert usage["table"]["requests"] == requests

@@ -14,7 +14,7 @@ from ureca.model.captioner import Captioner
 from ureca.model.flops import (
     Branch,
     Counts,
-    Learns,
+    TrainedParts,
     branch_of,
     head,
     limit_speedup,
@@ -28,10 +28,14 @@ from ureca.model.flops import (
 from ureca.model.mask_encoder import MaskTiles
 from ureca.model.packing import Example, pack
 
-STAGES = {"stage 1": Learns(mask_encoder=True), "stage 2": Learns(lora_rank=4), "both": Learns(True, 4)}
+STAGES = {
+    "stage 1": TrainedParts(mask_encoder=True),
+    "stage 2": TrainedParts(lora_rank=4),
+    "both": TrainedParts(True, 4),
+}
 
 
-def learning_captioner(learns: Learns) -> Captioner:
+def learning_captioner(learns: TrainedParts) -> Captioner:
     captioner = tiny_captioner(dtype=torch.float32)
     if learns.lora_rank:
         captioner.add_lora(rank=learns.lora_rank, dropout=0.0)
@@ -80,7 +84,7 @@ def counts_of(captioner: Captioner, examples: Sequence[Example]) -> list[tuple[i
     return found
 
 
-def formulas(captioner: Captioner, counts: Counts, learns: Learns) -> tuple[float, float]:
+def formulas(captioner: Captioner, counts: Counts, learns: TrainedParts) -> tuple[float, float]:
     parts = training_flops(captioner.base.config, captioner.config.mask, counts, learns).values()
     return sum(part.forward for part in parts), sum(part.backward for part in parts)
 
@@ -149,7 +153,7 @@ def test_mask_encoder_is_counted_as_it_runs(kind: str) -> None:
 
 
 def test_one_region_gains_nothing_and_many_gain_up_to_the_branch_s_own_cost() -> None:
-    captioner, learns = tiny_captioner(), Learns(lora_rank=4)
+    captioner, learns = tiny_captioner(), TrainedParts(lora_rank=4)
     config, mask = captioner.base.config, captioner.config.mask
     branch = branch_of(mask_tiles=2, tokens_per_tile=4, query=20, caption=12)
 
@@ -170,7 +174,7 @@ def test_recomputation_adds_a_forward_of_what_has_a_gradient() -> None:
     captioner = tiny_captioner()
     config, mask = captioner.base.config, captioner.config.mask
     counts = packed_counts(1, prefix_tokens(config, 1), [Branch(40, 10, 1)] * 3)
-    for learns, share in ((Learns(lora_rank=4), 1.0), (Learns(mask_encoder=True), 0.5)):
+    for learns, share in ((TrainedParts(lora_rank=4), 1.0), (TrainedParts(mask_encoder=True), 0.5)):
         plain, again = (
             training_flops(config, mask, counts, learns, recompute=recompute)["language_model"]
             for recompute in (False, True)

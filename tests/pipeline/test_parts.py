@@ -93,36 +93,36 @@ SETTINGS = {"sources": ["a"], "walk": {"verify": True, "tree": {"containment": 0
 
 
 def test_other_settings_are_refused_by_name(parts):
-    parts.check_settings(SETTINGS, anew=False)
+    parts.check_settings(SETTINGS, overwrite=False)
     write_regions(f"{parts.rows}/0.parquet", [row("a")])
     changed = {**SETTINGS, "walk": {"verify": True, "tree": {"containment": 0.9}}, "model": "m"}
     with pytest.raises(ConfigError, match=r"other settings; changed: model, walk.tree.containment. Give another"):
-        parts.check_settings(changed, anew=False)
+        parts.check_settings(changed, overwrite=False)
     assert parts.num_rows() == 1
-    parts.check_settings(SETTINGS, anew=False)
+    parts.check_settings(SETTINGS, overwrite=False)
     assert parts.num_rows() == 1
 
 
 def test_anew_deletes_what_other_settings_made(parts, capsys):
-    parts.check_settings(SETTINGS, anew=True)
+    parts.check_settings(SETTINGS, overwrite=True)
     write_regions(f"{parts.rows}/0.parquet", [row("a")])
-    parts.check_settings(SETTINGS, anew=True)
+    parts.check_settings(SETTINGS, overwrite=True)
     assert parts.num_rows() == 1, "the same settings: nothing to delete"
-    parts.check_settings({**SETTINGS, "model": "m"}, anew=True)
+    parts.check_settings({**SETTINGS, "model": "m"}, overwrite=True)
     assert parts.num_rows() == 0
     assert "settings have changed (model)" in capsys.readouterr().err
 
 
 def test_sources_may_be_added_but_not_taken_away(parts):
-    parts.check_settings(SETTINGS, anew=False)
-    parts.check_settings({**SETTINGS, "sources": ["a", "b"]}, anew=False)
+    parts.check_settings(SETTINGS, overwrite=False)
+    parts.check_settings({**SETTINGS, "sources": ["a", "b"]}, overwrite=False)
     with pytest.raises(ConfigError, match="changed: sources"):
-        parts.check_settings({**SETTINGS, "sources": ["b"]}, anew=False)
+        parts.check_settings({**SETTINGS, "sources": ["b"]}, overwrite=False)
 
 
 def test_a_table_is_finished_until_images_or_settings_change(parts):
     fill(parts, ids(2), [ids(2)])
-    parts.check_settings(SETTINGS, anew=False)
+    parts.check_settings(SETTINGS, overwrite=False)
     assert not parts.is_finished(SETTINGS)
     parts.write_table()
     parts.mark_finished(SETTINGS)

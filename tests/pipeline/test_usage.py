@@ -7,7 +7,7 @@ import pytest
 
 from ureca.corpus.schema import Distractor, ImageRow, Provenance, RegionRow
 from ureca.errors import ConfigError, MaskError
-from ureca.pipeline.usage import Held, PriceConfig, counts_of, ledger_lines, make_ledger, total_counts
+from ureca.pipeline.usage import Held, PriceConfig, counts_of, make_usage, total_counts, usage_lines
 
 
 def region(**more) -> RegionRow:
@@ -61,17 +61,17 @@ def test_counts_of_a_labeled_image_and_one_set_aside():
     assert +counts_of(SET_ASIDE) == Counter({"images": 1, "quarantined": 1, "quarantined:MaskError": 1})
 
 
-def ledger(**more):
+def usage(**more):
     prices = PriceConfig(
         per_million_prompt_tokens=2, per_million_completion_tokens=10, per_gpu_hour=3, per_kwh=0.5, gpu_watts=500
     )
     counts = total_counts([LABELED, SET_ASIDE])
     held = Held(wall_seconds=10, gpu_seconds=7200, cpu_seconds=3600)
-    return make_ledger(counts, held, prices, **{"table": counts, "project_images": 0, **more})
+    return make_usage(counts, held, prices, **{"table": counts, "project_images": 0, **more})
 
 
 def test_rates_energy_and_money():
-    made = ledger()
+    made = usage()
     start = made["start"]
     assert (start["images_per_second"], start["captions_per_second"]) == (0.2, 0.4)
     assert start["captions_per_gpu_hour"] == 2.0
@@ -86,24 +86,24 @@ def test_rates_energy_and_money():
 
 
 def test_projection_is_in_proportion():
-    projection = ledger(project_images=2000)["projection"]
+    projection = usage(project_images=2000)["projection"]
     assert projection["captions"] == 4000
     assert projection["prompt_tokens"] == 1_000_000
     assert projection["gpu_hours"] == 2000
-    assert projection["estimated_money"] == pytest.approx(1000 * ledger()["cost"]["estimated_money"], rel=1e-4)
-    assert ledger()["projection"] is None
+    assert projection["estimated_money"] == pytest.approx(1000 * usage()["cost"]["estimated_money"], rel=1e-4)
+    assert usage()["projection"] is None
 
 
 def test_a_job_that_stopped_has_an_account_without_a_table():
-    made = ledger(table=None)
+    made = usage(table=None)
     assert made["table"] is None
-    text = "\n".join(ledger_lines(made))
+    text = "\n".join(usage_lines(made))
     assert "2 images, 2 regions, 4 captions in 10 s" in text
     assert "1 of them again (refusal 1); 1 images set aside (MaskError 1)" in text
 
 
 def test_a_start_that_had_nothing_to_do_divides_by_nothing():
-    made = make_ledger(
+    made = make_usage(
         Counter(),
         Held(wall_seconds=0, gpu_seconds=0, cpu_seconds=0),
         PriceConfig(),
@@ -112,7 +112,7 @@ def test_a_start_that_had_nothing_to_do_divides_by_nothing():
     )
     assert made["start"]["captions_per_gpu_hour"] is None
     assert made["projection"] is None
-    assert ledger_lines(made)
+    assert usage_lines(made)
 
 
 def test_negative_prices_are_refused():

@@ -96,8 +96,10 @@ def test_a_stream_s_pieces_make_the_captions_that_a_plain_call_gives(client):
 def test_many_images_at_a_time_get_what_each_gets_alone(client):
     alone = [client.caption(picture(seed), regions(3), max_tokens=8) for seed in range(10, 16)]
     with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda seed: client.caption(picture(seed), regions(3), max_tokens=8), range(10, 16)))
-    assert together == alone
+        batch_stream = list(
+            pool.map(lambda seed: client.caption(picture(seed), regions(3), max_tokens=8), range(10, 16))
+        )
+    assert batch_stream == alone
 
 
 def test_a_client_that_leaves_does_not_hold_the_engine(client):

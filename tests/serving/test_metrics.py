@@ -8,7 +8,7 @@ import pytest
 from support.kept_records import KeptRecords
 from support.paths import SERVE_APPS
 
-from ureca.engine.results import Caption, whole_captions
+from ureca.engine.results import Caption, collect_captions
 from ureca.serving import metrics
 from ureca.serving.metrics import METRICS, EngineMeter
 
@@ -27,7 +27,7 @@ async def told(count: int, failure: Exception | None = None):
 
 def test_a_call_s_regions_times_and_tokens_are_recorded():
     kept = KeptRecords()
-    captions = asyncio.run(whole_captions(EngineMeter(kept, "m").measure(told(3), 3)))
+    captions = asyncio.run(collect_captions(EngineMeter(kept, "m").measure(told(3), 3)))
     assert len(captions) == 3
     assert kept.count(metrics.REGIONS) == {"m stop": 1, "m length": 2}
     in_flight = [value for metric, value, _ in kept.records if metric is metrics.REGIONS_IN_FLIGHT]
@@ -49,7 +49,7 @@ def test_regions_of_a_call_that_fails_or_is_left_are_no_longer_in_flight():
     kept = KeptRecords()
     meter = EngineMeter(kept, "m")
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(whole_captions(meter.measure(told(1, ZeroDivisionError()), 4)))
+        asyncio.run(collect_captions(meter.measure(told(1, ZeroDivisionError()), 4)))
     asyncio.run(leave(meter))
     assert kept.count(metrics.REGIONS) == {"m stop": 1, "m abandoned": 6}
     *_, last = [value for metric, value, _ in kept.records if metric is metrics.REGIONS_IN_FLIGHT]

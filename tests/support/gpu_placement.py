@@ -61,8 +61,8 @@ def main(folder: Path, config: VllmConfig) -> None:
         actors=0,
         gpus_per_actor=gpus_per_actor(config, cluster_resources()["GPU"]),
     )
-    account = run_rows(lambda _budget, _share: TellingWorker(), parts, plan)
-    assert account.stopped is None
+    stats = run_rows(lambda _budget, _share: TellingWorker(), parts, plan)
+    assert stats.stopped is None
     files = sorted(Path(parts.rows).glob("*.parquet"))
     found = [json.loads(row.error.message) for file in files for row in iter_images(str(file)) if row.error]
     (folder / "placement.json").write_text(json.dumps(found))

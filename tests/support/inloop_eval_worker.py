@@ -52,7 +52,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         model=captioner, model_parameters=[p for p in captioner.parameters() if p.requires_grad], config=config
     )
     engine.set_gradient_accumulation_boundary(True)
-    watching = inloop_eval.Watch(plan, rank=rank, num_workers=num_workers)
+    watching = inloop_eval.InLoopEvaluator(plan, rank=rank, num_workers=num_workers)
     torch.manual_seed(rank)  # of the dropout; never set again
     losses, looks = [], []
     for step in range(STEPS):
@@ -75,9 +75,9 @@ def main() -> None:
     tasks = json.loads(Path(sys.argv[1]).read_text())
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    kept = inloop_eval.unchanged
+    kept = inloop_eval.preserve_state
     for task in tasks:
-        inloop_eval.unchanged = careless if task["careless"] else kept
+        inloop_eval.preserve_state = careless if task["careless"] else kept
         result = train(task)
         Path(f"{task['output']}.{torch.distributed.get_rank()}").write_text(json.dumps(result))
         torch.distributed.barrier()

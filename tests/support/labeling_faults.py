@@ -42,7 +42,7 @@ FRAGILE_JOB = SUPPORT / "fragile_job.py"
 STAGE = "_Stage"
 """What the titles of the labeling actors' processes have in common."""
 
-SYSTEM = re.compile(r"ray::(\w*Agent|_\w+|ActorLocationTracker|Steward)\b")
+SYSTEM = re.compile(r"ray::(\w*Agent|_\w+|ActorLocationTracker|JobCoordinator)\b")
 """Titles of what lives as long as the node (an agent's end is its node's) or the driver."""
 
 
@@ -326,10 +326,10 @@ def run_poison(cluster: FaultCluster, corpus: Path, out: Path, *, poison: str) -
     if job.wait():
         raise RuntimeError(job.stderr())
     rows = job.rows()
-    set_aside = {image_id: row.error.kind for image_id, row in rows.items() if row.error}
-    outcome = job.outcome("poison", started, told=[f"{name}: {kind}" for name, kind in set_aside.items()])
-    if set_aside != {poison: "ImageCrashError"}:
-        raise RuntimeError(f"set aside were {set_aside}, not {poison} alone")
+    quarantined = {image_id: row.error.kind for image_id, row in rows.items() if row.error}
+    outcome = job.outcome("poison", started, told=[f"{name}: {kind}" for name, kind in quarantined.items()])
+    if quarantined != {poison: "ImageCrashError"}:
+        raise RuntimeError(f"set aside were {quarantined}, not {poison} alone")
     return outcome
 
 

@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from support.trainings import stage1
-from ureca.training.checkpoint.files import steps_done
+from ureca.training.checkpoint.files import completed_steps
 from ureca.training.launch import fit
 from ureca.training.monitor.metrics import last_line
 from ureca.training.plan import Plan
@@ -47,7 +47,7 @@ def main() -> None:
     training.start()
     while training.is_alive():
         line = last_line(directory / "metrics.jsonl")
-        if line is not None and line["step"] > steps_done(plan) >= 8:
+        if line is not None and line["step"] > completed_steps(plan) >= 8:
             break
         time.sleep(0.2)
     assert line is not None

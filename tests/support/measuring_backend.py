@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 import pytest
 
 from support.live_server import on_a_port
-from ureca.engine.results import Caption, Event, RegionFault, whole_captions
+from ureca.engine.results import Caption, Event, RegionFault, collect_captions
 from ureca.regions.rle import rle_area, rle_bbox
 from ureca.serving.api.app import create_app
 from ureca.serving.api.backend import CaptionCall
@@ -32,7 +32,7 @@ class MeasuringBackend:
         """That each of its pieces takes."""
 
     async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]:
-        return await whole_captions(self.stream(call))
+        return await collect_captions(self.stream(call))
 
     async def stream(self, call: CaptionCall) -> AsyncGenerator[tuple[int, Event]]:
         self.calls.append(call)

@@ -7,7 +7,7 @@ import numpy as np
 from ureca.nano.scenes.draw import draw_scene
 from ureca.regions.rle import encode_mask
 from ureca.viewer.plots import Curve
-from ureca.viewer.report_data import Difference, ReportData, ReportImage, ReportRegion
+from ureca.viewer.report_data import ReportData, ReportImage, ReportRegion, ScoreDifference
 
 HOSTILE = "<script>window.broken = 1</script> & \"quoted\" </style> 'single'"
 NOTE = "It does not know what anything is for."
@@ -67,7 +67,7 @@ def sample(**changes):
         accuracy={"tiny": {"color": 0.25, "all": 0.5}, "large": {"place_in_parent": 0.75, "all": 0.875}},
         strata={"depth": {"0": {"regions": 1234, "uniqueness": 0.375}, HOSTILE: {"regions": 2, "rouge_l": 0.125}}},
         differences=[
-            Difference(metric="rouge_l", better="mask_stage2", worse="tuned_none", value=0.2, low=0.1, high=0.3)
+            ScoreDifference(metric="rouge_l", better="mask_stage2", worse="tuned_none", value=0.2, low=0.1, high=0.3)
         ],
         curves=[Curve(HOSTILE, [0, 1, 2], [3.0, 2.0, 1.0])],
         facts=[("images", "2"), (HOSTILE, HOSTILE)],

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from support.paths import ROOT
-from ureca.training.checkpoint.files import steps_done
+from ureca.training.checkpoint.files import completed_steps
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -94,7 +94,7 @@ def wait_for_step(plan: Plan, step: int, process: "subprocess.Popen[str]") -> No
     """Until a checkpoint of at least so many steps can be gone on from, and a step after it is done."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
-        done = steps_done(plan)
+        done = completed_steps(plan)
         line = last_line(Path(plan.directory) / "metrics.jsonl")
         if done >= step and line is not None and line["step"] > done:
             return

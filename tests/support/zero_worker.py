@@ -21,7 +21,7 @@ from support.captioners import drawn_example, tiny_captioner
 from ureca.model.captioner import Captioner
 from ureca.model.packing import pack
 from ureca.training.checkpoint.files import PARTS
-from ureca.training.checkpoint.optimizer_state import Resumed, gather, restore
+from ureca.training.checkpoint.optimizer_state import ResumeState, gather, restore
 from ureca.training.config import OptimizerConfig, WorkersConfig
 from ureca.training.deepspeed import deepspeed_config, loss_for_backward
 
@@ -50,7 +50,7 @@ class Training:
     ) -> None:
         self.num_workers, self.rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         captioner = new_captioner(workers, stage)
-        resumed = Resumed(step, parts, torch.device("cpu")) if parts is not None else None
+        resumed = ResumeState(step, parts, torch.device("cpu")) if parts is not None else None
         if resumed:
             with torch.no_grad():
                 for parameter, tensor in resumed.tensors("weights", captioner):

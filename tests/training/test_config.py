@@ -10,7 +10,7 @@ from support.paths import JOBS
 from ureca.config import load_config
 from ureca.errors import ConfigError
 from ureca.training.config import Stage1Config, Stage2Config, Stage3Config
-from ureca.training.data.sampler import Lengths, StepIndex
+from ureca.training.data.sampler import Lengths, StepSampler
 from ureca.training.deepspeed import learning_rate
 
 
@@ -131,7 +131,7 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
             query=np.full(3, 24),
             captions=np.full((138160, 3), 32),
         )
-        num_steps = StepIndex(every, config.batch, seed=0).num_steps(config.optimizer.epochs)
+        num_steps = StepSampler(every, config.batch, seed=0).num_steps(config.optimizer.epochs)
         assert num_steps == 8635 * config.optimizer.epochs
         rates = [learning_rate(step, num_steps, config.optimizer) for step in range(num_steps)]
         warm = round(0.03 * num_steps)

@@ -21,17 +21,17 @@ def reduced_gradient(scaled: bool) -> torch.Tensor:
     """The gradient as DeepSpeed makes it from each pass's loss: summed over passes, averaged over workers."""
     torch.manual_seed(0)
     weight = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    inputs = [[torch.randn(count, 3, dtype=torch.float64) for count in passes] for passes in TOKENS]
+    inputs = [[torch.randn(count, 3, dtype=torch.float64) for count in microbatches] for microbatches in TOKENS]
     total = sum(map(sum, TOKENS))
     workers = []
-    for passes in inputs:
+    for microbatches in inputs:
         weight.grad = None
-        for tokens in passes:
+        for tokens in microbatches:
             losses = (tokens @ weight).square()
             if scaled:
                 loss_for_backward(losses.sum() / total, len(TOKENS)).backward()
             else:
-                (losses.mean() / len(passes)).backward()
+                (losses.mean() / len(microbatches)).backward()
         assert weight.grad is not None
         workers.append(weight.grad.clone())
     return torch.stack(workers).mean(dim=0)
@@ -40,7 +40,9 @@ def reduced_gradient(scaled: bool) -> torch.Tensor:
 def whole_gradient() -> torch.Tensor:
     torch.manual_seed(0)
     weight = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    inputs = torch.cat([torch.randn(count, 3, dtype=torch.float64) for passes in TOKENS for count in passes])
+    inputs = torch.cat(
+        [torch.randn(count, 3, dtype=torch.float64) for microbatches in TOKENS for count in microbatches]
+    )
     (inputs @ weight).square().mean().backward()
     assert weight.grad is not None
     return weight.grad

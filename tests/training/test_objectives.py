@@ -85,9 +85,9 @@ def whole_step(objective: CaptionLoss, batches: list[PackedBatch]) -> dict[str, 
     return {name: sum(each[name] for each in counts) for name in counts[0]}
 
 
-def step(captioner: Captioner, objective: PreferenceLoss, passes: list[list[Example]]) -> dict[str, Any]:
+def step(captioner: Captioner, objective: PreferenceLoss, microbatches: list[list[Example]]) -> dict[str, Any]:
     """Loss, further metrics and gradients of a step cut into passes."""
-    batches = [packed(captioner, examples) for examples in passes]
+    batches = [packed(captioner, examples) for examples in microbatches]
     counts = whole_step(objective, batches)
     captioner.zero_grad()
     total = dict.fromkeys(("loss", "preference_loss", "margin", "preference_accuracy", "ranking_accuracy"), 0.0)

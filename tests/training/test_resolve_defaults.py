@@ -9,7 +9,7 @@ from ureca.errors import CheckpointError, ConfigError
 from ureca.model.captioner import CaptionerConfig
 from ureca.model.mask_encoder import MaskEncoderConfig
 from ureca.training.config import MaskConfig, Stage1Config, Stage2Config
-from ureca.training.plan import settled
+from ureca.training.plan import resolve_defaults
 
 
 @pytest.fixture
@@ -20,23 +20,23 @@ def stage_1(tmp_path: Path) -> Path:
 
 
 def test_nothing_that_a_preset_decides_stays_null():
-    first = settled(Stage1Config(table="t", preset="internvl2.5-8b"))
+    first = resolve_defaults(Stage1Config(table="t", preset="internvl2.5-8b"))
     assert (first.base, first.tile_limit, first.mask.tokens_per_tile) == ("OpenGVLab/InternVL2_5-8B-MPO-hf", 6, 16)
-    second = settled(Stage2Config(table="t", preset="internvl2.5-8b", init="not there yet"))
+    second = resolve_defaults(Stage2Config(table="t", preset="internvl2.5-8b", init="not there yet"))
     assert (second.lora.rank, second.lora.alpha) == (128, 256)
-    assert settled(second) == second
+    assert resolve_defaults(second) == second
 
 
 def test_what_is_given_stays():
     given = Stage1Config(table="t", base="elsewhere", tile_limit=12, mask=MaskConfig(tokens_per_tile=32))
-    config = settled(given)
+    config = resolve_defaults(given)
     assert (config.base, config.tile_limit, config.mask.tokens_per_tile) == ("elsewhere", 12, 32)
 
 
 def test_after_stage_1_the_tile_limit_is_its_model_s(stage_1):
-    assert settled(Stage2Config(table="t", init=str(stage_1))).tile_limit == 3
+    assert resolve_defaults(Stage2Config(table="t", init=str(stage_1))).tile_limit == 3
     with pytest.raises(CheckpointError, match=r"up to 3 tiles, this run asks for 6\. Set --tile_limit=3"):
-        settled(Stage2Config(table="t", init=str(stage_1), tile_limit=6))
+        resolve_defaults(Stage2Config(table="t", init=str(stage_1), tile_limit=6))
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_after_stage_1_the_tile_limit_is_its_model_s(stage_1):
 )
 def test_what_can_t_be_is_refused(options: dict[str, Any], message):
     with pytest.raises(ConfigError, match=message):
-        settled(Stage1Config(table="t", **options))
+        resolve_defaults(Stage1Config(table="t", **options))

@@ -56,7 +56,7 @@ class CaptionConfig:
     table: str = ""
     """The region table to write, one parquet file (local or s3://); empty: regions.parquet in the run's
     folder. Every machine of the cluster must reach it."""
-    anew: bool = False
+    overwrite: bool = False
     """Delete what an earlier start with other settings has captioned; else such a start is refused."""
     model: str = ""
     """Folder of an export, which every machine of the cluster must reach; empty: nano's, which ships."""

@@ -7,7 +7,7 @@ from ureca.captioning.source import Captioned
 from ureca.corpus.read import LoadedImage
 from ureca.engine.config import EngineConfig
 from ureca.engine.engine import CaptionEngine
-from ureca.pipeline.engine_actor import OwnEngine, end_process
+from ureca.pipeline.engine_actor import EngineActor, end_process
 from ureca.regions.rle import Rle
 
 
@@ -17,7 +17,7 @@ class EngineSource:
     def __init__(
         self, export_dir: Path, config: EngineConfig, *, when_engine_died: Callable[[], None] = end_process
     ) -> None:
-        """No engine is started yet; `when_engine_died` as of `OwnEngine`.
+        """No engine is started yet; `when_engine_died` as of `EngineActor`.
 
         Raises:
             CheckpointError: the folder is no export, or its parts don't fit each other.
@@ -31,7 +31,7 @@ class EngineSource:
             gpu_memory_utilization=config.gpu_memory_utilization,
         )
         self.load = self._engine.load
-        self._own = OwnEngine(
+        self._own = EngineActor(
             self._engine, model=f"model={export_dir}", section=config.section, when_engine_died=when_engine_died
         )
 

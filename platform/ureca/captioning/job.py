@@ -23,11 +23,11 @@ from ureca.cluster import joins_cluster
 from ureca.corpus.table import canonical_digest, iter_images
 from ureca.engine.config import gpus_per_actor
 from ureca.labeling.describers.base import Budget
-from ureca.pipeline.coordinator import Account
-from ureca.pipeline.job import fill_table
+from ureca.pipeline.coordinator import JobStats
+from ureca.pipeline.job import run_table_job
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources, shown_counts
-from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_ledger
+from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ class EngineFigures:
     """That an engine took to start, on average."""
 
     @classmethod
-    def of(cls, account: Account) -> "EngineFigures":
+    def of(cls, stats: JobStats) -> "EngineFigures":
         """The figures of what is done so far."""
-        counts = {name: account.counts[f"engine:{name}"] for name in _COUNTED}
-        engines = max(len(account.actors), 1)
+        counts = {name: stats.counts[f"engine:{name}"] for name in _COUNTED}
+        engines = max(len(stats.actors), 1)
         if not counts["busy_milliseconds"]:
             return cls()
         return cls(
-            regions_per_second=round(1000 * account.counts["regions"] * engines / counts["milliseconds"], 2),
+            regions_per_second=round(1000 * stats.counts["regions"] * engines / counts["milliseconds"], 2),
             engine_busy=round(counts["busy_milliseconds"] / counts["milliseconds"], 4),
             regions_at_once=round(counts["region_milliseconds"] / counts["busy_milliseconds"], 2),
             cached_share=round(counts["cached_tokens"] / max(counts["prompt_tokens"], 1), 4),
@@ -129,13 +129,15 @@ def caption_corpus(
         return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
 
     settings = recipe.settings()
-    account, plan = fill_table(parts, config.sources, settings, label="caption", anew=config.anew, prepare=prepare)
-    table = total_counts(iter_images(parts.table)) if account.is_whole else None
+    stats, plan = run_table_job(
+        parts, config.sources, settings, label="caption", overwrite=config.overwrite, prepare=prepare
+    )
+    table = total_counts(iter_images(parts.table)) if stats.is_complete else None
     seconds = time.monotonic() - started
-    figures = EngineFigures.of(account)
-    write_ledger(
+    figures = EngineFigures.of(stats)
+    write_usage(
         directory,
-        account,
+        stats,
         wall_seconds=seconds,
         gpus_per_actor=plan.gpus_per_actor if plan else 0,
         prices=config.prices,
@@ -143,7 +145,7 @@ def caption_corpus(
         table=table,
     )
     print(f"{'endpoint' if config.endpoint.url else 'engine':<13}{figures}", file=sys.stderr)
-    account.raise_unless_whole()
+    stats.raise_unless_complete()
     assert table is not None
     check_not_all_quarantined(parts.table, table, "captioned")
     return _summary(recipe, parts.table, table, figures, seconds)
@@ -171,12 +173,12 @@ def rows_plan(config: CaptionConfig, num_images: int, resources: Mapping[str, fl
     )
 
 
-def _shown(account: Account) -> dict[str, Any]:
-    figures = EngineFigures.of(account)
+def _shown(stats: JobStats) -> dict[str, Any]:
+    figures = EngineFigures.of(stats)
     if figures.engine_busy is None:
-        return shown_counts(account)
+        return shown_counts(stats)
     engine = {"regions/s": figures.regions_per_second, "engine_busy": f"{figures.engine_busy:.0%}"}
-    return engine | shown_counts(account)
+    return engine | shown_counts(stats)
 
 
 def _summary(

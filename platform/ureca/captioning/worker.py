@@ -48,7 +48,7 @@ class CaptionWorker:
         del budget, share  # an engine costs what it is held for
         self._recipe = recipe
         self._source: CaptionSource = recipe.make()
-        self._preparer = Preparer(self._config.walk(), looks=True)
+        self._preparer = Preparer(self._config.walk(), uses_model=True)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._counts: Counter[str] = Counter()
         self._start_seconds = 0.0

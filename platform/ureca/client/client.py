@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from ureca.client.stream_resume import ChangedError, StreamedRegions
+from ureca.client.stream_resume import StreamDivergedError, StreamedRegions
 from ureca.errors import ImageError, UrecaError
 
 T = TypeVar("T")
@@ -173,13 +173,13 @@ class Client:
             try:
                 for event in events:
                     for region_id, what in _read_event(event):
-                        yield from told.tell(region_id, what)
+                        yield from told.accept(region_id, what)
                 return
             except _RetryError as broken:
-                if attempt == self._retries or (temperature > 0 and told.some_half_told):
+                if attempt == self._retries or (temperature > 0 and told.has_partial_captions):
                     raise broken.error from broken
                 pause = broken.pause(attempt)
-            except ChangedError as error:
+            except StreamDivergedError as error:
                 raise ServiceError(
                     f"{self._url}: the stream broke, and a caption that had begun now begins in another way."
                 ) from error
@@ -222,7 +222,7 @@ class Client:
         raise AssertionError("unreachable")
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        with self._breaks_told():
+        with self._stream_breaks():
             response = self._http.request(method, path, json=body)
         _raise_for_status(response)
         answer: dict[str, Any] = response.json()
@@ -231,11 +231,11 @@ class Client:
     def _open_stream(self, body: Mapping[str, Any]) -> tuple[httpx.Response, Iterator[dict[str, Any]]]:
         """The response, with its first event read."""
         request = self._http.build_request("POST", "/v1/captions", json=body)
-        with self._breaks_told():
+        with self._stream_breaks():
             response = self._http.send(request, stream=True)
         try:
             if response.is_error:
-                with self._breaks_told():
+                with self._stream_breaks():
                     response.read()
             _raise_for_status(response)
             events = self._events(response)
@@ -248,7 +248,7 @@ class Client:
     def _events(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
         lines = response.iter_lines()
         while True:
-            with self._breaks_told():
+            with self._stream_breaks():
                 line = next(lines, None)
             if line is None:
                 raise _RetryError(ServiceError(f"{self._url}: the stream broke off before its end."))
@@ -259,7 +259,7 @@ class Client:
                 yield json.loads(data)
 
     @contextlib.contextmanager
-    def _breaks_told(self) -> Iterator[None]:
+    def _stream_breaks(self) -> Iterator[None]:
         try:
             yield
         except httpx.RequestError as error:

@@ -8,7 +8,7 @@ from ureca.serving.api.schema import WHOLE_IMAGE
 T = TypeVar("T")
 
 
-class ChangedError(Exception):
+class StreamDivergedError(Exception):
     """A region's caption does not begin as it did before the break."""
 
 
@@ -40,15 +40,15 @@ class StreamedRegions:
         }
 
     @property
-    def some_half_told(self) -> bool:
+    def has_partial_captions(self) -> bool:
         """Whether a region's caption has begun and is not whole yet."""
         return bool(self._told)
 
-    def tell(self, region_id: str, event: str | T) -> Iterator[tuple[str, str | T]]:
+    def accept(self, region_id: str, event: str | T) -> Iterator[tuple[str, str | T]]:
         """The next piece of a region's caption, without what was told before the break, or what ends the region.
 
         Raises:
-            ChangedError: it does not begin as before.
+            StreamDivergedError: it does not begin as before.
         """
         if region_id in self._whole:
             return
@@ -57,13 +57,13 @@ class StreamedRegions:
             now += event
             self._now[region_id] = now
             if not now.startswith(told[: len(now)]):
-                raise ChangedError
+                raise StreamDivergedError
             if len(now) > len(told):
                 self._told[region_id] = now
                 yield region_id, now[len(told) :]
         else:
             if len(now) < len(told):
-                raise ChangedError
+                raise StreamDivergedError
             self._told.pop(region_id, None)
             self._whole.add(region_id)
             yield region_id, event

@@ -28,7 +28,7 @@ from ureca.errors import EmptyMaskError, InputError, MaskError, MaskSizeError
 from ureca.regions.rle import Rle, Size, box_to_rle, check_rle, encode_mask, polygon_to_rle
 from ureca.regions.tree import Mask
 
-MOST_REGIONS_OF_A_MAP = 65_535
+MAX_REGIONS_PER_MAP = 65_535
 _VOID = 255
 
 
@@ -139,7 +139,7 @@ def masks_of_id_map(
     values = flat[starts]
     order = np.argsort(values, kind="stable")
     firsts = np.concatenate(([0], np.flatnonzero(np.diff(values[order])) + 1))
-    if len(firsts) > MOST_REGIONS_OF_A_MAP:
+    if len(firsts) > MAX_REGIONS_PER_MAP:
         raise MaskError(
             f"{where}: {len(firsts)} different values: a picture, and no map of region ids. "
             "Give a PNG in which every region has one value, or move it away from the photo of its name."

@@ -21,7 +21,7 @@ from ureca.corpus.masks import (
 )
 from ureca.corpus.schema import RegionRow
 from ureca.corpus.sources.manifest import ManifestRow
-from ureca.corpus.sources.region_table import check_not_set_aside, regions_of_record
+from ureca.corpus.sources.region_table import check_not_quarantined, regions_of_record
 from ureca.errors import ImageError, InputError
 from ureca.regions.rle import Size
 from ureca.regions.tree import Mask
@@ -70,7 +70,7 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
     limits = limits or ReadLimits()
     table_row = _record(row) if row.masks_kind == "regions" else None
     if table_row is not None:
-        check_not_set_aside(table_row, where=_masks_path(row))
+        check_not_quarantined(table_row, where=_masks_path(row))
     try:
         data = io.read_bytes(row.image_path)
     except InputError as error:

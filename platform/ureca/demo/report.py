@@ -12,7 +12,7 @@ from ureca.viewer.report import (
     report_image,
     write_report,
 )
-from ureca.viewer.report_data import Difference, ReportData
+from ureca.viewer.report_data import ReportData, ScoreDifference
 
 NANO_NOTES = (
     "Nano has a few million weights and learned from drawn scenes. It knows colors, textures, shapes, sizes "
@@ -83,7 +83,7 @@ def demo_report(
             name: {value: _values(of["regions"], of["scores"][SHIPPED]) for value, of in values.items()}
             for name, values in evaluation.main.strata.items()
         },
-        differences=[Difference(**each) for each in evaluation.main.differences],
+        differences=[ScoreDifference(**each) for each in evaluation.main.differences],
         curves=[curve_from_metrics(run / "metrics.jsonl", label) for label, run in runs.items()],
         facts=facts,
         images=images,

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ureca.engine.process import EngineDiedError, check_dtype, end_llm, start_llm
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
-from ureca.engine.results import Caption, Event, RegionFault, whole_captions
+from ureca.engine.results import Caption, Event, RegionFault, collect_captions
 from ureca.engine.utilization import Load
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
@@ -122,7 +122,7 @@ class CaptionEngine:
         **options: Any,
     ) -> list[Caption]:
         """Caption regions of one image; arguments and errors as in `stream`."""
-        captions = await whole_captions(self.stream(image, segmentations, queries, **options))
+        captions = await collect_captions(self.stream(image, segmentations, queries, **options))
         return [each for each in captions if isinstance(each, Caption)]
 
     async def stream(

@@ -26,7 +26,7 @@ from ureca.regions.rle import Rle
 
 
 @dataclass(frozen=True)
-class Difference:
+class TokenMismatch:
     """Where one request's tokens part."""
 
     request: int
@@ -43,7 +43,7 @@ class Difference:
 class Equality:
     requests: int
     equal: int
-    differing: tuple[Difference, ...]
+    differing: tuple[TokenMismatch, ...]
 
     @property
     def holds(self) -> bool:
@@ -95,7 +95,7 @@ def compare_with_transformers(
         logits = generated.logits[position][request]
         distance = float(logits.max() - logits[found[position]])
         differing.append(
-            Difference(
+            TokenMismatch(
                 request=request,
                 position=position,
                 engine_token=str(tokenizer.decode([found[position]])),

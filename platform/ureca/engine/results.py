@@ -32,7 +32,7 @@ Event = str | Caption | RegionFault
 """What is told of a region: the next piece of its caption, and last its caption, or why it has none."""
 
 
-async def whole_captions(stream: AsyncGenerator[tuple[int, Event]]) -> list[Caption | RegionFault]:
+async def collect_captions(stream: AsyncGenerator[tuple[int, Event]]) -> list[Caption | RegionFault]:
     """Of what `CaptionEngine.stream` tells, only the last of each region, in the order of the regions."""
     last: dict[int, Caption | RegionFault] = {}
     async with aclosing(stream):

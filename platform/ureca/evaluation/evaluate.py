@@ -36,7 +36,7 @@ from ureca.evaluation.metrics import CaptionScorer, find_java
 from ureca.evaluation.predictions import Prediction, Variant, captioned_regions, predict
 from ureca.evaluation.uniqueness import (
     Candidates,
-    RegionCaption,
+    ScoredCaption,
     Truth,
     attribute_statistics,
     picks_own,
@@ -239,11 +239,11 @@ def _usable(
     return usable, candidates, left_out
 
 
-def _item(row: ImageRow, index: int, candidates: Mapping[str, Candidates], caption: str) -> RegionCaption:
-    return RegionCaption(caption, row.regions[index].caption or "", index, candidates[row.image_id])
+def _item(row: ImageRow, index: int, candidates: Mapping[str, Candidates], caption: str) -> ScoredCaption:
+    return ScoredCaption(caption, row.regions[index].caption or "", index, candidates[row.image_id])
 
 
-def _claim_statistics(items: Sequence[RegionCaption], own: Sequence[bool]) -> dict[str, Statistics]:
+def _claim_statistics(items: Sequence[ScoredCaption], own: Sequence[bool]) -> dict[str, Statistics]:
     """Uniqueness, attribute accuracy, and the latter's parts as "attribute:NAME"."""
     accuracy = attribute_statistics(items)
     return {

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pycocoevalcap.rouge.rouge import Rouge
 
-from ureca.evaluation.uniqueness import RegionCaption, attribute_statistics, picks_own
+from ureca.evaluation.uniqueness import ScoredCaption, attribute_statistics, picks_own
 
 QUICK_METRICS = ("rouge_l", "attribute_accuracy", "uniqueness")
 
@@ -27,12 +27,12 @@ Sums = Mapping[str, tuple[float, float]]
 _WORD = re.compile(r"\w+(?:-\w+)*|'\w+")
 
 
-def quick_scores(items: Sequence[RegionCaption]) -> dict[str, float]:
+def quick_scores(items: Sequence[ScoredCaption]) -> dict[str, float]:
     """The scores of some captions, each in 0..1; one that applies to none of them is left out."""
     return scores_of([quick_sums(items)])
 
 
-def quick_sums(items: Sequence[RegionCaption]) -> dict[str, tuple[float, float]]:
+def quick_sums(items: Sequence[ScoredCaption]) -> dict[str, tuple[float, float]]:
     """What the scores of some captions follow from."""
     right, asked = attribute_statistics(items)["all"].per_item.sum(axis=0).tolist() if items else (0.0, 0.0)
     return {

@@ -39,7 +39,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class RegionCaption:
+class ScoredCaption:
     """A caption, the region it is about, and the label it is compared with."""
 
     caption: str
@@ -61,12 +61,12 @@ def region_candidates(image: np.ndarray, row: ImageRow, truth: Truth | None = No
     return Candidates(tuple(attributes), tuple(known))
 
 
-def picks_own(item: RegionCaption) -> bool:
+def picks_own(item: ScoredCaption) -> bool:
     """Whether the caption fits its region better than every other region of the image."""
     return picks_own_region(item.caption, item.index, item.candidates.attributes)
 
 
-def attribute_statistics(items: Sequence[RegionCaption]) -> dict[str, Statistics]:
+def attribute_statistics(items: Sequence[ScoredCaption]) -> dict[str, Statistics]:
     """Statistics of attribute accuracy: of each attribute by its name, and of all together under "all"."""
     right = np.zeros((len(items), len(ATTRIBUTES)))
     asked = np.zeros_like(right)

@@ -74,7 +74,7 @@ class LabelConfig:
     table: str = ""
     """The region table to write, one parquet file (local or s3://); empty: regions.parquet in the run's
     folder. Every machine of the cluster must reach it."""
-    anew: bool = False
+    overwrite: bool = False
     """Delete what an earlier start with other settings has labeled; else such a start is refused."""
     dry_run: bool = False
     """Print what the job would start, write, ask and cost, and stop."""

@@ -14,7 +14,7 @@ from ureca.labeling.prepare import PreparedImage, Preparer
 from ureca.labeling.worker import DescriberRecipe
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import OTHER_CPUS, cluster_resources
-from ureca.pipeline.usage import Held, make_ledger
+from ureca.pipeline.usage import Held, make_usage
 
 SAMPLE = 12
 """Images, evenly spread over the manifest, that are read and whose trees are built."""
@@ -40,16 +40,18 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
     plan = rows_plan(config, num_images, resources)
     actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
     samples, unreadable = _samples(config, parts.manifest, num_images)
-    looks = recipe.settings()["describer"] != "attributes"
+    uses_model = recipe.settings()["describer"] != "attributes"
     regions = statistics.mean(len(each.parents) for each in samples)
-    questions = statistics.mean(_questions(each, looks=looks, verify=config.walk().verify) for each in samples)
+    questions = statistics.mean(
+        _questions(each, uses_model=uses_model, verify=config.walk().verify) for each in samples
+    )
     in_flight = statistics.mean(each.image.nbytes + _masks_bytes(each) for each in samples)
     largest = max(each.size[0] * each.size[1] * len(each.parents) for each in samples)
     asked = round(questions * num_images)
-    tokens = (asked * PROMPT_TOKENS, asked * COMPLETION_TOKENS) if looks else (0, 0)
+    tokens = (asked * PROMPT_TOKENS, asked * COMPLETION_TOKENS) if uses_model else (0, 0)
     held = Held(wall_seconds=0, gpu_seconds=0, cpu_seconds=0)
     counts = Counter(images=num_images, prompt_tokens=tokens[0], completion_tokens=tokens[1])
-    cost = make_ledger(counts, held, config.prices, table=None, project_images=0)["cost"]
+    cost = make_usage(counts, held, config.prices, table=None, project_images=0)["cost"]
     return {
         "images": num_images,
         "images_done": parts.num_rows(),
@@ -58,7 +60,7 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
         "questions": asked,
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],
-        "assumed_tokens_per_question": [PROMPT_TOKENS, COMPLETION_TOKENS] if looks else None,
+        "assumed_tokens_per_question": [PROMPT_TOKENS, COMPLETION_TOKENS] if uses_model else None,
         "estimated_money_for_tokens": cost["estimated_money"],
         "actors": actors,
         "engines": actors if config.describer == "vllm" else 0,
@@ -74,7 +76,7 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
 
 def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[PreparedImage], int]:
     """Some images, prepared, and how many could not be."""
-    preparer = Preparer(config.walk(), looks=config.describer != "attributes")
+    preparer = Preparer(config.walk(), uses_model=config.describer != "attributes")
     step = max(1, num_images // SAMPLE)
     prepared: list[PreparedImage] = []
     errors: list[UrecaError] = []
@@ -90,10 +92,10 @@ def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[
     return prepared, len(errors)
 
 
-def _questions(prepared: PreparedImage, *, looks: bool, verify: bool) -> int:
+def _questions(prepared: PreparedImage, *, uses_model: bool, verify: bool) -> int:
     """What a walk over the image asks if no question must be asked again."""
     regions = len(prepared.parents)
-    if not looks:
+    if not uses_model:
         return 3 * regions
     alike = sum(bool(each) for each in prepared.distractors)
     return regions + sum(bool(each) for each in prepared.children) + alike * (1 + verify)

@@ -93,7 +93,7 @@ class ImageLabeler:
     def __init__(self, describer: Describer, config: WalkConfig | None = None) -> None:
         self._describer = describer
         self._config = WalkConfig() if config is None else config
-        self._preparer = Preparer(self._config, looks=describer.looks)
+        self._preparer = Preparer(self._config, uses_model=describer.uses_model)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
     async def label(self, row: ManifestRow, truth: Truth | None = None) -> LabeledImage | Quarantined:
@@ -241,7 +241,7 @@ class _Walk:
             return short
         answers = {child: await self._long[child] for child in self._prepared.children[index]}
         captions = {child: answer.text for child, answer in answers.items() if answer.text}
-        if self._describer.looks and not captions:
+        if self._describer.uses_model and not captions:
             return short
         long = await self._caption(
             "long",
@@ -265,7 +265,7 @@ class _Walk:
         long, distractors = await self._long[index], self._prepared.distractors[index]
         unasked = Verdict(uniqueness=None, passed=True, confused_with=(), distractors=distractors)
         flags = (long.flag,) if long.flag else ()
-        if long.text is None or (self._describer.looks and not distractors):
+        if long.text is None or (self._describer.uses_model and not distractors):
             return _Final(long.text, unasked, flags)
         parent = self._prepared.parents[index]
         facts = {
@@ -294,7 +294,7 @@ class _Walk:
 
     async def _verify(self, index: int, description: Description) -> Verdict:
         distractors = self._prepared.distractors[index]
-        if not self._describer.looks:
+        if not self._describer.uses_model:
             return verify_caption(description.text, index, self._prepared.attributes, distractors)
         candidates = blind_order(self._image_id, index, distractors)
         answer = await self._ask("choose", index, own_caption=description.text, candidates=candidates)

@@ -26,11 +26,11 @@ from ureca.labeling.config import LabelConfig
 from ureca.labeling.describers.base import Budget
 from ureca.labeling.image_labeler import NOT_UNIQUE
 from ureca.labeling.worker import DescriberRecipe, LabelWorker
-from ureca.pipeline.coordinator import Account
-from ureca.pipeline.job import fill_table
+from ureca.pipeline.coordinator import JobStats
+from ureca.pipeline.job import run_table_job
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources
-from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_ledger
+from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +84,23 @@ def label_corpus(
         return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
 
     settings = label_settings(config, recipe)
-    account, plan = fill_table(parts, config.sources, settings, label="label", anew=config.anew, prepare=prepare)
-    table = total_counts(iter_images(parts.table)) if account.is_whole else None
+    stats, plan = run_table_job(
+        parts, config.sources, settings, label="label", overwrite=config.overwrite, prepare=prepare
+    )
+    table = total_counts(iter_images(parts.table)) if stats.is_complete else None
     seconds = time.monotonic() - started
-    write_ledger(
+    write_usage(
         directory,
-        account,
+        stats,
         wall_seconds=seconds,
         gpus_per_actor=plan.gpus_per_actor if plan else 0,
         prices=config.prices,
         project_images=config.project_images,
         table=table,
     )
-    account.raise_unless_whole()
+    stats.raise_unless_complete()
     assert table is not None
-    return _summarize(parts.table, table, account, seconds)
+    return _summarize(parts.table, table, stats, seconds)
 
 
 def rows_plan(config: LabelConfig, num_images: int, resources: Mapping[str, float]) -> RowsPlan:
@@ -135,9 +137,9 @@ def label_settings(config: LabelConfig, recipe: DescriberRecipe) -> dict[str, An
     }
 
 
-def _summarize(table: str, counts: Counter[str], account: Account, seconds: float) -> LabelSummary:
+def _summarize(table: str, counts: Counter[str], stats: JobStats, seconds: float) -> LabelSummary:
     check_not_all_quarantined(table, counts, "labeled")
-    regions = account.counts["regions"]
+    regions = stats.counts["regions"]
     return LabelSummary(
         table=table,
         images=counts["images"],

@@ -28,7 +28,7 @@ from ureca.errors import ConfigError, InputError, StorageError
 from ureca.labeling.config import WalkConfig
 from ureca.labeling.describers.base import Budget
 from ureca.labeling.prepare import Preparer
-from ureca.pipeline.job import fill_table
+from ureca.pipeline.job import run_table_job
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan
 from ureca.proposals.config import ProposalConfig
@@ -54,7 +54,7 @@ class MaskTreesConfig:
     table: str = ""
     """The region table to write, one parquet file (local or s3://); empty: mask_trees.parquet in the run's
     folder. Every machine of the cluster must reach it."""
-    anew: bool = False
+    overwrite: bool = False
     """Delete what an earlier start with other settings has built; else such a start is refused."""
     limits: ReadLimits = field(default_factory=ReadLimits)
     """What an image may be."""
@@ -134,7 +134,7 @@ class TreeWorker:
 
     def __init__(self, config: WalkConfig, budget: Budget | None, share: float) -> None:
         del budget, share  # nothing is asked
-        self._preparer = Preparer(config, looks=True)
+        self._preparer = Preparer(config, uses_model=True)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trees")
 
     async def work(self, row: ManifestRow) -> ImageRow:
@@ -197,8 +197,10 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
         )
 
     settings = tree_settings(config)
-    account, _ = fill_table(parts, config.sources, settings, label="trees", anew=config.anew, prepare=prepare)
-    account.raise_unless_whole()
+    stats, _ = run_table_job(
+        parts, config.sources, settings, label="trees", overwrite=config.overwrite, prepare=prepare
+    )
+    stats.raise_unless_complete()
     statistics = _Statistics()
     for row in iter_images(parts.table):
         statistics.add(row)

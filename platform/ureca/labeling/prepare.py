@@ -50,12 +50,12 @@ class PreparedImage:
 class Preparer:
     """Prepares images, one after the other. One per process: it may hold models.
 
-    `looks`: whether the describer does; then attributes are measured only if regions are compared by them.
+    `uses_model`: whether the describer does; then attributes are measured only if regions are compared by them.
     """
 
-    def __init__(self, config: WalkConfig, *, looks: bool) -> None:
+    def __init__(self, config: WalkConfig, *, uses_model: bool) -> None:
         self._config = config
-        self._measures = not looks or config.features.kind == "measured"
+        self._measures = not uses_model or config.features.kind == "measured"
         self._features = make_features(config.features)
         self._propose: Proposer | None = None if config.proposals is None else make_proposer(config.proposals)
 

@@ -57,7 +57,7 @@ class Flops:
 
 
 @dataclass(frozen=True)
-class Learns:
+class TrainedParts:
     """What trains: `Learns(mask_encoder=True)` is stage 1, `Learns(lora_rank=128)` stage 2."""
 
     mask_encoder: bool = False
@@ -158,7 +158,7 @@ def _causal(length: float) -> float:
 
 
 def training_flops(
-    config: InternVLConfig, mask: MaskEncoderConfig, counts: Counts, learns: Learns, *, recompute: bool = False
+    config: InternVLConfig, mask: MaskEncoderConfig, counts: Counts, learns: TrainedParts, *, recompute: bool = False
 ) -> dict[str, Flops]:
     """Operations by part. `recompute` adds what activation checkpointing does again to the backward."""
     return {
@@ -176,7 +176,7 @@ def total(parts: Mapping[str, Flops]) -> float:
 
 
 def limit_speedup(
-    config: InternVLConfig, mask: MaskEncoderConfig, learns: Learns, *, tiles: int, branches: Sequence[Branch]
+    config: InternVLConfig, mask: MaskEncoderConfig, learns: TrainedParts, *, tiles: int, branches: Sequence[Branch]
 ) -> float:
     """How many times faster than one region per sequence packing can be: the ratio of their operations."""
     prefix = prefix_tokens(config, tiles)
@@ -233,7 +233,7 @@ class _Linear:
         return 2 * (self.frozen + self.down)
 
 
-def language_model(config: InternVLConfig, counts: Counts, learns: Learns, *, recompute: bool = False) -> Flops:
+def language_model(config: InternVLConfig, counts: Counts, learns: TrainedParts, *, recompute: bool = False) -> Flops:
     """Operations of the language model's layers, without embedding and head."""
     text: Any = config.text_config
     layers, hidden, inner = text.num_hidden_layers, text.hidden_size, text.intermediate_size
@@ -269,14 +269,14 @@ def language_model(config: InternVLConfig, counts: Counts, learns: Learns, *, re
     return Flops(forward(counts.tokens, counts.pairs), branch + prefix)
 
 
-def head(config: InternVLConfig, caption: float, learns: Learns) -> Flops:
+def head(config: InternVLConfig, caption: float, learns: TrainedParts) -> Flops:
     """Operations of the vocabulary's head over the caption's positions; its weights are frozen in every stage."""
     text: Any = config.text_config
     forward = 2 * caption * text.hidden_size * text.vocab_size
     return Flops(forward, forward if learns.mask_encoder or learns.lora_rank else 0.0)
 
 
-def _mask_encoder(mask: MaskEncoderConfig, tiles: float, learns: Learns) -> Flops:
+def _mask_encoder(mask: MaskEncoderConfig, tiles: float, learns: TrainedParts) -> Flops:
     of_tile = mask_encoder_tile(mask)
     return Flops(tiles * of_tile.forward, tiles * of_tile.backward if learns.mask_encoder else 0.0)
 

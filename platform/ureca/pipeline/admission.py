@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Company:
+class AdmissionLimiter:
     """The images inside one process."""
 
     def __init__(self, most: int) -> None:

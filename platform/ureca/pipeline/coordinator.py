@@ -25,7 +25,7 @@ _DRAINED_SECONDS = 3.0
 
 
 @dataclass
-class Deaths:
+class CrashCounts:
     """How often the process of an image ended while the image was in it."""
 
     all: int = 0
@@ -34,10 +34,10 @@ class Deaths:
 
 
 @dataclass(frozen=True)
-class Situation:
+class BlockStatus:
     """What a process needs to know before it takes up a block."""
 
-    deaths: dict[str, Deaths]
+    deaths: dict[str, CrashCounts]
     """Of the block's images; those without any are left out."""
     stopped: JobStopped | None
     drained: bool
@@ -45,11 +45,11 @@ class Situation:
 
 
 @dataclass
-class Account:
+class JobStats:
     """What this start of the job has done so far."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    under_way: int = 0
+    in_progress: int = 0
     actors: dict[str, float] = field(default_factory=dict)
     """Actor -> when it was first ready, in seconds since the epoch."""
     stopped: JobStopped | None = None
@@ -59,11 +59,11 @@ class Account:
     """Against the spending limit, earlier starts included."""
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether nothing is left to do."""
         return self.stopped is None and not self.interrupted
 
-    def raise_unless_whole(self) -> None:
+    def raise_unless_complete(self) -> None:
         """End the job where something is left to a later start.
 
         Raises:
@@ -76,7 +76,7 @@ class Account:
             raise KeyboardInterrupt
 
 
-class Steward:
+class JobCoordinator:
     """One per job. Its methods are called from all processes, one at a time.
 
     `spent_path`: where the tokens spent are kept between starts; `max_tokens`: 0 = no limit.
@@ -84,14 +84,14 @@ class Steward:
 
     def __init__(self, spent_path: str = "", max_tokens: int = 0) -> None:
         self._spent_path, self._max_tokens = spent_path, max_tokens
-        self._account = Account()
+        self._account = JobStats()
         if spent_path and io.exists(spent_path):
             self._account.spent_tokens = int(io.read_json(spent_path)["tokens"])
         self._written = self._account.spent_tokens
         self._written_at = time.monotonic()
         self._reserved: Counter[str] = Counter()
         self._begun: dict[str, bool] = {}
-        self._deaths: dict[str, Deaths] = {}
+        self._deaths: dict[str, CrashCounts] = {}
         self._idle_since = time.monotonic()
 
     def ready(self, actor_id: str) -> None:
@@ -99,19 +99,19 @@ class Steward:
         self._account.actors.setdefault(actor_id, time.time())
         self._reserved.pop(actor_id, None)
 
-    def look(self, image_ids: list[str]) -> Situation:
+    def look(self, image_ids: list[str]) -> BlockStatus:
         """What a process that takes up these images needs to know; whatever of them was begun has died."""
         for image_id in image_ids:
             alone = self._begun.pop(image_id, None)
             if alone is not None:
-                deaths = self._deaths.setdefault(image_id, Deaths())
+                deaths = self._deaths.setdefault(image_id, CrashCounts())
                 deaths.all += 1
                 deaths.alone += alone
                 self._account.counts["deaths"] += 1
         stopped = self._account.stopped
         idle = not self._begun and time.monotonic() - self._idle_since > _DRAINED_SECONDS
         known = {image_id: self._deaths[image_id] for image_id in image_ids if image_id in self._deaths}
-        return Situation(known, stopped, drained=stopped is not None and idle)
+        return BlockStatus(known, stopped, drained=stopped is not None and idle)
 
     def begin(self, image_id: str, alone: bool) -> None:
         """From now on the image is to blame if its process dies."""
@@ -136,7 +136,7 @@ class Steward:
             return True
         return None if reserved else False
 
-    def settle(self, actor_id: str, reserved: int, spent: int) -> None:
+    def commit(self, actor_id: str, reserved: int, spent: int) -> None:
         """Give back what was set aside, and count what was spent."""
         self._reserved[actor_id] = max(0, self._reserved[actor_id] - reserved)
         self._account.spent_tokens += spent
@@ -149,18 +149,18 @@ class Steward:
             io.write_json(self._spent_path, {"tokens": self._account.spent_tokens})
             self._written, self._written_at = self._account.spent_tokens, time.monotonic()
 
-    def account(self) -> Account:
+    def stats(self) -> JobStats:
         """How things stand."""
-        self._account.under_way = len(self._begun)
+        self._account.in_progress = len(self._begun)
         return self._account
 
 
 class SharedBudget:
     """The job's tokens as one of its processes sees them: a `Budget` for its describer."""
 
-    def __init__(self, steward: Any, actor_id: str, max_tokens: int) -> None:
-        """`steward`: handle of the Ray actor; `actor_id`: who asks."""
-        self._steward, self._actor_id, self._max_tokens = steward, actor_id, max_tokens
+    def __init__(self, coordinator: Any, actor_id: str, max_tokens: int) -> None:
+        """`coordinator`: handle of the Ray actor; `actor_id`: who asks."""
+        self._steward, self._actor_id, self._max_tokens = coordinator, actor_id, max_tokens
 
     async def reserve(self, tokens: int) -> None:
         """Set aside what the next request may take at most; waits while requests under way may leave some of theirs.
@@ -176,9 +176,9 @@ class SharedBudget:
                 )
             await asyncio.sleep(0.2)
 
-    def settle(self, reserved: int, spent: int) -> None:
+    def commit(self, reserved: int, spent: int) -> None:
         """Give back what was set aside, and count what the request took."""
-        self._steward.settle.remote(self._actor_id, reserved, spent)
+        self._steward.commit.remote(self._actor_id, reserved, spent)
 
     async def _ask(self, tokens: int) -> bool | None:
         async def ask() -> bool | None:
@@ -190,6 +190,6 @@ class SharedBudget:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:  # what is granted to nobody would be missing for ever
             asked.add_done_callback(
-                lambda task: self.settle(tokens, 0) if not task.cancelled() and task.result() else None
+                lambda task: self.commit(tokens, 0) if not task.cancelled() and task.result() else None
             )
             raise

@@ -30,7 +30,7 @@ def end_process() -> None:
     os._exit(_DIED)
 
 
-class OwnEngine:
+class EngineActor:
     """Starts an engine once, and says what becomes of it in a job's words."""
 
     def __init__(

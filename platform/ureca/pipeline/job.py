@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ureca.corpus.sources.parse import write_manifest
-from ureca.pipeline.coordinator import Account
+from ureca.pipeline.coordinator import JobStats
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan, run_rows
 
 
-def fill_table(
+def run_table_job(
     parts: Parts,
     sources: Sequence[str],
     settings: dict[str, Any],
     *,
     label: str,
-    anew: bool,
+    overwrite: bool,
     prepare: Callable[[int], tuple[MakeWorker, RowsPlan]],
-) -> tuple[Account, RowsPlan | None]:
+) -> tuple[JobStats, RowsPlan | None]:
     """Work on every image that is not in the parts yet, and put the table together once all are there.
 
     Args:
@@ -34,7 +34,7 @@ def fill_table(
             spread. May raise what makes the job impossible.
 
     Returns:
-        What this start did (the table is there if `is_whole`), and its plan; None if the table was there before.
+        What this start did (the table is there if `is_complete`), and its plan; None if the table was there before.
 
     Raises:
         InputError: a source without images.
@@ -46,11 +46,11 @@ def fill_table(
         print(f"{label}  {source}", file=sys.stderr)
     if parts.is_finished(settings):
         print(f"{label}  {parts.table} is there already, of the same images and settings", file=sys.stderr)
-        return Account(), None
-    parts.check_settings(settings, anew=anew)
+        return JobStats(), None
+    parts.check_settings(settings, overwrite=overwrite)
     make_worker, plan = prepare(manifest.num_images)
-    account = run_rows(make_worker, parts, plan)
-    if account.is_whole:
+    stats = run_rows(make_worker, parts, plan)
+    if stats.is_complete:
         parts.write_table()
         parts.mark_finished(settings)
-    return account, plan
+    return stats, plan

@@ -43,8 +43,8 @@ class Parts:
         self._settings = f"{self.folder}/settings.json"
         self._finished = f"{self.folder}/finished.json"
 
-    def check_settings(self, settings: dict[str, Any], *, anew: bool) -> None:
-        """Make sure that what an earlier start finished would come out the same now; `anew`: else delete it.
+    def check_settings(self, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Make sure that what an earlier start finished would come out the same now; `overwrite`: else delete it.
 
         Sources may be added between starts: an image's labels do not depend on other images.
 
@@ -55,10 +55,10 @@ class Parts:
         lost = set(before["sources"]) - set(settings["sources"])
         changed = sorted(_flat({**before, "sources": ()}) ^ _flat({**settings, "sources": ()}))
         names = list(dict.fromkeys([*(["sources"] if lost else []), *(name for name, _ in changed)]))
-        if names and not anew:
+        if names and not overwrite:
             raise ConfigError(
                 f"{self.folder}: an earlier start labeled with other settings; changed: {', '.join(names)}. "
-                "Give another --table, the settings of before, or --anew true to delete what it labeled."
+                "Give another --table, the settings of before, or --overwrite true to delete what it labeled."
             )
         if names:
             print(f"settings have changed ({', '.join(names)}): {self.folder} is made anew", file=sys.stderr)

@@ -28,8 +28,8 @@ from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.table import rows_to_table
 from ureca.errors import StorageError, UrecaError
 from ureca.labeling.describers.base import Budget
-from ureca.pipeline.admission import Company
-from ureca.pipeline.coordinator import Account, Deaths, SharedBudget, Situation, Steward
+from ureca.pipeline.admission import AdmissionLimiter
+from ureca.pipeline.coordinator import BlockStatus, CrashCounts, JobCoordinator, JobStats, SharedBudget
 from ureca.pipeline.errors import JobStopped
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.usage import counts_of
@@ -75,9 +75,9 @@ class RowWorker(Protocol):
         ...
 
 
-def shown_counts(account: Account) -> dict[str, Any]:
+def shown_counts(stats: JobStats) -> dict[str, Any]:
     """What the line of progress says beside the images."""
-    counts = account.counts
+    counts = stats.counts
     always = {"quarantined": counts["quarantined"]}
     return always | {name: counts[name] for name in ("flagged", "retries", "deaths") if counts[name]}
 
@@ -99,7 +99,7 @@ class RowsPlan:
     """How often the process of an image must die while the image is alone in it until it is set aside."""
     max_tokens: int = 0
     """Spending limit over all starts; 0: none."""
-    shown: Callable[[Account], dict[str, Any]] = shown_counts
+    shown: Callable[[JobStats], dict[str, Any]] = shown_counts
     """Name and value of what the line of progress says beside the images."""
 
     @property
@@ -141,10 +141,10 @@ def cluster_resources() -> dict[str, float]:
     return resources
 
 
-def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
+def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     """Work on every row of the manifest that is not in the parts yet; returns what was done in this start.
 
-    All rows are there then, unless the account says why not (`raise_unless_whole`).
+    All rows are there then, unless the account says why not (`raise_unless_complete`).
 
     Raises:
         StorageError: a disk is full.
@@ -155,8 +155,8 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    steward: Any = (
-        ray.remote(Steward)
+    coordinator: Any = (
+        ray.remote(JobCoordinator)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote(parts.spent if plan.max_tokens else "", plan.max_tokens)
     )
@@ -167,7 +167,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
     error: Exception | None = None
     interrupted = False
     try:
-        with DataContext.current(_data_context(parts, filesystem)), _watched(steward, plan, parts.num_rows()):
+        with DataContext.current(_data_context(parts, filesystem)), _watched(coordinator, plan, parts.num_rows()):
             (
                 ray.data.read_parquet(manifest, filesystem=filesystem)
                 .repartition(target_num_rows_per_block=plan.images_per_block)
@@ -175,7 +175,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
                     _Stage,
                     fn_constructor_kwargs={
                         "make_worker": make_worker,
-                        "steward": steward,
+                        "coordinator": coordinator,
                         "plan": plan,
                         "share": 1 / num_actors,
                     },
@@ -195,18 +195,18 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> Account:
         interrupted = True
     except Exception as raised:
         error = raised
-    ray.get(steward.write.remote())
-    account: Account = ray.get(steward.account.remote())
-    account.interrupted = interrupted
-    ray.kill(steward)
-    if error is not None and account.stopped is None:
+    ray.get(coordinator.write.remote())
+    stats: JobStats = ray.get(coordinator.stats.remote())
+    stats.interrupted = interrupted
+    ray.kill(coordinator)
+    if error is not None and stats.stopped is None:
         if _DISK_FULL in str(error):
             raise StorageError(
                 f"{parts.folder}: the disk is full that it, or what Ray puts aside (/tmp/ray), lies on. "
                 "What is finished is kept: free some space, and the same command goes on."
             ) from error
         raise error
-    return account
+    return stats
 
 
 def _data_context(parts: Parts, filesystem: Any) -> Any:
@@ -253,35 +253,39 @@ def _tell(plan: RowsPlan, num_actors: int, resources: dict[str, float]) -> None:
 class _Stage:
     """Ray Data's stage: blocks of manifest rows in, blocks of region table rows out. One per actor."""
 
-    def __init__(self, make_worker: MakeWorker, steward: Any, plan: RowsPlan, share: float) -> None:
+    def __init__(self, make_worker: MakeWorker, coordinator: Any, plan: RowsPlan, share: float) -> None:
         import ray
 
-        self._steward, self._crash_attempts = steward, plan.crash_attempts
-        self._company = Company(plan.images_in_flight)
+        self._steward, self._crash_attempts = coordinator, plan.crash_attempts
+        self._admission = AdmissionLimiter(plan.images_in_flight)
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         actor_id = str(ray.get_runtime_context().get_actor_id())
-        steward.ready.remote(actor_id)
-        self._worker = make_worker(SharedBudget(steward, actor_id, plan.max_tokens) if plan.max_tokens else None, share)
+        coordinator.ready.remote(actor_id)
+        self._worker = make_worker(
+            SharedBudget(coordinator, actor_id, plan.max_tokens) if plan.max_tokens else None, share
+        )
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         self._loop = asyncio.get_running_loop()
         rows = [ManifestRow.from_record(record) for record in block.to_pylist()]
-        situation: Situation = await self._steward.look.remote([row.image_id for row in rows])
+        situation: BlockStatus = await self._steward.look.remote([row.image_id for row in rows])
         self._stopped = self._stopped or situation.stopped is not None
         if situation.stopped and situation.drained:
             raise situation.stopped  # what was finished has been written; the blocks left need not be gone through
-        made = await asyncio.gather(*(self._one(row, situation.deaths.get(row.image_id, Deaths())) for row in rows))
+        made = await asyncio.gather(
+            *(self._one(row, situation.deaths.get(row.image_id, CrashCounts())) for row in rows)
+        )
         yield rows_to_table(row for row in made if row is not None)
 
-    async def _one(self, row: ManifestRow, deaths: Deaths) -> ImageRow | None:
+    async def _one(self, row: ManifestRow, deaths: CrashCounts) -> ImageRow | None:
         """The image's row; None where it is left to a later start."""
         if deaths.alone >= self._crash_attempts:
-            set_aside = ImageRow.quarantined(row.image_id, row.image_path, "label", _crash(row, deaths))
-            await self._steward.end.remote(row.image_id, counts_of(set_aside))
-            return set_aside
-        limit = (self._company.most, self._company.most // _SMALLER, 1)[min(deaths.all, 2)]
-        async with self._company.join(max(1, limit)):
+            quarantined = ImageRow.quarantined(row.image_id, row.image_path, "label", _crash(row, deaths))
+            await self._steward.end.remote(row.image_id, counts_of(quarantined))
+            return quarantined
+        limit = (self._admission.most, self._admission.most // _SMALLER, 1)[min(deaths.all, 2)]
+        async with self._admission.join(max(1, limit)):
             if self._stopped:
                 return None
             await self._steward.begin.remote(row.image_id, limit <= 1)
@@ -307,7 +311,7 @@ class _Stage:
                 asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(timeout=5)
 
 
-def _crash(row: ManifestRow, deaths: Deaths) -> ImageCrashError:
+def _crash(row: ManifestRow, deaths: CrashCounts) -> ImageCrashError:
     return ImageCrashError(
         f"{row.image_path}: the process that worked on it ended without a word {deaths.all} times, "
         f"{deaths.alone} of them with no other image in it. Look at the image and its masks for what is unusual; "
@@ -316,7 +320,7 @@ def _crash(row: ManifestRow, deaths: Deaths) -> ImageCrashError:
 
 
 @contextlib.contextmanager
-def _watched(steward: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
+def _watched(coordinator: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
     """Show how far the job is while the body runs."""
     import ray
 
@@ -325,10 +329,10 @@ def _watched(steward: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
 
     def look() -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be going down
-            account: Account = ray.get(steward.account.remote(), timeout=30)
+            stats: JobStats = ray.get(coordinator.stats.remote(), timeout=30)
             # an image that was lost with its process before its block was written ends twice
-            done = min(done_before + account.counts["images"], plan.num_images)
-            progress.update(done, under_way=account.under_way, **plan.shown(account))
+            done = min(done_before + stats.counts["images"], plan.num_images)
+            progress.update(done, in_progress=stats.in_progress, **plan.shown(stats))
 
     def keep_looking() -> None:
         while not stop.wait(_LOOK_EVERY_SECONDS):

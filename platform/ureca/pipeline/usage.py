@@ -1,6 +1,6 @@
 """The account of a labeling job: what was made, what it took, what it cost, and what more of it would.
 
-`ledger.json` in the run's folder:
+`usage.json` in the run's folder:
 
     table        of the whole table, over all starts: images, regions, captions, set aside, flags, requests, tokens
     start        of this start: the same, with seconds, rates, and what was held
@@ -20,10 +20,10 @@ from typing import Any
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import iter_images
 from ureca.errors import ConfigError, InputError
-from ureca.pipeline.coordinator import Account
+from ureca.pipeline.coordinator import JobStats
 from ureca.storage.files import write_json
 
-LEDGER_FILE = "ledger.json"
+USAGE_FILE = "usage.json"
 
 _CAPTIONS = ("short_caption", "long_caption", "caption")
 
@@ -106,9 +106,9 @@ def total_counts(rows: Iterable[ImageRow]) -> Counter[str]:
     return total
 
 
-def write_ledger(
+def write_usage(
     directory: str | os.PathLike[str],
-    account: Account,
+    stats: JobStats,
     *,
     wall_seconds: float,
     gpus_per_actor: float,
@@ -116,27 +116,27 @@ def write_ledger(
     project_images: int,
     table: Counter[str] | None,
 ) -> None:
-    """Write a start's account into the run's folder and print it. `table` as of `make_ledger`."""
+    """Write a start's account into the run's folder and print it. `table` as of `make_usage`."""
     now = time.time()
-    held = sum(now - since for since in account.actors.values())
-    ledger = make_ledger(
-        account.counts,
+    held = sum(now - since for since in stats.actors.values())
+    usage = make_usage(
+        stats.counts,
         Held(wall_seconds=wall_seconds, gpu_seconds=held * gpus_per_actor, cpu_seconds=held),
         prices,
         table=table,
         project_images=project_images,
     )
-    path = Path(directory) / LEDGER_FILE
-    write_json(path, ledger)
-    print("\n".join([*ledger_lines(ledger), f"account written to {path}"]), file=sys.stderr)
+    path = Path(directory) / USAGE_FILE
+    write_json(path, usage)
+    print("\n".join([*usage_lines(usage), f"account written to {path}"]), file=sys.stderr)
 
 
-def make_ledger(
+def make_usage(
     start: Counter[str], held: Held, prices: PriceConfig, *, table: Counter[str] | None, project_images: int
 ) -> dict[str, Any]:
     """The ledger, in JSON's own types. `table`: None where the job has stopped before its table was made."""
     images, hours = start["images"], held.gpu_seconds / 3600
-    ledger: dict[str, Any] = {
+    usage: dict[str, Any] = {
         "table": None if table is None else _nested(table),
         "start": {
             **_nested(start),
@@ -160,7 +160,7 @@ def make_ledger(
             cpu_seconds=held.cpu_seconds * share,
         )
         prompt, completion = start["prompt_tokens"] * share, start["completion_tokens"] * share
-        ledger["projection"] = {
+        usage["projection"] = {
             "images": project_images,
             "wall_hours_at_this_size": round(more.wall_seconds / 3600, 2),
             "gpu_hours": round(more.gpu_seconds / 3600, 2),
@@ -169,12 +169,12 @@ def make_ledger(
             "completion_tokens": round(completion),
             **_cost(prompt, completion, more, prices),
         }
-    return ledger
+    return usage
 
 
-def ledger_lines(ledger: Mapping[str, Any]) -> list[str]:
+def usage_lines(usage: Mapping[str, Any]) -> list[str]:
     """The account in a few lines for people."""
-    start, cost = ledger["start"], ledger["cost"]
+    start, cost = usage["start"], usage["cost"]
     lines = [
         f"this start   {start['images']:,} images, {start['regions']:,} regions, {start['captions']:,} captions in "
         f"{start['wall_seconds']:,.0f} s ({start['images_per_second'] or 0:.3g} images/s)",
@@ -189,7 +189,7 @@ def ledger_lines(ledger: Mapping[str, Any]) -> list[str]:
     ]
     if start["captions_per_gpu_hour"] is not None:
         lines.append(f"             {start['captions_per_gpu_hour']:,.0f} captions per GPU hour")
-    more = ledger["projection"]
+    more = usage["projection"]
     if more:
         lines.append(
             f"projection   {more['images']:,} images: {more['wall_hours_at_this_size']:,.3g} hours at this size, "

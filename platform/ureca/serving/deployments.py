@@ -24,13 +24,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ureca.engine.process import EngineDiedError
-from ureca.engine.results import Caption, Event, RegionFault, whole_captions
+from ureca.engine.results import Caption, Event, RegionFault, collect_captions
 from ureca.errors import InputError
 from ureca.proposals.proposer import make_proposer
 from ureca.regions.rle import Rle
 from ureca.serving.api.app import create_app
 from ureca.serving.api.backend import CaptionCall, OverloadedError, UnavailableError
-from ureca.serving.api.stream_batching import together
+from ureca.serving.api.stream_batching import batch_stream
 from ureca.serving.metrics import EngineMeter, RayRecorder
 from ureca.serving.middleware.access_log import log_access_to_stdout
 from ureca.serving.middleware.drain import Drain
@@ -98,10 +98,10 @@ class CaptionerReplica:
                 os._exit(1)
 
     async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]:
-        return await whole_captions(self._events(call))
+        return await collect_captions(self._events(call))
 
     async def stream(self, call: CaptionCall) -> AsyncGenerator[list[tuple[int, Event]]]:
-        async with aclosing(together(self._events(call))) as events_together:
+        async with aclosing(batch_stream(self._events(call))) as events_together:
             async for events in events_together:
                 yield events
 

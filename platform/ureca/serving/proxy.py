@@ -25,7 +25,7 @@ _LOST = "the service was lost and is being replaced; try again"
 _NOTHING_SERVED = "nothing is served here: the service is starting or ending; try again"
 
 
-class TellsWhenToRetry:
+class RetryAfterMiddleware:
     """ASGI middleware around Serve's proxy."""
 
     def __init__(self, proxy: ASGIApp) -> None:
@@ -77,7 +77,7 @@ async def _nothing_to_read() -> Message:
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve puts around its proxy."""
-    return [Middleware(TellsWhenToRetry)]
+    return [Middleware(RetryAfterMiddleware)]
 
 
 def use_for_ray_started_here() -> None:

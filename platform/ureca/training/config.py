@@ -188,7 +188,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchConfig:
+class EvalConfig:
     """Looking at a training while it runs: held-out images captioned now and then, and where the figures go."""
 
     every_steps: int = 0
@@ -212,14 +212,14 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         if self.every_steps < 0:
-            raise ConfigError(f"watch.every_steps={self.every_steps}: must be 0 (never) or more.")
+            raise ConfigError(f"eval.every_steps={self.every_steps}: must be 0 (never) or more.")
         for name in ("images", "regions_per_image", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"watch.{name}={getattr(self, name)}: must be at least 1.")
+                raise ConfigError(f"eval.{name}={getattr(self, name)}: must be at least 1.")
         if self.pictures < 0:
-            raise ConfigError(f"watch.pictures={self.pictures}: must be 0 or more.")
+            raise ConfigError(f"eval.pictures={self.pictures}: must be 0 or more.")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ConfigError(f"watch.peak_tflops={self.peak_tflops}: must be above 0, or null.")
+            raise ConfigError(f"eval.peak_tflops={self.peak_tflops}: must be above 0, or null.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +289,7 @@ class _StageConfig:
     that of `init`. It is part of the trained model's configuration."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     """Of the mask encoder's and LoRA's first weights, the order of images, and every draw."""
     run_directory: str = ""
@@ -305,10 +305,10 @@ class _StageConfig:
             )
         if not 0 <= self.heldout < 1:
             raise ConfigError(f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1.")
-        if self.watch.every_steps and not self.heldout:
+        if self.eval.every_steps and not self.heldout:
             raise ConfigError(
-                f"watch.every_steps={self.watch.every_steps} with heldout=0: looks caption held-out images. "
-                "Hold some out, or set --watch.every_steps=0."
+                f"eval.every_steps={self.eval.every_steps} with heldout=0: looks caption held-out images. "
+                "Hold some out, or set --eval.every_steps=0."
             )
 
 

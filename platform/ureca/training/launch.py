@@ -21,20 +21,20 @@ from ureca.training.checkpoint.best import BEST_DIRECTORY, BestModel, make_best_
 from ureca.training.checkpoint.files import (
     CHECKPOINTS_DIRECTORY,
     MODEL_DIRECTORY,
-    forget_all,
-    forget_unlisted,
-    mend_list,
-    steps_done,
+    completed_steps,
+    delete_all_checkpoints,
+    delete_unindexed_checkpoints,
+    repair_checkpoint_index,
 )
-from ureca.training.checkpoint.provenance import last_look, record_training
+from ureca.training.checkpoint.provenance import last_eval_scores, record_training
 from ureca.training.checkpoint.s3_sync import put_inputs, put_results, take_notes, take_results
 from ureca.training.config import CheckpointConfig, StageConfig, WorkersConfig
-from ureca.training.data.loader import step_index
+from ureca.training.data.loader import make_sampler
 from ureca.training.data.table_index import prepare_index
-from ureca.training.monitor.inloop_eval import choose_watched
+from ureca.training.monitor.inloop_eval import select_eval_images
 from ureca.training.monitor.metrics import FILE, loss_first_last, read_metrics
-from ureca.training.monitor.tail import Notes, RunFollower, following, progress_notes
-from ureca.training.monitor.trackers import forget_tensorboard, refuse_missing_trackers
+from ureca.training.monitor.tail import MetricsTailer, WorkerLogReader, progress_fields, tail_metrics
+from ureca.training.monitor.trackers import delete_tensorboard_files, refuse_missing_trackers
 from ureca.training.plan import Plan
 from ureca.training.sizing.placement import require_room
 from ureca.viewer import plots
@@ -73,8 +73,8 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         TrainingError: the loss or a gradient became non-finite.
     """
     plan = Plan.of(config, directory)
-    refuse_missing_trackers(plan.watch.trackers)
-    done = steps_done(plan)
+    refuse_missing_trackers(plan.eval.trackers)
+    done = completed_steps(plan)
     processor = plan.processor()
     table = prepare_index(
         plan.table,
@@ -85,21 +85,21 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         rejected_per_region=plan.preference.rejected_per_region if plan.preference else None,
         has_begun=done > 0,
     )
-    num_steps = step_index(plan, table, processor).num_steps(plan.optimizer.epochs)
+    num_steps = make_sampler(plan, table, processor).num_steps(plan.optimizer.epochs)
     model = directory / MODEL_DIRECTORY
     if done == num_steps and model.is_dir():
         print(f"train  {model} is there already: all {num_steps} steps were done", file=sys.stderr)
     else:
         if not done:  # an earlier start that came to no checkpoint
-            forget_all(plan)
+            delete_all_checkpoints(plan)
             (directory / FILE).unlink(missing_ok=True)
-            forget_tensorboard(directory)
-        if plan.watch.every_steps:
-            choose_watched(plan)
+            delete_tensorboard_files(directory)
+        if plan.eval.every_steps:
+            select_eval_images(plan)
         put_inputs(plan)
-        with following(plan, done) as follower:
-            _run(plan, num_steps, done, follower)
-            forget_unlisted(plan)
+        with tail_metrics(plan, done) as tailer:
+            _run(plan, num_steps, done, tailer)
+            delete_unindexed_checkpoints(plan)
             take_results(plan, num_steps)  # before trackers get what has come last
     best = _best_model(plan)
     lines = read_metrics(directory / FILE)
@@ -121,8 +121,8 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
             model=best.directory,
             figures=asdict(result),
             data=data,
-            looks=last_look([line for line in lines if line["step"] <= best.step]),
-            weights={"step": best.step, "best_by": plan.watch.score, "score": best.score},
+            looks=last_eval_scores([line for line in lines if line["step"] <= best.step]),
+            weights={"step": best.step, "best_by": plan.eval.score, "score": best.score},
         )
     write_bytes(directory / _PLOT_FILE, plots.training(lines))
     put_results(plan, _PLOT_FILE)
@@ -135,17 +135,17 @@ def _best_model(plan: Plan) -> BestModel | None:
     best = make_best_model(plan)
     if best is None:
         print(
-            f"train  no checkpoint has a score, so there is no {BEST_DIRECTORY}: let --watch.every_steps and "
+            f"train  no checkpoint has a score, so there is no {BEST_DIRECTORY}: let --eval.every_steps and "
             "--checkpoints.every_steps fall on the same steps",
             file=sys.stderr,
         )
     return best
 
 
-def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
+def _run(plan: Plan, num_steps: int, done: int, tailer: MetricsTailer) -> None:
     connect()
     require_room(plan.workers)
-    if mend_list(plan):
+    if repair_checkpoint_index(plan):
         print(
             "train  Ray Train's list of checkpoints could not be read and is made anew; the checkpoints are as they "
             "were",
@@ -183,7 +183,7 @@ def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    notes = Notes(plan.directory)
+    notes = WorkerLogReader(plan.directory)
     outcome: dict[str, BaseException] = {}
 
     def train() -> None:
@@ -199,8 +199,8 @@ def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
     while thread.is_alive():
         thread.join(_LOOK_EVERY_SECONDS)
         _tell(notes)
-        if (line := follower.follow()) is not None:
-            progress.update(line["step"], *progress_notes(line))
+        if (line := tailer.poll()) is not None:
+            progress.update(line["step"], *progress_fields(line))
     progress.close()
     with suppress(StorageError):  # how the training ended is what must be told
         take_notes(plan)
@@ -209,7 +209,7 @@ def _run(plan: Plan, num_steps: int, done: int, follower: RunFollower) -> None:
         raise users_error(outcome["error"]) from outcome["error"]
 
 
-def _tell(notes: Notes) -> None:
+def _tell(notes: WorkerLogReader) -> None:
     for text in notes.new():
         print(f"train  {text}", file=sys.stderr, flush=True)
 
@@ -254,7 +254,7 @@ def _result(lines: list[dict[str, Any]], model: Path, num_images: int, best: Bes
         loss_first=round(first, 4),
         loss_last=round(last, 4),
         regions_per_second=round(regions / seconds, 1),
-        heldout=last_look(lines),
+        heldout=last_eval_scores(lines),
         best={"model": str(best.directory), "step": best.step, "score": round(best.score, 4)} if best else {},
     )
 

@@ -27,6 +27,7 @@ from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
     Cue,
+    EvalConfig,
     LoraConfig,
     MaskConfig,
     OptimizerConfig,
@@ -35,7 +36,6 @@ from ureca.training.config import (
     Stage2Config,
     Stage3Config,
     StageConfig,
-    WatchConfig,
     WorkersConfig,
 )
 
@@ -47,7 +47,7 @@ _MAY_CHANGE = (
     "directory",
     "checkpoints",
     "init_copy",
-    "watch",
+    "eval",
     "workers.num_workers",
     "workers.use_gpu",
     "workers.zero_stage",
@@ -88,7 +88,7 @@ class Plan:
     optimizer: OptimizerConfig
     workers: WorkersConfig
     checkpoints: CheckpointConfig
-    watch: WatchConfig
+    eval: EvalConfig
     seed: int
     cue: Cue
     tune_mask_encoder: bool
@@ -107,7 +107,7 @@ class Plan:
                 model directory of the stage before, or was trained on another base or with other mask tokens.
             StorageError: `init` is in S3, which refuses or does not answer.
         """
-        config = settled(config)
+        config = resolve_defaults(config)
         assert config.tile_limit is not None
         stage = _STAGES[type(config)]
         second = config if isinstance(config, Stage2Config) else None
@@ -115,7 +115,7 @@ class Plan:
         init = "" if isinstance(config, Stage1Config) else config.init
         if init:
             init = absolute(init) if "://" in init else str(Path(init).resolve())
-        base = base_of(config)
+        base = resolve_base(config)
         check_base(base)
         _check_weights(Path(preset_path(base)))
         checkpoints, init_copy = _absolute_storage(config.checkpoints), ""
@@ -142,7 +142,7 @@ class Plan:
             optimizer=config.optimizer,
             workers=config.workers,
             checkpoints=checkpoints,
-            watch=config.watch,
+            eval=config.eval,
             seed=config.seed,
             cue=cue,
             tune_mask_encoder=not isinstance(config, Stage1Config) and config.tune_mask_encoder and cue == "mask",
@@ -300,14 +300,14 @@ def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 T = TypeVar("T", bound=StageConfig)
 
 
-def base_of(config: StageConfig) -> str:
+def resolve_base(config: StageConfig) -> str:
     """Hub name or absolute folder of the base, as a trained model records it. Raises ConfigError: unknown preset."""
     chosen = preset(config.preset).base
     base = config.base or chosen
     return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
 
 
-def settled(config: T) -> T:
+def resolve_defaults(config: T) -> T:
     """`config` with base, tile limit, mask tokens a tile and LoRA's rank and alpha filled in where they are null.
 
     What it names stays as it is: a run's config.yaml shows it, and given to `--config` trains the same again.

@@ -28,9 +28,9 @@ from ureca.config import config_from_dict
 from ureca.model.captioner import Captioner
 from ureca.storage.files import is_full_disk
 from ureca.training.checkpoint.files import MODEL_DIRECTORY
-from ureca.training.checkpoint.optimizer_state import report_checkpoint, restore, take_up
+from ureca.training.checkpoint.optimizer_state import load_checkpoint, report_checkpoint, restore
 from ureca.training.checkpoint.s3_sync import put_look, put_model, take_inputs
-from ureca.training.data.loader import Batches, Step
+from ureca.training.data.loader import BatchLoader, Step
 from ureca.training.deepspeed import (
     TrainingError,
     deepspeed_config,
@@ -38,7 +38,7 @@ from ureca.training.deepspeed import (
     loss_for_backward,
     refuse_non_finite,
 )
-from ureca.training.monitor.inloop_eval import Watch
+from ureca.training.monitor.inloop_eval import InLoopEvaluator
 from ureca.training.monitor.metrics import MetricsWriter
 from ureca.training.monitor.throughput import WORK, Throughput, peak_flops
 from ureca.training.objectives import CaptionLoss, Objective, PreferenceLoss
@@ -96,10 +96,10 @@ class _Worker:
         self.plan = plan
         take_inputs(plan)
         self.captioner: Captioner = plan.captioner()
-        self.batches = Batches(plan, self.captioner, rank=self.rank, num_workers=self.num_workers)
+        self.batches = BatchLoader(plan, self.captioner, rank=self.rank, num_workers=self.num_workers)
         self.objective: Objective = PreferenceLoss(plan.preference) if plan.preference else CaptionLoss()
         self.base_hash = self.captioner.config.base_hash
-        resumed = take_up(plan, self.captioner, self.base_hash, ray.train.torch.get_device())
+        resumed = load_checkpoint(plan, self.captioner, self.base_hash, ray.train.torch.get_device())
         self.engine, *_ = deepspeed.initialize(
             model=self.captioner,
             model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
@@ -113,9 +113,9 @@ class _Worker:
         if self.autocast and plan.workers.zero_stage < 3:
             # Only now: DeepSpeed has just put all weights into float32.
             self.captioner.hold_frozen_base(torch.bfloat16)
-        self.batches.keep_image_tokens()
-        self.watch = Watch(plan, rank=self.rank, num_workers=self.num_workers)
-        peak = peak_flops(self.device, bf16=plan.workers.bf16, given_tflops=plan.watch.peak_tflops)
+        self.batches.enable_feature_cache()
+        self.evaluator = InLoopEvaluator(plan, rank=self.rank, num_workers=self.num_workers)
+        peak = peak_flops(self.device, bf16=plan.workers.bf16, given_tflops=plan.eval.peak_tflops)
         self.throughput = Throughput(self.captioner, peak=peak, device=self.device)
 
     def train(self) -> None:
@@ -140,22 +140,22 @@ class _Worker:
                         **{f"num_{name}": count for name, count in result.counts.items()},
                         **result.figures,
                         **panel,
-                        idle_share=round(1 - step.busy_share, 4),
+                        idle_share=round(1 - step.load_balance, 4),
                         **({"heldout": scores} if scores else {}),
                     )
                 if done % plan.checkpoints.every_steps == 0 or done == num_steps:
-                    report_checkpoint(self.engine, plan, self.base_hash, step=done, score=scores.get(plan.watch.score))
+                    report_checkpoint(self.engine, plan, self.base_hash, step=done, score=scores.get(plan.eval.score))
         if metrics:
             metrics.close()
         self._save_model()
 
     def _look(self, done: int) -> dict[str, float]:
         """Scores of held-out images after so many steps, and the seconds that it took; nothing where none is due."""
-        if not self.watch.due(done, self.batches.num_steps):
+        if not self.evaluator.due(done, self.batches.num_steps):
             return {}
         started = time.monotonic()
         with self._autocast():
-            look = self.watch.look(self.captioner, done)
+            look = self.evaluator.look(self.captioner, done)
         put_look(self.plan, look.files)
         return {**look.scores, "seconds": round(time.monotonic() - started, 2)}
 
@@ -165,22 +165,22 @@ class _Worker:
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step.number, self.rank]).generate_state(1)[0]))
         waited = self.batches.waited_seconds
         with self._autocast():
-            passes = list(self.batches.passes(step))
-        waited = (self.batches.waited_seconds - waited) / len(passes)
+            microbatches = list(self.batches.microbatches(step))
+        waited = (self.batches.waited_seconds - waited) / len(microbatches)
         counts = self._sum_by_name(
             [
                 {
                     **each.weighted({**self.objective.counts(each.batch), **self.throughput.work_of(each.batch)}),
                     "data_wait": waited / self.num_workers,
                 }
-                for each in passes
+                for each in microbatches
             ]
         )
         work = {name: counts.pop(name) for name in (*WORK, "data_wait")}
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         shares: list[dict[str, float]] = []
-        for left, one in zip(reversed(range(len(passes))), passes, strict=True):
+        for left, one in zip(reversed(range(len(microbatches))), microbatches, strict=True):
             # DeepSpeed must know before the forward pass whether the weights change after this pass.
             self.engine.set_gradient_accumulation_boundary(left == 0)
             with self._autocast():

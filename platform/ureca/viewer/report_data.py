@@ -52,7 +52,7 @@ class ReportImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class ScoreDifference:
     """`better` minus `worse` in one metric, with its interval."""
 
     metric: str
@@ -77,7 +77,7 @@ class ReportData:
     """Size of a region -> attribute -> attribute accuracy of the captioner, the whole under "all"."""
     strata: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     """Stratum -> value -> {"regions", metric: value} of the captioner."""
-    differences: Sequence[Difference] = ()
+    differences: Sequence[ScoreDifference] = ()
     curves: Sequence[Curve] = ()
     facts: Sequence[tuple[str, str]] = ()
     """(name, value) of figures to show on top."""

@@ -17,10 +17,10 @@ from ureca.evaluation.labels import METRIC_LABELS, VARIANT_LABELS
 from ureca.viewer.draw import draw_regions, nested_list, outline, region_color, to_css, to_size
 from ureca.viewer.plots import Curve, loss_curves, score_bars
 from ureca.viewer.report_data import (
-    Difference,
     ReportData,
     ReportImage,
     ReportRegion,
+    ScoreDifference,
     Scores,
 )
 
@@ -139,7 +139,7 @@ def _strata(strata: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     return f"<h3>Scores by kind of region</h3>{_table(['regions', *map(_metric, metrics)], rows)}"
 
 
-def _differences(differences: Sequence[Difference]) -> str:
+def _differences(differences: Sequence[ScoreDifference]) -> str:
     """One row a pair, in the metrics that are plotted too."""
     shown = [each for each in differences if each.metric in _PLOTTED]
     if not shown:

@@ -110,7 +110,7 @@ def test_schemas_are_strict():
     schema = json_schema("unique")
     assert schema["required"] == ["differences", "caption"]
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["Difference"]["additionalProperties"] is False
+    assert schema["$defs"]["DistractorDifference"]["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(

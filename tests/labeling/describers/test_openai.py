@@ -12,7 +12,7 @@ from support.slow_endpoint import SlowEndpoint
 from ureca.errors import ConfigError, InputError
 from ureca.labeling.describers.base import DescribeRequest, Description
 from ureca.labeling.describers.openai import ChatConfig, ChatDescriber
-from ureca.labeling.describers.openai_client import Pace
+from ureca.labeling.describers.openai_client import RateLimiter
 from ureca.labeling.describers.prompts import PromptSet
 from ureca.pipeline.errors import BudgetSpent, EndpointLost
 
@@ -46,7 +46,7 @@ class Tokens:
             raise BudgetSpent("all tokens are spent")
         self.left -= tokens
 
-    def settle(self, reserved: int, spent: int) -> None:
+    def commit(self, reserved: int, spent: int) -> None:
         self.left += reserved - spent
         self.spent += spent
 
@@ -149,12 +149,12 @@ def test_a_request_that_always_fails_is_found_out_when_there_are_no_others(endpo
 def test_an_endpoint_that_dies_is_waited_for(endpoint):
     async def run() -> list[Description]:
         asked = describer(endpoint, give_up_after_s=60)
-        under_way = asyncio.gather(*(asked.describe(each) for each in questions(12)))
+        in_progress = asyncio.gather(*(asked.describe(each) for each in questions(12)))
         await asyncio.sleep(0.3)
         await asyncio.to_thread(endpoint.kill)
         await asyncio.sleep(1.0)
         await asyncio.to_thread(endpoint.start)
-        answers = await under_way
+        answers = await in_progress
         await asked.close()
         return answers
 
@@ -200,7 +200,7 @@ def test_rates_are_kept(endpoint):
 
 def test_the_pace_allows_for_what_was_really_taken():
     async def run(correction: int) -> float:
-        pace = Pace(6000)
+        pace = RateLimiter(6000)
         started = time.monotonic()
         await pace.wait(50)
         pace.correct(correction)

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from ureca.serving.api.stream_batching import together
+from ureca.serving.api.stream_batching import batch_stream
 
 
 class Told:
@@ -35,7 +35,7 @@ def run(work: Callable[[], Coroutine]) -> None:
 def test_what_is_there_at_once_goes_together_and_in_order():
     async def take() -> None:
         told = Told([1, 2, 3], [], [4], [5, 6])
-        assert [numbers async for numbers in together(told.stream())] == [[1, 2, 3], [4], [5, 6]]
+        assert [numbers async for numbers in batch_stream(told.stream())] == [[1, 2, 3], [4], [5, 6]]
         assert told.closed
 
     run(take)
@@ -44,7 +44,7 @@ def test_what_is_there_at_once_goes_together_and_in_order():
 def test_who_is_slow_gets_all_that_came_meanwhile():
     async def take() -> None:
         told = Told([1], [2], [3], [4])
-        stream = together(told.stream())
+        stream = batch_stream(told.stream())
         assert await anext(stream) == [1]
         while not told.closed:
             await asyncio.sleep(0.01)
@@ -55,7 +55,7 @@ def test_who_is_slow_gets_all_that_came_meanwhile():
 
 def test_an_error_comes_after_what_was_told_before_it():
     async def take() -> None:
-        stream = together(Told([1, 2], error=ZeroDivisionError()).stream())
+        stream = batch_stream(Told([1, 2], error=ZeroDivisionError()).stream())
         assert await anext(stream) == [1, 2]
         with pytest.raises(ZeroDivisionError):
             await anext(stream)
@@ -67,7 +67,7 @@ def test_an_error_comes_after_what_was_told_before_it():
 def test_who_leaves_closes_the_stream(after):
     async def take() -> None:
         told = Told([1], *[[2]] * 1000)
-        async with aclosing(together(told.stream())) as stream:
+        async with aclosing(batch_stream(told.stream())) as stream:
             for _ in range(after):
                 await anext(stream)
             waiting = asyncio.create_task(anext(stream))
@@ -81,6 +81,6 @@ def test_who_leaves_closes_the_stream(after):
 
 def test_a_stream_of_nothing():
     async def take() -> None:
-        assert [numbers async for numbers in together(Told().stream())] == []
+        assert [numbers async for numbers in batch_stream(Told().stream())] == []
 
     run(take)

@@ -9,8 +9,8 @@ import torch
 
 from ureca.model.captioner import Captioner
 from ureca.training.checkpoint.best import make_best_model, make_model_of
-from ureca.training.checkpoint.files import PARTS, CheckpointWriter, checkpoints_folder, whole_checkpoints
-from ureca.training.config import LoraConfig, Stage1Config, Stage2Config, WatchConfig
+from ureca.training.checkpoint.files import PARTS, CheckpointWriter, checkpoints_folder, complete_checkpoints
+from ureca.training.config import EvalConfig, LoraConfig, Stage1Config, Stage2Config
 from ureca.training.plan import Plan
 
 
@@ -86,7 +86,7 @@ def test_every_whole_checkpoint_gives_its_model(plan: Plan, tmp_path: Path) -> N
         if step == 20:
             (folder / "weights.safetensors").write_bytes(b"cut")
     found = []
-    for checkpoint in whole_checkpoints(checkpoints_folder(plan)):
+    for checkpoint in complete_checkpoints(checkpoints_folder(plan)):
         found.append(checkpoint.step)
         make_model_of(checkpoint, tmp_path / "run" / "model", tmp_path / "made")
         saved[checkpoint.step].save_pretrained(tmp_path / "expected")
@@ -99,6 +99,6 @@ def test_without_a_score_there_is_none_and_an_earlier_one_is_gone(plan: Plan) ->
     made = make_best_model(plan)
     assert made
     assert made.directory.is_dir()
-    other = replace(plan, watch=WatchConfig(score="uniqueness"))
+    other = replace(plan, eval=EvalConfig(score="uniqueness"))
     assert make_best_model(other) is None
     assert not made.directory.exists()

@@ -16,12 +16,12 @@ from ureca.training.checkpoint.files import (
     Checkpoint,
     CheckpointWriter,
     checkpoints_folder,
-    forget_all,
-    mend_list,
+    completed_steps,
+    delete_all_checkpoints,
     newest_checkpoint,
-    steps_done,
+    repair_checkpoint_index,
 )
-from ureca.training.checkpoint.optimizer_state import _layout, taken_up
+from ureca.training.checkpoint.optimizer_state import _layout, resume_message
 from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, Stage1Config, Stage2Config, WorkersConfig
 from ureca.training.plan import Plan
 
@@ -53,7 +53,7 @@ def test_the_newest_comes_back_as_it_was_written(plan: Plan) -> None:
         name = save(plan, step)
     found, damaged = newest_checkpoint(plan, with_content=True)
     assert found
-    assert (found.name, found.step, damaged, steps_done(plan)) == (name, 100, [], 100)
+    assert (found.name, found.step, damaged, completed_steps(plan)) == (name, 100, [], 100)
     for part in PARTS:
         assert found.parts[part].keys() == TENSORS.keys()
         assert all(torch.equal(found.parts[part][key], TENSORS[key] + 100) for key in TENSORS)
@@ -111,32 +111,32 @@ def test_saves_that_were_cut_off_are_no_checkpoints(plan: Plan) -> None:
     name = save(plan, 8)
     lose_record(folder(plan, name))
     assert newest_checkpoint(plan, with_content=True) == (None, [f"{name}: no record.json"])
-    forget_all(plan)
+    delete_all_checkpoints(plan)
     assert not list_folders(checkpoints_folder(plan))
 
 
 def test_other_folders_beside_them_are_left_alone(plan: Plan) -> None:
     save(plan, 8)
     (folder(plan, "checkpoint_of_mine")).mkdir()
-    forget_all(plan)
+    delete_all_checkpoints(plan)
     assert list_folders(checkpoints_folder(plan)) == ["checkpoint_of_mine"]
 
 
 def test_another_plan_is_refused(plan: Plan) -> None:
     save(plan, 8)
     with pytest.raises(CheckpointError, match="seed=0 there, 7 here"):
-        steps_done(replace(plan, seed=7))
+        completed_steps(replace(plan, seed=7))
 
 
 def test_a_list_of_ray_train_that_a_full_disk_emptied_is_removed(plan: Plan) -> None:
-    assert not mend_list(plan)
+    assert not repair_checkpoint_index(plan)
     save(plan, 8)
     snapshot = folder(plan, "checkpoint_manager_snapshot.json")
     for text in ("", '{"ray_version": "9', json.dumps({"ray_version": "0.1"})):
         snapshot.write_text(text)
-        assert mend_list(plan)
+        assert repair_checkpoint_index(plan)
         assert not snapshot.exists()
-    assert steps_done(plan) == 8
+    assert completed_steps(plan) == 8
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def test_what_draws_otherwise_is_told(tmp_path: Path, changed: dict[str, Any], t
     recorded = _layout(Plan.of(config(), tmp_path))
     plan = Plan.of(config(**changed), tmp_path)
     told = told.format(name="checkpoint_8", dropout="dropout draws otherwise than it would have (another")
-    assert taken_up(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), plan).endswith(told)
+    assert resume_message(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), plan).endswith(told)
     older = {name: recorded[name] for name in ("num_workers", "sharing")}  # as before passes were recorded
-    assert "step 8" in taken_up(Checkpoint("run/checkpoint_8", {"step": 8, "workers": older}), plan)
+    assert "step 8" in resume_message(Checkpoint("run/checkpoint_8", {"step": 8, "workers": older}), plan)
     without = replace(plan, lora=replace(plan.lora or LoraConfig(), dropout=0.0))
-    assert "dropout" not in taken_up(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), without)
+    assert "dropout" not in resume_message(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), without)
 
 
 def test_checkpoints_in_s3(s3_bucket: str, tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_checkpoints_in_s3(s3_bucket: str, tmp_path: Path) -> None:
     assert found
     assert found.step == 16
     assert torch.equal(found.parts["weights"]["mask_encoder.b"], torch.ones(1) + 16)
-    forget_all(plan)
-    assert steps_done(plan) == 0
+    delete_all_checkpoints(plan)
+    assert completed_steps(plan) == 0
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ureca.corpus.row_groups import table_files
 from ureca.corpus.schema import Provenance
 from ureca.corpus.table import iter_images, write_regions
-from ureca.training.checkpoint.provenance import describers_of, last_look, record_training, shortened
+from ureca.training.checkpoint.provenance import describers_of, last_eval_scores, record_training, shortened
 from ureca.training.config import Stage1Config, Stage2Config
 from ureca.training.plan import Plan
 
@@ -66,5 +66,5 @@ def test_the_newest_look_counts() -> None:
         {"step": 2, "heldout": {"rouge_l": 0.4, "seconds": 3.0}},
         {"step": 3},
     ]
-    assert last_look(lines) == {"rouge_l": 0.4}
-    assert last_look([{"step": 1}]) == {}
+    assert last_eval_scores(lines) == {"rouge_l": 0.4}
+    assert last_eval_scores([{"step": 1}]) == {}

@@ -25,14 +25,14 @@ from ureca.training.checkpoint.s3_sync import (
     take_notes,
     take_results,
 )
-from ureca.training.config import CheckpointConfig, Stage1Config, Stage2Config, WatchConfig
+from ureca.training.config import CheckpointConfig, EvalConfig, Stage1Config, Stage2Config
 from ureca.training.data.table_index import TableIndex, open_index, prepare_index
 from ureca.training.deepspeed import TrainingError
 from ureca.training.launch import EndAtUsersErrors
-from ureca.training.monitor.inloop_eval import Watch, choose_watched, look_directory
+from ureca.training.monitor.inloop_eval import InLoopEvaluator, eval_directory, select_eval_images
 from ureca.training.monitor.metrics import FILE, MetricsWriter
-from ureca.training.monitor.tail import Notes, note
-from ureca.training.plan import Plan, settled
+from ureca.training.monitor.tail import WorkerLogReader, log_event
+from ureca.training.plan import Plan, resolve_defaults
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def driver(region_table: Path, tiny_base: Path, s3_bucket: str, tmp_path: Path) 
         table=str(region_table),
         base=str(tiny_base),
         heldout=0.35,
-        watch=WatchConfig(every_steps=2, images=2, regions_per_image=2, max_new_tokens=4, pictures=2),
+        eval=EvalConfig(every_steps=2, images=2, regions_per_image=2, max_new_tokens=4, pictures=2),
         checkpoints=CheckpointConfig(storage=f"{s3_bucket}/{tmp_path.name}"),
     )
     return Plan.of(config, tmp_path / "driver")
@@ -65,14 +65,14 @@ def files(folder: str | Path) -> dict[str, bytes]:
 @pytest.mark.usefixtures("alone")
 def test_looks_travel_as_metrics_and_model_do(driver: Plan, tmp_path: Path) -> None:
     index = indexed(driver)
-    choose_watched(driver)
+    select_eval_images(driver)
     put_inputs(driver)
 
     worker = replace(driver, directory=str(tmp_path / "worker"))
     take_inputs(worker)
     assert len(open_index(tmp_path / "worker")) == len(index)
     captioner = worker.captioner()
-    look = Watch(worker, rank=0, num_workers=1).look(captioner, 2)
+    look = InLoopEvaluator(worker, rank=0, num_workers=1).look(captioner, 2)
     put_look(worker, look.files)
     metrics = MetricsWriter(worker.directory, first_step=0)
     metrics.write(step=1, num_steps=1, loss=1.0)
@@ -82,9 +82,9 @@ def test_looks_travel_as_metrics_and_model_do(driver: Plan, tmp_path: Path) -> N
     put_model(worker)
 
     take_results(driver, 1)
-    for name in ("watch", "model"):
+    for name in ("eval", "model"):
         assert files(tmp_path / "driver" / name) == files(tmp_path / "worker" / name)
-    assert set(files(look_directory(driver.directory, 2))) == {"captions.jsonl", "image_00.jpg", "image_01.jpg"}
+    assert set(files(eval_directory(driver.directory, 2))) == {"captions.jsonl", "image_00.jpg", "image_01.jpg"}
     assert (tmp_path / "driver" / FILE).read_bytes() == (tmp_path / "worker" / FILE).read_bytes()
 
     for file in ("model/training.json", "model_best/captioner_config.json", "training.png"):
@@ -96,7 +96,7 @@ def test_looks_travel_as_metrics_and_model_do(driver: Plan, tmp_path: Path) -> N
 
 
 def test_a_machine_that_has_another_index_takes_the_driver_s(driver: Plan, tmp_path: Path) -> None:
-    plain = replace(driver, watch=WatchConfig())
+    plain = replace(driver, eval=EvalConfig())
     indexed(plain)
     put_inputs(plain)
     worker = replace(plain, directory=str(tmp_path / "worker"))
@@ -134,7 +134,7 @@ def test_the_model_to_start_from_travels_to_machines_that_do_not_see_it(
     expected = mask_encoder(Captioner.from_pretrained(stage1_model))
     here = str(tmp_path / "model") if place != "s3" else f"{s3_bucket}/{tmp_path.name}_model"
     copy_folder(stage1_model, here)
-    config = settled(
+    config = resolve_defaults(
         Stage2Config(
             table=str(region_table),
             base=str(tiny_base),
@@ -190,15 +190,15 @@ def test_a_base_in_s3_is_refused() -> None:
 
 def test_notes_travel_to_the_driver_and_to_the_next_first_worker(driver: Plan, tmp_path: Path) -> None:
     workers = [replace(driver, directory=str(tmp_path / f"worker{number}")) for number in range(2)]
-    told = Notes(driver.directory)
+    told = WorkerLogReader(driver.directory)
     for number, worker in enumerate(workers):
         Path(worker.directory).mkdir()
         take_notes(worker)
-        note(worker.directory, f"start {number}")
+        log_event(worker.directory, f"start {number}")
         put_notes(worker)
     take_notes(driver)
     assert told.new() == ["start 0", "start 1"]
-    note(driver.directory, "told by this machine")
+    log_event(driver.directory, "told by this machine")
     take_notes(driver)  # which has more than S3
     assert told.new() == ["told by this machine"]
     plain = replace(driver, checkpoints=CheckpointConfig(), directory=str(tmp_path / "plain"))

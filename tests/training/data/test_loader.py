@@ -16,7 +16,7 @@ from ureca.corpus.table import write_regions
 from ureca.errors import ConfigError, ImageError, MaskError
 from ureca.model.captioner import Captioner
 from ureca.training.config import BatchConfig, OptimizerConfig, Stage1Config, WorkersConfig
-from ureca.training.data.loader import Batches, step_index
+from ureca.training.data.loader import BatchLoader, make_sampler
 from ureca.training.data.table_index import prepare_index
 from ureca.training.objectives import CaptionLoss
 from ureca.training.plan import Plan
@@ -58,18 +58,18 @@ def trained(plan: Plan, captioner: Captioner, *, num_workers: int, steps: Sequen
     objective = CaptionLoss()
     results: list[dict[str, Any]] = [{"loss": 0.0, "tokens": 0.0, "regions": 0.0} for _ in steps]
     for rank in range(num_workers):
-        batches = Batches(plan, captioner, rank=rank, num_workers=num_workers)
-        batches.keep_image_tokens()
+        batches = BatchLoader(plan, captioner, rank=rank, num_workers=num_workers)
+        batches.enable_feature_cache()
         with batches.begin(steps[0]) as feed:
             for result, step in zip(results, feed, strict=False):
                 captioner.zero_grad()
-                for one in feed.passes(step):
+                for one in feed.microbatches(step):
                     share, _ = objective.loss(captioner, one.batch, {"tokens": 1.0})
                     (share * one.weight).backward()
                     counted = one.weighted({**objective.counts(one.batch), "loss": float(share.detach())})
                     for name, value in counted.items():
                         result[name] += value
-                result["passes"] = step.num_passes
+                result["microbatches"] = step.num_microbatches
                 for name, weight in captioner.named_parameters():
                     if weight.requires_grad:
                         assert weight.grad is not None, name
@@ -80,16 +80,16 @@ def trained(plan: Plan, captioner: Captioner, *, num_workers: int, steps: Sequen
 
 def assert_same(mine: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     for one, two in zip(mine, other, strict=True):
-        for name in one.keys() - {"passes"}:
+        for name in one.keys() - {"microbatches"}:
             mine_, other_ = (torch.as_tensor(each[name], dtype=torch.float64) for each in (one, two))
             torch.testing.assert_close(mine_, other_, rtol=1e-7, atol=1e-9)
 
 
 # With how many passes, at least, a worker gets through one of the steps.
 CUTS: list[dict[str, Any]] = [
-    {"num_workers": 1, "passes": 2, "batch": {"tokens_per_device": 1000}},
-    {"num_workers": 2, "passes": 3, "batch": {"tokens_per_device": 400, "prefetch_threads": 2}},
-    {"num_workers": 3, "passes": 1, "batch": {"prefetch_steps": 0, "image_tokens_mb": 64}},
+    {"num_workers": 1, "microbatches": 2, "batch": {"tokens_per_device": 1000}},
+    {"num_workers": 2, "microbatches": 3, "batch": {"tokens_per_device": 400, "prefetch_threads": 2}},
+    {"num_workers": 3, "microbatches": 1, "batch": {"prefetch_steps": 0, "image_tokens_mb": 64}},
 ]
 
 
@@ -100,12 +100,12 @@ def test_loss_and_gradient_of_a_step_are_the_same_however_it_is_cut(
     whole = trained(
         plan_of(table, tiny_base, tmp_path, tokens_per_device=10**6, **step), captioner, num_workers=1, steps=[1, 2]
     )
-    assert [result["passes"] for result in whole] == [1, 1]
+    assert [result["microbatches"] for result in whole] == [1, 1]
     for cut in CUTS:
         num_workers = cut["num_workers"]
         plan = plan_of(table, tiny_base, tmp_path, **step, **cut["batch"])
         results = trained(plan, captioner, num_workers=num_workers, steps=[1, 2])
-        assert max(result["passes"] for result in results) >= cut["passes"]
+        assert max(result["microbatches"] for result in results) >= cut["microbatches"]
         assert_same(results, whole)
 
 
@@ -129,10 +129,10 @@ def test_a_worker_without_regions_passes_through_the_model_and_adds_nothing(
 
 def test_passes_stay_below_their_budget(table: Path, captioner: Captioner, tiny_base: Path, tmp_path: Path) -> None:
     plan = plan_of(table, tiny_base, tmp_path, tokens_per_step=1400, tokens_per_device=500)
-    batches = Batches(plan, captioner, rank=0, num_workers=1)
+    batches = BatchLoader(plan, captioner, rank=0, num_workers=1)
     with batches.begin(0) as feed:
         for _, step in zip(range(6), feed, strict=False):
-            tokens = [one.batch.counts.tokens for one in feed.passes(step)]
+            tokens = [one.batch.counts.tokens for one in feed.microbatches(step)]
             assert max(tokens) <= 500
             assert sum(tokens) == step.num_tokens  # one tile: what the index bounds, it knows
 
@@ -143,9 +143,9 @@ def test_a_start_in_the_middle_is_fed_what_the_whole_run_was_fed(
     plan = plan_of(table, tiny_base, tmp_path, tokens_per_step=700, tokens_per_device=400)
 
     def fed(first: int, last: int) -> list[torch.Tensor]:
-        batches = Batches(plan, captioner, rank=0, num_workers=2)
+        batches = BatchLoader(plan, captioner, rank=0, num_workers=2)
         with batches.begin(first) as feed:
-            some = [one for _, step in zip(range(first, last), feed, strict=False) for one in feed.passes(step)]
+            some = [one for _, step in zip(range(first, last), feed, strict=False) for one in feed.microbatches(step)]
             return [one.batch.labels for one in some]
 
     whole = fed(0, 8)
@@ -162,7 +162,7 @@ def test_what_does_not_fit_a_pass_or_a_step_is_told_at_once(table: Path, tiny_ba
         with pytest.raises(
             ConfigError, match=rf"batch\.{name}=60: image 'image\d\d' \(64 x 96\) with one of its regions"
         ):
-            step_index(plan, index, plan.processor())
+            make_sampler(plan, index, plan.processor())
 
 
 def test_an_image_that_goes_missing_is_named_when_its_turn_comes(
@@ -172,12 +172,12 @@ def test_an_image_that_goes_missing_is_named_when_its_turn_comes(
     write_regions(tmp_path / "t.parquet", rows)
     plan = plan_of(tmp_path / "t.parquet", tiny_base, tmp_path, images_per_step=1)
     Path(rows[3].image_path or "").unlink()
-    batches = Batches(plan, captioner, rank=0, num_workers=1)
+    batches = BatchLoader(plan, captioner, rank=0, num_workers=1)
     shown = []
 
     def train() -> None:
         with batches.begin(0) as feed:
-            shown.extend(one for step in feed for one in feed.passes(step))
+            shown.extend(one for step in feed for one in feed.microbatches(step))
 
     with pytest.raises(ImageError, match=r"image 'image03': .*image03\.png: no such file"):
         train()
@@ -194,12 +194,12 @@ def test_a_mask_that_cannot_be_decoded_is_named_when_its_turn_comes(
     write_regions(tmp_path / "t.parquet", rows)
     monkeypatch.setattr("ureca.training.data.table_scan._IMAGES_LOOKED_AT", 1)  # else the pass over the table finds it
     plan = plan_of(tmp_path / "t.parquet", tiny_base, tmp_path, images_per_step=3)
-    batches = Batches(plan, captioner, rank=0, num_workers=1)
+    batches = BatchLoader(plan, captioner, rank=0, num_workers=1)
 
     def train() -> None:
         with batches.begin(0) as feed:
             for step in feed:
-                list(feed.passes(step))
+                list(feed.microbatches(step))
 
     with pytest.raises(MaskError, match=r"t\.parquet: image 'image01', region '1' has an RLE .* damaged"):
         train()
@@ -208,4 +208,4 @@ def test_a_mask_that_cannot_be_decoded_is_named_when_its_turn_comes(
 def step_index_of(plan: Plan, directory: Path) -> Any:
     processor = plan.processor()
     index = prepare_index(plan.table, directory, processor, heldout=0.0, heldout_seed=0, has_begun=True)
-    return step_index(plan, index, processor)
+    return make_sampler(plan, index, processor)

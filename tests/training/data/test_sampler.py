@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ureca.training.config import BatchConfig
-from ureca.training.data.sampler import STYLES, Lengths, StepIndex, Visit, choose_regions, draw_styles
+from ureca.training.data.sampler import STYLES, Lengths, StepSampler, Visit, choose_regions, draw_styles
 
 NUM_IMAGES = 23
 
@@ -24,8 +24,8 @@ def lengths(num_images: int = NUM_IMAGES, seed: int = 0, most_regions: int = 40)
     )
 
 
-def index(seed: int = 0, of: Lengths | None = None, **batch: int) -> StepIndex:
-    return StepIndex(of or lengths(), BatchConfig(**(batch or {"images_per_step": 6})), seed=seed)
+def index(seed: int = 0, of: Lengths | None = None, **batch: int) -> StepSampler:
+    return StepSampler(of or lengths(), BatchConfig(**(batch or {"images_per_step": 6})), seed=seed)
 
 
 def shown(visits: list[Visit]) -> list[tuple[int, int, int]]:

@@ -104,9 +104,9 @@ def test_heldout_images_are_those_that_evaluation_takes(
     heldout = split_heldout([row.image_id for row in rows], 0.3, seed=4).heldout
     index = prepared(tmp_path / "t.parquet", tmp_path / "run", processor, heldout=0.3, heldout_seed=4)
     read = index.rows()
-    learned = [read[number].image_id for number in range(len(index))]
+    stats = [read[number].image_id for number in range(len(index))]
     assert heldout
-    assert sorted([*learned, *heldout]) == [row.image_id for row in rows]
+    assert sorted([*stats, *heldout]) == [row.image_id for row in rows]
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])

@@ -28,21 +28,21 @@ from ureca.model.processor import CaptionerProcessor
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
+    EvalConfig,
     LoraConfig,
     OptimizerConfig,
     Stage1Config,
     Stage2Config,
-    WatchConfig,
     WorkersConfig,
 )
 from ureca.training.launch import fit
 from ureca.training.monitor.inloop_eval import (
     CAPTIONS_FILE,
-    Watch,
-    choose_watched,
-    look_directory,
-    unchanged,
-    watched_images,
+    InLoopEvaluator,
+    eval_directory,
+    preserve_state,
+    read_eval_images,
+    select_eval_images,
 )
 from ureca.training.monitor.metrics import read_metrics
 from ureca.training.plan import Plan
@@ -51,13 +51,13 @@ HELDOUT = 0.35  # of the table's images: 00, 01, 02, 06, and one that is quarant
 
 
 def config(table: Path, base: Path, **more: Any) -> Stage1Config:
-    settings = {"watch": WatchConfig(every_steps=2, images=3), "heldout": HELDOUT, **more}
+    settings = {"eval": EvalConfig(every_steps=2, images=3), "heldout": HELDOUT, **more}
     return Stage1Config(table=str(table), base=str(base), **settings)
 
 
 def watched(plan: Plan) -> list[str]:
-    choose_watched(plan)
-    return [row.image_id for row in watched_images(plan.directory)]
+    select_eval_images(plan)
+    return [row.image_id for row in read_eval_images(plan.directory)]
 
 
 def test_the_same_held_out_images_are_watched_in_every_run(region_table: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_table_that_has_changed_is_noticed(region_table: Path, tiny_base: Path
     table = tmp_path / "table.parquet"
     table.write_bytes(region_table.read_bytes())
     plan = Plan.of(config(table, tiny_base), tmp_path / "run")
-    choose_watched(plan)
+    select_eval_images(plan)
     write_regions(table, list(iter_images(region_table))[:3])
     with pytest.raises(InputError, match="has changed since training began"):
-        watched_images(plan.directory)
+        read_eval_images(plan.directory)
 
 
 def test_nothing_to_look_at_is_told_before_training(region_table: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -90,10 +90,10 @@ def test_nothing_to_look_at_is_told_before_training(region_table: Path, tiny_bas
     ]
     write_regions(bare, rows)
     with pytest.raises(InputError, match="no held-out image has captions"):
-        choose_watched(Plan.of(config(bare, tiny_base), tmp_path))
-    unknown = WatchConfig(every_steps=2, score="attribute_accuracy")
+        select_eval_images(Plan.of(config(bare, tiny_base), tmp_path))
+    unknown = EvalConfig(every_steps=2, score="attribute_accuracy")
     with pytest.raises(InputError, match="known for drawn scenes only"):
-        choose_watched(Plan.of(config(region_table, tiny_base, watch=unknown), tmp_path))
+        select_eval_images(Plan.of(config(region_table, tiny_base, eval=unknown), tmp_path))
 
 
 def test_a_look_leaves_modes_and_random_states_as_they_were(tiny_base: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_look_leaves_modes_and_random_states_as_they_were(tiny_base: Path) -> 
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    with unchanged(captioner):
+    with preserve_state(captioner):
         assert not any(module.training for module in captioner.modules())
         torch.rand(5)
     assert [module.training for module in captioner.modules()] == modes
@@ -116,18 +116,18 @@ def test_a_look_leaves_modes_and_random_states_as_they_were(tiny_base: Path) -> 
 def test_a_look_captions_scores_and_draws(tiny_base: Path, tmp_path: Path) -> None:
     rows = [scene_row(seed) for seed in range(2)]
     write_regions(tmp_path / "scenes.parquet", rows)
-    watch = WatchConfig(every_steps=5, regions_per_image=3, max_new_tokens=6, pictures=1)
-    plan = Plan.of(config(tmp_path / "scenes.parquet", tiny_base, heldout=0.5, watch=watch), tmp_path / "run")
-    assert choose_watched(plan) == 1
-    looking = Watch(plan, rank=0, num_workers=1)
+    eval_config = EvalConfig(every_steps=5, regions_per_image=3, max_new_tokens=6, pictures=1)
+    plan = Plan.of(config(tmp_path / "scenes.parquet", tiny_base, heldout=0.5, eval=eval_config), tmp_path / "run")
+    assert select_eval_images(plan) == 1
+    looking = InLoopEvaluator(plan, rank=0, num_workers=1)
     assert [step for step in range(1, 13) if looking.due(step, 12)] == [5, 10, 12]
 
     captioner = plan.captioner()
     look = looking.look(captioner, 5)
     assert set(look.scores) == {"rouge_l", "attribute_accuracy", "uniqueness"}
-    folder = look_directory(tmp_path / "run", 5)
+    folder = eval_directory(tmp_path / "run", 5)
     assert [json.loads(line) for line in (folder / CAPTIONS_FILE).read_text().splitlines()] == look.records
-    [row] = watched_images(plan.directory)
+    [row] = read_eval_images(plan.directory)
     regions = {region.region_id: region for region in row.regions}
     query = captioner.processor.query("unique")
     for record in look.records:
@@ -194,7 +194,7 @@ def stage2_plan(ending_base: Path, region_table: Path, tmp_path_factory: pytest.
         base=str(ending_base),
         init=str(folder / "stage1" / "model"),
         heldout=HELDOUT,
-        watch=WatchConfig(every_steps=1, images=3, regions_per_image=2, max_new_tokens=10, pictures=1),
+        eval=EvalConfig(every_steps=1, images=3, regions_per_image=2, max_new_tokens=10, pictures=1),
         lora=LoraConfig(rank=2, dropout=0.3),
         optimizer=OptimizerConfig(learning_rate=3e-3),
     )
@@ -209,7 +209,7 @@ def looked(stage2_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for name, way in WAYS.items():
         workers = replace(stage2_plan.workers, zero_stage=way["zero_stage"])
         plan = replace(stage2_plan, workers=workers, directory=str(folder / name))
-        choose_watched(plan)
+        select_eval_images(plan)
         told = {"looks": way["looks"], "careless": way.get("careless", False), "output": str(folder / f"{name}.json")}
         tasks.append({"plan": config_to_dict(plan), **told})
     (folder / "tasks.json").write_text(json.dumps(tasks))
@@ -253,10 +253,10 @@ def test_a_look_that_disturbs_the_training_is_noticed(looked: dict[str, list[dic
 def test_captions_are_the_captioner_s_own_whichever_worker_makes_them(
     looked: dict[str, list[dict[str, Any]]], stage2_plan: Plan
 ) -> None:
-    choose_watched(stage2_plan)
+    select_eval_images(stage2_plan)
     captioner = stage2_plan.captioner().eval()
     expected = []
-    for row in watched_images(stage2_plan.directory):
+    for row in read_eval_images(stage2_plan.directory):
         regions = [row.regions[index] for index in watched_regions(row)]
         queries = [captioner.processor.query("unique")] * len(regions)
         segmentations = [region.segmentation for region in regions]
@@ -270,9 +270,9 @@ def test_captions_are_the_captioner_s_own_whichever_worker_makes_them(
 
 
 def watched_regions(row: ImageRow) -> tuple[int, ...]:
-    from ureca.training.monitor.inloop_eval import WatchedImage
+    from ureca.training.monitor.inloop_eval import EvalImage
 
-    return WatchedImage.of(row, regions=2).regions
+    return EvalImage.of(row, regions=2).regions
 
 
 # ---- on Ray: where scores, pictures and the panel go
@@ -286,7 +286,7 @@ def test_a_run_leaves_scores_pictures_panel_plot_and_record(
     stage1 = config(
         region_table,
         tiny_base,
-        watch=WatchConfig(every_steps=2, images=2, max_new_tokens=8, pictures=1),
+        eval=EvalConfig(every_steps=2, images=2, max_new_tokens=8, pictures=1),
         batch=BatchConfig(images_per_step=1),
         optimizer=OptimizerConfig(learning_rate=1e-3, epochs=1.0),
         workers=WorkersConfig(num_workers=1, max_failures=0),
@@ -303,9 +303,9 @@ def test_a_run_leaves_scores_pictures_panel_plot_and_record(
     scores = lines[-1]["heldout"]
     assert result.heldout == {name: scores[name] for name in ("rouge_l", "uniqueness")}
 
-    records = [json.loads(text) for text in (look_directory(tmp_path, 3) / CAPTIONS_FILE).read_text().splitlines()]
+    records = [json.loads(text) for text in (eval_directory(tmp_path, 3) / CAPTIONS_FILE).read_text().splitlines()]
     assert {record["image_id"] for record in records} == set(watched(Plan.of(stage1, tmp_path)))
-    [picture] = look_directory(tmp_path, 3).glob("*.jpg")
+    [picture] = eval_directory(tmp_path, 3).glob("*.jpg")
     with Image.open(picture) as drawn:
         assert np.asarray(drawn).std() > 10
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
@@ -319,7 +319,7 @@ def test_a_run_leaves_scores_pictures_panel_plot_and_record(
     assert stage["looks"] == result.heldout
     assert stage["data"]["images"] == 3
     assert stage["data"]["describers"] == {"unrecorded describers": 7}
-    assert stage["settings"]["watch"]["every_steps"] == 2
+    assert stage["settings"]["eval"]["every_steps"] == 2
     assert stage["weights"] == {"step": 3}
     assert str(tmp_path) not in json.dumps(record)
 

@@ -12,9 +12,9 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from ureca.errors import ConfigError
-from ureca.training.monitor.inloop_eval import CAPTIONS_FILE, look_directory
+from ureca.training.monitor.inloop_eval import CAPTIONS_FILE, eval_directory
 from ureca.training.monitor.metrics import FILE, MetricsWriter
-from ureca.training.monitor.tail import RunFollower, progress_notes, scalars_of
+from ureca.training.monitor.tail import MetricsTailer, progress_fields, scalars_of
 from ureca.training.monitor.trackers import Tracker, open_trackers, refuse_missing_trackers
 
 SCORES = {"rouge_l": 0.5, "uniqueness": 0.25}
@@ -77,7 +77,7 @@ def line(step: int, **more: Any) -> dict[str, Any]:
 
 
 def write_look(run: Path, step: int) -> None:
-    folder = look_directory(run, step)
+    folder = eval_directory(run, step)
     folder.mkdir(parents=True)
     Image.fromarray(np.full((12, 20, 3), 200, np.uint8)).save(folder / "image_00.jpg")
     record = {"image": 0, "image_id": "a", "region_id": "1", "caption": "a red box", "reference": "the red box"}
@@ -86,23 +86,23 @@ def write_look(run: Path, step: int) -> None:
 
 def test_each_step_is_handed_on_once_and_in_order(tmp_path: Path) -> None:
     tracker = Recorder()
-    follower = RunFollower(tmp_path, {"recorder": tracker}, done=0)
-    assert follower.follow() is None
+    tailer = MetricsTailer(tmp_path, {"recorder": tracker}, done=0)
+    assert tailer.poll() is None
     writer = MetricsWriter(tmp_path, first_step=0)
     writer.write(**line(1))
     writer.write(**line(2))
-    newest = follower.follow()
+    newest = tailer.poll()
     assert newest is not None
     assert newest["step"] == 2
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 3, "lo')  # half a line: a worker that is killed while it writes
-    assert follower.follow() is None
+    assert tailer.poll() is None
     # Another worker goes on after step 1 and writes the file anew.
     writer = MetricsWriter(tmp_path, first_step=1)
     writer.write(**line(2))
     writer.write(**line(3))
-    follower.follow()
-    follower.close()
+    tailer.poll()
+    tailer.close()
     assert tracker.steps == [(1, 9.0), (2, 8.0), (3, 7.0)]
     assert tracker.closed == 1
 
@@ -113,7 +113,7 @@ def test_pictures_come_with_their_captions(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path, first_step=0)
     writer.write(**line(1))
     writer.write(**line(2, heldout=SCORES))
-    RunFollower(tmp_path, {"recorder": tracker}, done=0).follow()
+    MetricsTailer(tmp_path, {"recorder": tracker}, done=0).poll()
     assert tracker.pictures == [(2, "heldout/image_00", (12, 20, 3), "1. a red box (label: the red box)")]
 
 
@@ -121,11 +121,11 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fine, broken = Recorder(), Recorder(failing=2)
-    follower = RunFollower(tmp_path, {"fine": fine, "broken": broken}, done=0)
+    tailer = MetricsTailer(tmp_path, {"fine": fine, "broken": broken}, done=0)
     writer = MetricsWriter(tmp_path, first_step=0)
     for step in (1, 2, 3):
         writer.write(**line(step))
-    follower.follow()
+    tailer.poll()
     assert [step for step, _ in fine.steps] == [1, 2, 3]
     assert [step for step, _ in broken.steps] == [1]
     assert capsys.readouterr().err == "train  broken is left out from here on: ConnectionError: no route to host\n"
@@ -137,9 +137,9 @@ def test_tensorboard_s_files_hold_what_metrics_jsonl_holds(tmp_path: Path) -> No
     for step in (1, 2, 3):
         writer.write(**line(step, **({"heldout": SCORES} if step == 2 else {})))
     trackers = open_trackers(("tensorboard",), tmp_path, {"seed": 7}, done=0)
-    follower = RunFollower(tmp_path, trackers, done=0)
-    follower.follow()
-    follower.close()
+    tailer = MetricsTailer(tmp_path, trackers, done=0)
+    tailer.poll()
+    tailer.close()
     events = read_events(tmp_path / "tensorboard")
     assert figures(events, "train/loss") == [(1, 9.0), (2, 8.0), (3, 7.0)]
     assert figures(events, "heldout/rouge_l") == [(2, 0.5)]
@@ -166,7 +166,7 @@ def test_steps_that_are_done_again_hide_what_tensorboard_was_told_before(tmp_pat
 
 
 def test_figures_are_grouped_and_words_left_out() -> None:
-    found = scalars_of({**line(4, heldout=SCORES), "seconds": 12.5, "note": "x"})
+    found = scalars_of({**line(4, heldout=SCORES), "seconds": 12.5, "log_event": "x"})
     assert {name.split("/")[0] for name in found} == {"train", "throughput", "heldout"}
     assert found["train/loss"] == 6.0
     assert found["heldout/rouge_l"] == 0.5
@@ -174,10 +174,10 @@ def test_figures_are_grouped_and_words_left_out() -> None:
 
 
 def test_a_person_reads_the_panel_in_one_line() -> None:
-    assert "  ".join(progress_notes(line(4))) == ("loss 6  grad 0.5  212 regions/s  MFU 41%  padding 3%  data wait 1%")
+    assert "  ".join(progress_fields(line(4))) == ("loss 6  grad 0.5  212 regions/s  MFU 41%  padding 3%  data wait 1%")
     bare = {key: value for key, value in line(4).items() if not key.endswith("share") and key != "mfu"}
-    assert "  ".join(progress_notes(bare)) == "loss 6  grad 0.5  212 regions/s"
-    rates = [progress_notes(line(4, regions_per_second=rate))[2] for rate in (3.456, 1234.5)]
+    assert "  ".join(progress_fields(bare)) == "loss 6  grad 0.5  212 regions/s"
+    rates = [progress_fields(line(4, regions_per_second=rate))[2] for rate in (3.456, 1234.5)]
     assert rates == ["3.46 regions/s", "1,234 regions/s"]
 
 

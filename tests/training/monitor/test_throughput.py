@@ -9,10 +9,10 @@ import torch
 
 from ureca.hardware import ACCELERATORS
 from ureca.model.captioner import Captioner
-from ureca.model.flops import Learns, projector_tile, total, training_flops, vision_tile
+from ureca.model.flops import TrainedParts, projector_tile, total, training_flops, vision_tile
 from ureca.model.packing import Example, PackedBatch, RegionExample, pack
 from ureca.regions.rle import box_to_rle
-from ureca.training.monitor.throughput import WORK, Throughput, learns_of, measured_flops, peak_flops
+from ureca.training.monitor.throughput import WORK, Throughput, measured_flops, peak_flops, trained_parts_of
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_the_panel_is_what_the_step_needed_over_what_the_devices_could(captioner
     work = panel.work_of(batch)
     assert tuple(work) == WORK
     config, mask = captioner.base.config, captioner.config.mask
-    assert work["flops"] == total(training_flops(config, mask, batch.counts, Learns(mask_encoder=True)))
+    assert work["flops"] == total(training_flops(config, mask, batch.counts, TrainedParts(mask_encoder=True)))
     assert work["sequence_tokens"] == batch.counts.tokens
     figures = panel.figures(0.5, regions=3, flops=1e11, sequence_tokens=700, places=1000, data_wait=0.1)
     assert figures["mfu"] == pytest.approx(0.2)
@@ -76,10 +76,10 @@ def test_kept_image_tokens_cost_no_vision_tower(captioner: Captioner) -> None:
 def test_what_trains_is_read_off_the_captioner(tiny_base: Path, tune: bool) -> None:
     captioner = Captioner.from_base(str(tiny_base), tile_limit=1, tokens_per_tile=4)
     captioner.trainable(1)
-    assert learns_of(captioner) == Learns(mask_encoder=True)
+    assert trained_parts_of(captioner) == TrainedParts(mask_encoder=True)
     captioner.add_lora(rank=3)
     captioner.trainable(2, tune_mask_encoder=tune)
-    assert learns_of(captioner) == Learns(mask_encoder=tune, lora_rank=3)
+    assert trained_parts_of(captioner) == TrainedParts(mask_encoder=tune, lora_rank=3)
 
 
 def test_a_cpu_s_peak_is_measured_once_or_given() -> None:

@@ -51,7 +51,7 @@ def add_table(path: str, rows: Scratch) -> SourceSummary:
     )
 
 
-def check_not_set_aside(record: dict[str, Any], *, where: str) -> None:
+def check_not_quarantined(record: dict[str, Any], *, where: str) -> None:
     """Raises InputError with the reason if the image was set aside in its table."""
     if "error" in record:
         raise InputError(f"{where}: the image was set aside there already ({record['error']}).")

@@ -33,7 +33,7 @@ class CaptionAnswer(_Answer):
     caption: str
 
 
-class Difference(_Answer):
+class DistractorDifference(_Answer):
     number: int
     difference: str
 
@@ -41,7 +41,7 @@ class Difference(_Answer):
 class UniqueAnswer(_Answer):
     """The differences come first, so that the model has them before it writes."""
 
-    differences: list[Difference] = Field(default_factory=list)
+    differences: list[DistractorDifference] = Field(default_factory=list)
     caption: str
 
 

@@ -34,7 +34,7 @@ class AttributesDescriber(Describer):
     name = "attributes"
     model = None
     prompt_version = "attributes-1"
-    looks = False
+    uses_model = False
 
     async def check(self) -> None:
         """Nothing can be missing."""
@@ -113,11 +113,11 @@ def _child_groups(children: Sequence[int], regions: Regions) -> list[tuple[str, 
         groups.setdefault((region.size, region.color, region.shape), []).append(region)
     phrases = []
     for (size, color, shape), members in groups.items():
-        looks = f"{size} {color} {shape} part"
+        uses_model = f"{size} {color} {shape} part"
         places = {member.place_in_parent for member in members}
         place = places.pop() if len(places) == 1 else None
         many = len(members) > 1
-        phrase = f"{_number(len(members))} {looks}s" if many else with_article(looks, "a")
+        phrase = f"{_number(len(members))} {uses_model}s" if many else with_article(uses_model, "a")
         if place:
             phrase += " over most of it" if place == MOST else f" {at_place(place, owner='its')}"
         phrases.append((phrase, len(members)))

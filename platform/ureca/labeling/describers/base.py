@@ -105,7 +105,7 @@ class Budget(Protocol):
         """
         ...
 
-    def settle(self, reserved: int, spent: int) -> None:
+    def commit(self, reserved: int, spent: int) -> None:
         """Give back what was set aside, and count what the request took."""
         ...
 
@@ -119,7 +119,7 @@ class Describer(Protocol):
     """Which model answers, if any."""
     prompt_version: str
     """Changes whenever the same question may get another answer."""
-    looks: bool
+    uses_model: bool
     """Whether it looks at views and answers the passes choose and judge; else captions are checked by claims."""
 
     async def check(self) -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 from ureca.errors import ConfigError
 from ureca.labeling.describers.answers import Reply
 from ureca.labeling.describers.base import Budget
-from ureca.labeling.describers.openai_client import ChatEndpoint, Question
+from ureca.labeling.describers.openai_client import ChatEndpoint, ChatQuery
 from ureca.labeling.describers.prompts import Prompt, PromptSet
-from ureca.labeling.describers.vlm import LookingDescriber
+from ureca.labeling.describers.vlm import VlmDescriber
 
 _JPEG_QUALITY = 90
 
@@ -63,7 +63,7 @@ class ChatConfig:
         return os.environ.get(self.api_key_env, "")
 
 
-class ChatDescriber(LookingDescriber):
+class ChatDescriber(VlmDescriber):
     """Asks an endpoint through OpenAI's own client."""
 
     name = "chat"
@@ -115,7 +115,7 @@ class ChatDescriber(LookingDescriber):
     async def _reply(self, prompt: Prompt) -> Reply:
         pictures = await asyncio.to_thread(lambda: [(told, data_url(picture)) for told, picture in prompt.views])
         return await self._endpoint.ask(
-            Question(
+            ChatQuery(
                 pass_name=prompt.pass_name,
                 system=prompt.system,
                 pictures=tuple(pictures),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
-_SECONDS_BETWEEN_HELLOS = 2.0
+_SECONDS_BETWEEN_PROBES = 2.0
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
@@ -54,7 +54,7 @@ _OPTIONAL = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ChatQuery:
     """One request, as the client takes it."""
 
     pass_name: Pass
@@ -85,9 +85,9 @@ class ChatEndpoint:
             max_retries=0,
             timeout=openai.Timeout(config.timeout_s, connect=_CONNECT_SECONDS),
         )
-        self._places = asyncio.Semaphore(places)
-        self._requests = Pace(config.requests_per_minute * share)
-        self._tokens = Pace(config.tokens_per_minute * share)
+        self._slots = asyncio.Semaphore(places)
+        self._requests = RateLimiter(config.requests_per_minute * share)
+        self._tokens = RateLimiter(config.tokens_per_minute * share)
         self._most_prompt_tokens: dict[Pass, int] = {}
         self._left_out: set[str] = set()
         self._last_answer = 0.0
@@ -111,7 +111,7 @@ class ChatEndpoint:
             except openai.APIStatusError as error:
                 if error.status_code not in (404, 405, 501):
                     raise
-                await self._hello()  # an endpoint need not list its models
+                await self._probe()  # an endpoint need not list its models
         except openai.APIConnectionError as error:
             raise ConfigError(
                 f"{address}: no answer ({_reason(error)}); start the endpoint or correct chat.base_url"
@@ -133,7 +133,7 @@ class ChatEndpoint:
         if models and model not in models:
             raise ConfigError(f"{address}: has no model {model!r}; it has {', '.join(sorted(models)[:10])}")
 
-    async def ask(self, question: Question) -> Reply:
+    async def ask(self, question: ChatQuery) -> Reply:
         """The endpoint's answer, however often it has to be asked.
 
         Raises:
@@ -146,7 +146,7 @@ class ChatEndpoint:
         while True:
             left_out = frozenset(self._left_out)
             try:
-                async with self._places:
+                async with self._slots:
                     return await self._try(question)
             except openai.AuthenticationError as error:
                 raise EndpointLost(f"{self._config.base_url}: {self._key_refused(error)}") from error
@@ -176,7 +176,7 @@ class ChatEndpoint:
             first_failure = first_failure or now
             if getattr(failed, "status_code", 0) not in _TOO_BUSY:
                 if last_failure and self._last_answer < last_failure:
-                    await self._see_whether_it_lives()
+                    await self._probe_until_alive()
                 if self._last_answer > last_failure:
                     failures += 1  # something got through since it failed before: it is not the endpoint alone
             last_failure = now
@@ -194,22 +194,22 @@ class ChatEndpoint:
             await asyncio.sleep(self._wait(failed, waits))
             waits += 1
 
-    async def _hello(self) -> Any:
+    async def _probe(self) -> Any:
         """The shortest question there is."""
         return await self._client.chat.completions.create(
             model=self._config.model, messages=[{"role": "user", "content": "Hi"}], timeout=_CONNECT_SECONDS
         )
 
-    async def _see_whether_it_lives(self) -> None:
+    async def _probe_until_alive(self) -> None:
         """Ask what can't be at fault, where nothing else is being answered that would tell."""
-        if time.monotonic() - self._last_hello < _SECONDS_BETWEEN_HELLOS:
+        if time.monotonic() - self._last_hello < _SECONDS_BETWEEN_PROBES:
             return
         self._last_hello = time.monotonic()
         with contextlib.suppress(self._openai.OpenAIError, ValueError):
-            if getattr(await self._hello(), "choices", None):
+            if getattr(await self._probe(), "choices", None):
                 self._last_answer = time.monotonic()
 
-    async def _try(self, question: Question) -> Reply:
+    async def _try(self, question: ChatQuery) -> Reply:
         most = self._most_tokens(question)
         await self._requests.wait(1)
         await self._tokens.wait(most)
@@ -228,9 +228,9 @@ class ChatEndpoint:
         finally:
             self._tokens.correct(spent - most)
             if self._budget:
-                self._budget.settle(most, spent)
+                self._budget.commit(most, spent)
 
-    async def _send(self, question: Question) -> Reply:
+    async def _send(self, question: ChatQuery) -> Reply:
         structured = "response_format" not in self._left_out
         started = time.monotonic()
         messages: Any = _messages(question, structured=structured)
@@ -258,7 +258,7 @@ class ChatEndpoint:
             seconds=now - started,
         )
 
-    def _parameters(self, question: Question) -> dict[str, Any]:
+    def _parameters(self, question: ChatQuery) -> dict[str, Any]:
         limit = "max_completion_tokens" if "max_tokens" in self._left_out else "max_tokens"
         parameters: dict[str, Any] = {
             "response_format": {
@@ -283,7 +283,7 @@ class ChatEndpoint:
                 return True
         return False
 
-    def _most_tokens(self, question: Question) -> int:
+    def _most_tokens(self, question: ChatQuery) -> int:
         """What the request will take at most, going by those before it."""
         known = self._most_prompt_tokens.get(question.pass_name)
         if known is None:
@@ -313,7 +313,7 @@ class ChatEndpoint:
         )
 
 
-class Pace:
+class RateLimiter:
     """So many a minute, evenly spread; 0: as many as come."""
 
     def __init__(self, per_minute: float) -> None:
@@ -335,7 +335,7 @@ class _NoCompletionError(Exception):
     """An answer with status 200 that is none."""
 
 
-def _messages(question: Question, *, structured: bool) -> list[dict[str, Any]]:
+def _messages(question: ChatQuery, *, structured: bool) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     for told, url in question.pictures:
         content += [{"type": "text", "text": told}, {"type": "image_url", "image_url": {"url": url}}]

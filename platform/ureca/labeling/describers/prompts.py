@@ -142,7 +142,7 @@ class PromptSet:
         return type(self), self._made_of
 
     @property
-    def most_views(self) -> int:
+    def max_views(self) -> int:
         """The most pictures that a request of this set has."""
         return max(len(views) for views in self._settings.views.values())
 

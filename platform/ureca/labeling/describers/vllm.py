@@ -16,8 +16,8 @@ from ureca.engine.config import EngineConfig
 from ureca.errors import ConfigError
 from ureca.labeling.describers.answers import Reply
 from ureca.labeling.describers.prompts import Prompt, PromptSet
-from ureca.labeling.describers.vlm import LookingDescriber
-from ureca.pipeline.engine_actor import OwnEngine, end_process
+from ureca.labeling.describers.vlm import VlmDescriber
+from ureca.pipeline.engine_actor import EngineActor, end_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class VllmConfig(EngineConfig):
     captions are worth nothing."""
 
 
-class VllmDescriber(LookingDescriber):
+class VllmDescriber(VlmDescriber):
     """Asks an engine in its own process; the first question starts it."""
 
     name = "vllm"
@@ -44,7 +44,7 @@ class VllmDescriber(LookingDescriber):
         Args:
             config: the model and its GPUs.
             prompts: the questions.
-            when_engine_died: as of `OwnEngine`.
+            when_engine_died: as of `EngineActor`.
         """
         from ureca.model.internvl.presets import (
             preset_path,  # brings torch, which who only reads VllmConfig need not load
@@ -58,11 +58,11 @@ class VllmDescriber(LookingDescriber):
             dtype=config.dtype,
             max_model_len=config.max_model_len or None,
             max_num_seqs=config.max_num_seqs,
-            max_pictures=prompts.most_views,
+            max_pictures=prompts.max_views,
             tensor_parallel_size=config.tensor_parallel_size,
             gpu_memory_utilization=config.gpu_memory_utilization,
         )
-        self._own = OwnEngine(
+        self._own = EngineActor(
             self._engine, model=f"vllm.model={config.model}", section="vllm", when_engine_died=when_engine_died
         )
 

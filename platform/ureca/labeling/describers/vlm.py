@@ -8,10 +8,10 @@ from ureca.labeling.describers.base import Describer, DescribeRequest, Descripti
 from ureca.labeling.describers.prompts import Prompt, PromptSet
 
 
-class LookingDescriber(Describer):
+class VlmDescriber(Describer):
     """Asks a model with prompts of a set; how the model is reached is left open."""
 
-    looks = True
+    uses_model = True
 
     def __init__(self, prompts: PromptSet, *, most_prepared: int) -> None:
         """Nothing is started.

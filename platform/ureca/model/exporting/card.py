@@ -28,7 +28,7 @@ TITLES = {
     "uniqueness": "uniqueness",
 }
 _GROUPS = {"drawn": "drawn scenes", "photo": "photos"}
-_HIDDEN = ("run_directory", "watch", "checkpoints")
+_HIDDEN = ("run_directory", "eval", "checkpoints")
 """Settings that don't bear on the weights."""
 
 

@@ -11,11 +11,11 @@ from math import cos, pi, sin
 from numpy.random import Generator
 
 from ureca.nano.scenes.areas import AREA_NAMES
-from ureca.nano.scenes.outline import Point, Sketch
+from ureca.nano.scenes.outline import Outline, Point
 
 
-def table(rng: Generator) -> Sketch:
-    s = Sketch("table", 1.6)
+def table(rng: Generator) -> Outline:
+    s = Outline("table", 1.6)
     s.box(0, 0.0, 0.0, 1.6, 0.2)
     s.box(0, 0.1, 0.2, 1.5, 0.45)
     for x in (0.14, 1.32):
@@ -27,8 +27,8 @@ def table(rng: Generator) -> Sketch:
     return s
 
 
-def shelf(rng: Generator) -> Sketch:
-    s = Sketch("shelf", 1.8)
+def shelf(rng: Generator) -> Outline:
+    s = Outline("shelf", 1.8)
     s.box(0, 0.0, 0.0, 1.8, 0.4)
     reach = 0.56 if rng.random() < 0.5 else 0.7
     s.patch("bracket", [(0.1, 0.4), (0.1 + reach, 0.4), (0.1, 1.0)], role="bracket", shape="triangular")
@@ -37,9 +37,9 @@ def shelf(rng: Generator) -> Sketch:
     return s
 
 
-def box(rng: Generator) -> Sketch:
+def box(rng: Generator) -> Outline:
     flaps = rng.random() < 0.6
-    s = Sketch("box", 1.4, "irregular" if flaps else "rectangular")
+    s = Outline("box", 1.4, "irregular" if flaps else "rectangular")
     opening = s.piece("opening", role="opening", shape="rectangular")
     s.box(0, 0.15, 0.2, 1.25, 1.0)
     s.box(opening, 0.3, 0.34, 1.1, 0.84)
@@ -50,8 +50,8 @@ def box(rng: Generator) -> Sketch:
     return s
 
 
-def bowl(rng: Generator) -> Sketch:
-    s = Sketch("bowl", 1.1)
+def bowl(rng: Generator) -> Outline:
+    s = Outline("bowl", 1.1)
     s.block("rim", 0.17, 0.0, 0.93, 0.16, role="rim", shape="thin")
     s.ellipse(0, 0.55, 0.56, 0.55, 0.41)
     if rng.random() < 0.6:
@@ -60,10 +60,10 @@ def bowl(rng: Generator) -> Sketch:
     return s
 
 
-def frame(rng: Generator) -> Sketch:
+def frame(rng: Generator) -> Outline:
     wide = rng.random() < 0.5
     ratio = 1.5 if wide else 1.0
-    s = Sketch("frame", ratio, "rectangular" if wide else "square")
+    s = Outline("frame", ratio, "rectangular" if wide else "square")
     s.box(0, 0.0, 0.0, ratio, 1.0)
     rim = 0.18
     canvas = s.block("canvas", rim, rim, ratio - rim, 1 - rim, role="canvas", shape="rectangular" if wide else "square")
@@ -71,22 +71,22 @@ def frame(rng: Generator) -> Sketch:
     return s
 
 
-def pencil(rng: Generator) -> Sketch:
+def pencil(rng: Generator) -> Outline:
     if rng.random() < 0.5:
-        s = Sketch("pencil", 0.2, "thin")
+        s = Outline("pencil", 0.2, "thin")
         s.box(0, 0.0, 0.2, 0.2, 0.82)
         s.patch("tip", [(0.0, 0.2), (0.1, 0.0), (0.2, 0.2)], role="tip", shape="triangular")
         s.block("eraser", 0.0, 0.81, 0.2, 1.0, role="eraser", shape="square")
         return s
-    s = Sketch("pencil", 5.0, "thin")
+    s = Outline("pencil", 5.0, "thin")
     s.box(0, 0.95, 0.0, 4.0, 1.0)
     s.patch("tip", [(4.0, 0.0), (5.0, 0.5), (4.0, 1.0)], role="tip", shape="triangular")
     s.block("eraser", 0.0, 0.0, 1.0, 1.0, role="eraser", shape="square")
     return s
 
 
-def sign(rng: Generator) -> Sketch:
-    s = Sketch("sign", 0.6)
+def sign(rng: Generator) -> Outline:
+    s = Outline("sign", 0.6)
     s.block("pole", 0.255, 0.5, 0.345, 1.0, role="pole", shape="thin")
     if rng.random() < 0.5:
         plate = s.disc("plate", 0.3, 0.3, 0.3, role="main")
@@ -99,9 +99,9 @@ def sign(rng: Generator) -> Sketch:
     return s
 
 
-def fence(rng: Generator) -> Sketch:
+def fence(rng: Generator) -> Outline:
     posts = int(rng.integers(2, 4))
-    s = Sketch("fence", 1.5)
+    s = Outline("fence", 1.5)
     for y in (0.22, 0.64):
         s.box(0, 0.0, y, 1.5, y + 0.22)
     for k in range(posts):
@@ -110,8 +110,8 @@ def fence(rng: Generator) -> Sketch:
     return s
 
 
-def house(rng: Generator) -> Sketch:
-    s = Sketch("house", 1.0)
+def house(rng: Generator) -> Outline:
+    s = Outline("house", 1.0)
     s.box(0, 0.08, 0.34, 0.92, 1.0)
     s.patch("roof", [(0.03, 0.34), (0.5, 0.0), (0.97, 0.34)], role="roof", shape="triangular")
     left = rng.random() < 0.5
@@ -124,8 +124,8 @@ def house(rng: Generator) -> Sketch:
     return s
 
 
-def car(rng: Generator) -> Sketch:
-    s = Sketch("car", 1.7)
+def car(rng: Generator) -> Outline:
+    s = Outline("car", 1.7)
     s.box(0, 0.0, 0.4, 1.7, 0.82)
     s.polygon(0, [(0.22, 0.4), (0.42, 0.0), (1.28, 0.0), (1.48, 0.4)])
     for x in (0.38, 1.32):
@@ -139,8 +139,8 @@ def car(rng: Generator) -> Sketch:
     return s
 
 
-def tree(rng: Generator) -> Sketch:
-    s = Sketch("tree", 0.7)
+def tree(rng: Generator) -> Outline:
+    s = Outline("tree", 0.7)
     s.block("trunk", 0.23, 0.5, 0.47, 1.0, role="trunk", shape="rectangular")
     if rng.random() < 0.6:
         crown = s.disc("crown", 0.35, 0.31, 0.31, role="main")
@@ -154,8 +154,8 @@ def tree(rng: Generator) -> Sketch:
     return s
 
 
-def flower(rng: Generator) -> Sketch:
-    s = Sketch("flower", 0.72)
+def flower(rng: Generator) -> Outline:
+    s = Outline("flower", 0.72)
     s.block("stem", 0.32, 0.45, 0.4, 1.0, role="stem", shape="thin")
     leaf_x = 0.54 if rng.random() < 0.5 else 0.18
     leaf = s.piece("leaf", role="leaf", shape="oval")
@@ -170,8 +170,8 @@ def flower(rng: Generator) -> Sketch:
     return s
 
 
-def robot(rng: Generator) -> Sketch:
-    s = Sketch("robot", 0.8)
+def robot(rng: Generator) -> Outline:
+    s = Outline("robot", 0.8)
     for x0, x1 in ((0.2, 0.34), (0.46, 0.6)):
         s.box(0, x0, 0.8, x1, 1.0)
     s.box(0, 0.0, 0.48, 0.8, 0.6)
@@ -188,8 +188,8 @@ def robot(rng: Generator) -> Sketch:
     return s
 
 
-def cup(rng: Generator) -> Sketch:
-    s = Sketch("cup", 1.1)
+def cup(rng: Generator) -> Outline:
+    s = Outline("cup", 1.1)
     handle = s.piece("handle", role="handle", shape="irregular")
     s.ellipse(handle, 0.8, 0.45, 0.3, 0.32)
     s.ellipse(handle, 0.8, 0.45, 0.15, 0.17, hole=True)
@@ -200,8 +200,8 @@ def cup(rng: Generator) -> Sketch:
     return s
 
 
-def fish(rng: Generator) -> Sketch:
-    s = Sketch("fish", 1.6)
+def fish(rng: Generator) -> Outline:
+    s = Outline("fish", 1.6)
     s.patch("tail", [(1.05, 0.54), (1.6, 0.14), (1.6, 0.94)], role="tail", shape="irregular")
     s.ellipse(0, 0.62, 0.56, 0.62, 0.4)
     s.patch("fin", [(0.42, 0.32), (0.86, 0.0), (0.98, 0.36)], role="tail", shape="triangular")
@@ -211,8 +211,8 @@ def fish(rng: Generator) -> Sketch:
     return s
 
 
-def boat(rng: Generator) -> Sketch:
-    s = Sketch("boat", 1.15)
+def boat(rng: Generator) -> Outline:
+    s = Outline("boat", 1.15)
     s.box(0, 0.5, 0.0, 0.57, 0.62)
     hull = s.patch("hull", [(0.0, 0.62), (1.15, 0.62), (0.92, 1.0), (0.2, 1.0)], role="main", shape="irregular")
     for x in ([0.56], [0.38, 0.74])[rng.integers(0, 2)]:
@@ -223,9 +223,9 @@ def boat(rng: Generator) -> Sketch:
     return s
 
 
-def clock(rng: Generator) -> Sketch:
+def clock(rng: Generator) -> Outline:
     square = rng.random() < 0.5
-    s = Sketch("clock", 1.0, "square" if square else "round")
+    s = Outline("clock", 1.0, "square" if square else "round")
     if square:
         s.box(0, 0.0, 0.0, 1.0, 1.0)
     else:
@@ -240,8 +240,8 @@ def clock(rng: Generator) -> Sketch:
     return s
 
 
-def ball(rng: Generator) -> Sketch:
-    s = Sketch("ball", 1.0, "round")
+def ball(rng: Generator) -> Outline:
+    s = Outline("ball", 1.0, "round")
     s.ellipse(0, 0.5, 0.5, 0.5, 0.5)
     if rng.random() < 0.5:
         band = s.block("stripe", 0.02, 0.39, 0.98, 0.62, role="stripe", shape="thin")
@@ -253,8 +253,8 @@ def ball(rng: Generator) -> Sketch:
     return s
 
 
-def kite(rng: Generator) -> Sketch:
-    s = Sketch("kite", 0.7)
+def kite(rng: Generator) -> Outline:
+    s = Outline("kite", 0.7)
     s.box(0, 0.32, 0.6, 0.39, 1.0)
     s.polygon(0, [(0.35, 0.0), (0.7, 0.3), (0.35, 0.74), (0.0, 0.3)])
     if rng.random() < 0.5:
@@ -268,8 +268,8 @@ def kite(rng: Generator) -> Sketch:
     return s
 
 
-def lamp(rng: Generator) -> Sketch:
-    s = Sketch("lamp", 0.8)
+def lamp(rng: Generator) -> Outline:
+    s = Outline("lamp", 0.8)
     s.block("stand", 0.36, 0.45, 0.44, 0.88, role="stand", shape="thin")
     s.block("foot", 0.16, 0.87, 0.64, 1.0, role="foot", shape="thin")
     shade = s.patch("shade", [(0.22, 0.0), (0.58, 0.0), (0.8, 0.52), (0.0, 0.52)], role="main")
@@ -278,8 +278,8 @@ def lamp(rng: Generator) -> Sketch:
     return s
 
 
-def mushroom(rng: Generator) -> Sketch:
-    s = Sketch("mushroom", 1.1)
+def mushroom(rng: Generator) -> Outline:
+    s = Outline("mushroom", 1.1)
     stem = s.block("stem", 0.4, 0.45, 0.7, 1.0, role="stem", shape="rectangular")
     s.block("door", 0.465, 0.72, 0.635, 1.0, role="door", shape="rectangular", parent=stem)
     arc = [(0.55 - 0.55 * cos(pi * k / 24), 0.55 - 0.55 * sin(pi * k / 24)) for k in range(25)]
@@ -289,8 +289,8 @@ def mushroom(rng: Generator) -> Sketch:
     return s
 
 
-def ring(rng: Generator) -> Sketch:
-    s = Sketch("ring", 1.0, "ring-shaped")
+def ring(rng: Generator) -> Outline:
+    s = Outline("ring", 1.0, "ring-shaped")
     s.ellipse(0, 0.5, 0.5, 0.5, 0.5)
     turned = rng.random() < 0.5
     for k in range(2):
@@ -302,8 +302,8 @@ def ring(rng: Generator) -> Sketch:
     return s
 
 
-def star(rng: Generator) -> Sketch:
-    s = Sketch("star", 1.05, "star-shaped")
+def star(rng: Generator) -> Outline:
+    s = Outline("star", 1.05, "star-shaped")
     points: list[Point] = []
     for k in range(10):
         r = 0.55 if k % 2 == 0 else 0.26
@@ -315,8 +315,8 @@ def star(rng: Generator) -> Sketch:
     return s
 
 
-def gift(rng: Generator) -> Sketch:
-    s = Sketch("gift", 0.9)
+def gift(rng: Generator) -> Outline:
+    s = Outline("gift", 0.9)
     s.box(0, 0.0, 0.34, 0.9, 1.0)
     x = (0.365, 0.24)[rng.integers(0, 2)]
     bow = s.piece("bow", role="ribbon", shape="irregular")
@@ -329,8 +329,8 @@ def gift(rng: Generator) -> Sketch:
     return s
 
 
-def snowman(rng: Generator) -> Sketch:
-    s = Sketch("snowman", 0.72)
+def snowman(rng: Generator) -> Outline:
+    s = Outline("snowman", 0.72)
     s.ellipse(0, 0.36, 0.7, 0.3, 0.3)
     head = s.disc("head", 0.36, 0.35, 0.18, role="main")
     hat = s.block("hat", 0.2, 0.0, 0.52, 0.17, role="hat", shape="rectangular")
@@ -341,7 +341,7 @@ def snowman(rng: Generator) -> Sketch:
     return s
 
 
-KINDS: dict[str, Callable[[Generator], Sketch]] = {
+KINDS: dict[str, Callable[[Generator], Outline]] = {
     draw.__name__: draw
     for draw in (
         house, car, tree, flower, robot, cup, fish, boat, clock,

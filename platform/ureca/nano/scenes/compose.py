@@ -17,7 +17,7 @@ from ureca.nano.scenes.objects import (
     MIN_AREA_PX,
     MIN_SIDE_PX,
     MIN_TEXTURED_SHARE,
-    Thing,
+    SceneObject,
 )
 from ureca.nano.scenes.outline import Piece, paint, piece_tables
 from ureca.nano.scenes.paint import PLAIN, Coat
@@ -42,7 +42,7 @@ class Placed:
     (index among the placed things, piece). `relation` to the thing of index `related`: "on", "in front of" or "".
     """
 
-    thing: Thing
+    thing: SceneObject
     kept: frozenset[int]
     textured: frozenset[int]
     y: int
@@ -96,14 +96,14 @@ def compose(things: Sequence[Placed], height: int, width: int, smallest_px: floa
     first: list[dict[int, int]] = []
     windows: list[np.ndarray] = []
     for index, placed in enumerate(things):
-        sketch = placed.thing.sketch
-        local = paint(sketch, placed.thing.scale, placed.kept, placed.thing.mirrored)
-        tables = piece_tables(sketch)
-        counts = np.bincount(local.ravel(), minlength=len(sketch.pieces) + 1)
-        labels = np.zeros(len(sketch.pieces) + 1, np.int16)
+        outline = placed.thing.outline
+        local = paint(outline, placed.thing.scale, placed.kept, placed.thing.mirrored)
+        tables = piece_tables(outline)
+        counts = np.bincount(local.ravel(), minlength=len(outline.pieces) + 1)
+        labels = np.zeros(len(outline.pieces) + 1, np.int16)
         number: dict[int, int] = {}
         for piece in sorted(placed.kept):
-            this = sketch.pieces[piece]
+            this = outline.pieces[piece]
             number[piece] = len(pieces)
             labels[piece + 1] = len(pieces) + 1
             if piece:
@@ -147,7 +147,7 @@ def _regions(
     index_of: dict[int, int] = {-1: -1}
     regions: list[Seen] = []
     for number, (index, piece) in enumerate(pieces):
-        this = things[index].thing.sketch.pieces[piece]
+        this = things[index].thing.outline.pieces[piece]
         share = seen_px[number] / drawn_px[number]
         above = parents[number]
         if above not in index_of:

@@ -209,7 +209,7 @@ def _thing_regions(placed: list[Placed], composition: Composition, areas: Areas)
     for seen in composition.regions:
         mask = seen.mask(*composition.owner.shape)
         of = placed[seen.placed]
-        kind = of.thing.sketch.pieces[0].name
+        kind = of.thing.outline.pieces[0].name
         relation, related = _relation(placed, seen, mask, areas, composition.owner)
         above = regions[seen.parent] if seen.parent >= 0 else None
         attributes = {
@@ -247,9 +247,9 @@ def _relation(placed: list[Placed], seen: Seen, mask: np.ndarray, areas: Areas, 
     if not seen.is_whole:
         return "", ""
     if of.inside:
-        return "inside", placed[of.inside[0]].thing.sketch.pieces[0].name
+        return "inside", placed[of.inside[0]].thing.outline.pieces[0].name
     if of.relation:
-        return of.relation, placed[of.related].thing.sketch.pieces[0].name
+        return of.relation, placed[of.related].thing.outline.pieces[0].name
     ys, xs = np.nonzero(mask)
     below = min(int(ys.max()) + 1, mask.shape[0] - 1), int(np.median(xs[ys == ys.max()]))
     area = int(areas.owner[below]) if owner[below] == 0 else 0

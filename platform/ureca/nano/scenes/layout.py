@@ -135,7 +135,7 @@ def _carried(rng: Generator, supply: Supply, box: Box, num_carried: int = 1) -> 
     if not made:
         return []
     carrier = _at_bottom(rng, made[0], (x0 + GAP_PX, x1 - GAP_PX), y1 - GAP_PX)
-    surface = carrier.thing.sketch.carries
+    surface = carrier.thing.outline.carries
     assert surface is not None
     scale = carrier.thing.scale
     left, right = carrier.x + round(surface[0] * scale), carrier.x + round(surface[1] * scale)
@@ -162,13 +162,13 @@ def _contained(rng: Generator, supply: Supply, box: Box) -> list[Placed]:
     if not made:
         return []
     container = _somewhere(rng, made[0], box)
-    holds = container.thing.sketch.holds
+    holds = container.thing.outline.holds
     assert holds is not None
     piece, corners = holds
-    sketch, scale = container.thing.sketch, container.thing.scale
+    outline, scale = container.thing.outline, container.thing.scale
     room = tuple(round(value * scale) for value in corners)
     inner = (container.x + room[0], container.y + room[1], container.x + room[2], container.y + room[3])
-    colors = supply.apart([container.thing.palette[sketch.pieces[piece].role]], list(COLORS))
+    colors = supply.apart([container.thing.palette[outline.pieces[piece].role]], list(COLORS))
     # A texture behind what lies there would be hidden for the most part.
     container = replace(container, textured=container.textured - {piece})
     for _ in range(4):
@@ -223,7 +223,7 @@ def _numbered(group: list[Placed], start: int) -> list[Placed]:
 def _somewhere(rng: Generator, placed: Placed, box: Box) -> Placed:
     """At a random place inside a box, away from its border."""
     x0, y0, x1, y1 = box
-    height, width = painted_size(placed.thing.sketch, placed.thing.scale)
+    height, width = painted_size(placed.thing.outline, placed.thing.scale)
     y = int(rng.integers(y0 + GAP_PX, max(y0 + GAP_PX, y1 - GAP_PX - height) + 1))
     x = int(rng.integers(x0 + GAP_PX, max(x0 + GAP_PX, x1 - GAP_PX - width) + 1))
     return replace(placed, y=y, x=x)
@@ -232,9 +232,9 @@ def _somewhere(rng: Generator, placed: Placed, box: Box) -> Placed:
 def _at_bottom(rng: Generator, placed: Placed, span: tuple[int, int], bottom: int) -> Placed:
     """With its lowest pixels just above the row `bottom`, somewhere between two columns."""
     thing = placed.thing
-    _, width = painted_size(thing.sketch, thing.scale)
+    _, width = painted_size(thing.outline, thing.scale)
     x = int(rng.integers(span[0], max(span[0], span[1] - width) + 1))
-    foot = np.flatnonzero(paint(thing.sketch, thing.scale, placed.kept, thing.mirrored).any(1))[-1]
+    foot = np.flatnonzero(paint(thing.outline, thing.scale, placed.kept, thing.mirrored).any(1))[-1]
     return replace(placed, y=bottom - 1 - int(foot), x=x)
 
 

@@ -8,7 +8,7 @@ from numpy.random import Generator
 
 from ureca.attributes.vocabulary import COLORS
 from ureca.nano.scenes.catalog import KINDS
-from ureca.nano.scenes.outline import Sketch, paint, painted_size, piece_tables, region_areas
+from ureca.nano.scenes.outline import Outline, paint, painted_size, piece_tables, region_areas
 from ureca.nano.scenes.paint import Texture, color_distance
 
 MIN_SIDE_PX = 6
@@ -30,13 +30,13 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """What a thing looks like; alike things share all but one of these fields.
 
     `palette` maps roles to color names; `texture` covers the pieces of role "main".
     """
 
-    sketch: Sketch
+    outline: Outline
     palette: dict[str, str]
     texture: Texture
     scale: float
@@ -45,23 +45,23 @@ class Thing:
 
 def alike_things(
     rng: Generator, kind: str, boxes: Sequence[Box], names: list[str], main_names: list[str]
-) -> list[Thing]:
+) -> list[SceneObject]:
     """One thing per box; the second and third differ from the first in one attribute, or in place only.
 
     Colors are from `names`, those of role "main" from `main_names`.
     """
-    sketch = KINDS[kind](rng)
+    outline = KINDS[kind](rng)
     fits = [
-        min(y1 - y0 - 2 * GAP_PX, (x1 - x0 - 2 * GAP_PX) / sketch.ratio) * rng.uniform(0.84, 1.0)
+        min(y1 - y0 - 2 * GAP_PX, (x1 - x0 - 2 * GAP_PX) / outline.ratio) * rng.uniform(0.84, 1.0)
         for x0, y0, x1, y1 in boxes
     ]
     palette: dict[str, str] = {}
-    for piece in sketch.pieces:
+    for piece in outline.pieces:
         if piece.role not in palette:
             palette[piece.role] = _pick_color(
-                rng, names if piece.parent >= 0 else main_names, sketch, palette, piece.parent
+                rng, names if piece.parent >= 0 else main_names, outline, palette, piece.parent
             )
-    first = Thing(sketch, palette, _pick_texture(rng, palette), min(fits), bool(rng.random() < 0.5))
+    first = SceneObject(outline, palette, _pick_texture(rng, palette), min(fits), bool(rng.random() < 0.5))
     things = [first]
     if len(boxes) > 1:
         difference = str(rng.choice(["color", "color", "size", "texture", "place"]))
@@ -70,7 +70,7 @@ def alike_things(
     return things
 
 
-def _changed(rng: Generator, difference: str, things: list[Thing], names: list[str]) -> Thing:
+def _changed(rng: Generator, difference: str, things: list[SceneObject], names: list[str]) -> SceneObject:
     """A thing like the first of `things` but for one attribute that none of them has."""
     first = things[0]
     if difference == "color":
@@ -87,12 +87,12 @@ def _changed(rng: Generator, difference: str, things: list[Thing], names: list[s
     return first
 
 
-def _pick_color(rng: Generator, names: list[str], sketch: Sketch, palette: dict[str, str], parent: int) -> str:
+def _pick_color(rng: Generator, names: list[str], outline: Outline, palette: dict[str, str], parent: int) -> str:
     """A color far from the parent's; pieces that touch the background keep away from its color too."""
     if parent < 0:
         return str(rng.choice(names))
-    above = palette[sketch.pieces[parent].role]
-    on_top = sketch.pieces[parent].parent >= 0
+    above = palette[outline.pieces[parent].role]
+    on_top = outline.pieces[parent].parent >= 0
     far = [name for name, rgb in COLORS.items() if color_distance(rgb, COLORS[above]) > 100]
     free = far if on_top else [name for name in far if name in names] or far
     unused = [name for name in free if name not in palette.values()]
@@ -109,16 +109,16 @@ def _pick_texture(rng: Generator, palette: dict[str, str]) -> Texture:
     return Texture(pattern, str(rng.choice(unused or far)), int(rng.integers(3)))
 
 
-def kept_pieces(thing: Thing, smallest_px: float) -> frozenset[int] | None:
+def kept_pieces(thing: SceneObject, smallest_px: float) -> frozenset[int] | None:
     """The pieces of at least `smallest_px` pixels that leave their parents' color the main one.
 
     None where the part that makes the thing recognizable would be lost.
     """
-    sketch = thing.sketch
-    if min(painted_size(sketch, thing.scale)) < MIN_SIDE_PX:
+    outline = thing.outline
+    if min(painted_size(outline, thing.scale)) < MIN_SIDE_PX:
         return None
-    tables = piece_tables(sketch)
-    kept = frozenset(range(len(sketch.pieces)))
+    tables = piece_tables(outline)
+    kept = frozenset(range(len(outline.pieces)))
     while (bad := _unfit_piece(thing, tables, kept, max(smallest_px, MIN_AREA_PX))) is not None:
         kept -= frozenset(np.flatnonzero(tables[bad][1:]).tolist())
         if 1 not in kept:
@@ -126,13 +126,13 @@ def kept_pieces(thing: Thing, smallest_px: float) -> frozenset[int] | None:
     return kept
 
 
-def _unfit_piece(thing: Thing, tables: np.ndarray, kept: frozenset[int], smallest_px: float) -> int | None:
+def _unfit_piece(thing: SceneObject, tables: np.ndarray, kept: frozenset[int], smallest_px: float) -> int | None:
     """A piece that has to go, or None."""
-    sketch = thing.sketch
-    owner = paint(sketch, thing.scale, kept, thing.mirrored)
-    own, whole = region_areas(owner, sketch)
+    outline = thing.outline
+    owner = paint(outline, thing.scale, kept, thing.mirrored)
+    own, whole = region_areas(owner, outline)
     for piece in sorted(kept, reverse=True):
-        this = sketch.pieces[piece]
+        this = outline.pieces[piece]
         if whole[piece] < smallest_px:
             return piece
         if this.parent >= 0 and whole[piece] > MAX_SHARE_OF_PARENT * whole[this.parent]:
@@ -141,28 +141,28 @@ def _unfit_piece(thing: Thing, tables: np.ndarray, kept: frozenset[int], smalles
         if min(mask.any(0).sum(), mask.any(1).sum()) < MIN_SIDE_PX:
             return piece
         inside = [m for m in sorted(kept) if tables[piece][m + 1]]
-        if sum(own[m] for m in inside if sketch.pieces[m].role == this.role) < MIN_MAIN_SHARE * whole[piece]:
+        if sum(own[m] for m in inside if outline.pieces[m].role == this.role) < MIN_MAIN_SHARE * whole[piece]:
             return inside[-1]
     return None
 
 
-def textured_pieces(thing: Thing, kept: frozenset[int]) -> frozenset[int]:
+def textured_pieces(thing: SceneObject, kept: frozenset[int]) -> frozenset[int]:
     """Pieces that can carry a texture: those of role "main", if large and little covered by parts.
 
     Empty where the texture would not be that of the whole thing, or its marks would leave less of the main
     color than there is of a part's.
     """
-    sketch = thing.sketch
-    own, whole = region_areas(paint(sketch, thing.scale, kept, thing.mirrored), sketch)
+    outline = thing.outline
+    own, whole = region_areas(paint(outline, thing.scale, kept, thing.mirrored), outline)
     carriers = frozenset(
         index
-        for index, piece in enumerate(sketch.pieces)
+        for index, piece in enumerate(outline.pieces)
         if piece.role == "main" and own[index] >= max(MIN_TEXTURED_PX, MIN_TEXTURED_SHARE * whole[index])
     )
     carried = sum(own[index] for index in carriers)
     of_role: dict[str, int] = {}
     for index in kept:
-        role = sketch.pieces[index].role
+        role = outline.pieces[index].role
         of_role[role] = of_role.get(role, 0) + int(own[index])
     main = of_role.pop("main") - MAX_MARKS_SHARE * carried
     if carried < MIN_TEXTURED_SHARE * whole[0] or main < 1.2 * max(of_role.values(), default=0):

@@ -34,7 +34,7 @@ class Piece:
     shape: str
 
 
-class Sketch:
+class Outline:
     """Pieces of a thing and its strokes, in painting order.
 
     Piece 0 is the thing itself; piece 1 is the part without which nobody would recognize it. `carries` is (x0, x1, y)
@@ -81,20 +81,20 @@ class Sketch:
         return self.polygon(self.piece(name, role=role, shape=shape, parent=parent), points)
 
 
-def painted_size(sketch: Sketch, scale: float) -> tuple[int, int]:
+def painted_size(outline: Outline, scale: float) -> tuple[int, int]:
     """(height, width) in px of a thing that is `scale` px high."""
-    return round(scale), round(scale * sketch.ratio)
+    return round(scale), round(scale * outline.ratio)
 
 
-def paint(sketch: Sketch, scale: float, kept: frozenset[int], mirrored: bool) -> np.ndarray:
+def paint(outline: Outline, scale: float, kept: frozenset[int], mirrored: bool) -> np.ndarray:
     """Owner of each pixel, uint8 (h, w): 0 = nobody, i + 1 = piece i. `scale` is the thing's height in px.
 
     Pieces outside `kept` are not painted.
     """
-    height, width = painted_size(sketch, scale)
+    height, width = painted_size(outline, scale)
     canvas = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(canvas)
-    for stroke in sketch.strokes:
+    for stroke in outline.strokes:
         if stroke.piece not in kept:
             continue
         fill = 0 if stroke.hole else stroke.piece + 1
@@ -109,18 +109,18 @@ def paint(sketch: Sketch, scale: float, kept: frozenset[int], mirrored: bool) ->
     return np.ascontiguousarray(owner[:, ::-1]) if mirrored else owner
 
 
-def region_areas(owner: np.ndarray, sketch: Sketch) -> tuple[np.ndarray, np.ndarray]:
+def region_areas(owner: np.ndarray, outline: Outline) -> tuple[np.ndarray, np.ndarray]:
     """Own pixels of each piece, and pixels of each piece with its descendants; both int64 (pieces,)."""
-    own = np.bincount(owner.ravel(), minlength=len(sketch.pieces) + 1)[1:]
+    own = np.bincount(owner.ravel(), minlength=len(outline.pieces) + 1)[1:]
     whole = own.copy()
-    for index in range(len(sketch.pieces) - 1, 0, -1):
-        whole[sketch.pieces[index].parent] += whole[index]
+    for index in range(len(outline.pieces) - 1, 0, -1):
+        whole[outline.pieces[index].parent] += whole[index]
     return own, whole
 
 
-def piece_tables(sketch: Sketch) -> np.ndarray:
+def piece_tables(outline: Outline) -> np.ndarray:
     """bool (pieces, pieces + 1): [i][owner] is the mask of piece i, its descendants included."""
-    tables = np.eye(len(sketch.pieces), len(sketch.pieces) + 1, k=1, dtype=bool)
-    for index in range(len(sketch.pieces) - 1, 0, -1):
-        tables[sketch.pieces[index].parent] |= tables[index]
+    tables = np.eye(len(outline.pieces), len(outline.pieces) + 1, k=1, dtype=bool)
+    for index in range(len(outline.pieces) - 1, 0, -1):
+        tables[outline.pieces[index].parent] |= tables[index]
     return tables

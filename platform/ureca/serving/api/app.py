@@ -25,10 +25,10 @@ from ureca.serving.api.request import read_image
 from ureca.serving.api.schema import ERROR_RESPONSES
 from ureca.serving.api.web import add_page
 from ureca.serving.metrics import NoRecorder, Recorder
-from ureca.serving.middleware.access_log import Observed
-from ureca.serving.middleware.auth import BearerTokens
-from ureca.serving.middleware.body_limit import BodyLimit
-from ureca.serving.middleware.drain import Drain, RefusedWhileDraining
+from ureca.serving.middleware.access_log import AccessLogMiddleware
+from ureca.serving.middleware.auth import BearerAuthMiddleware
+from ureca.serving.middleware.body_limit import BodyLimitMiddleware
+from ureca.serving.middleware.drain import Drain, DrainMiddleware
 from ureca.serving.settings import AccessToken, ImageUrls, Limits
 
 
@@ -57,11 +57,11 @@ def create_app(
         summary="A caption for every region of an image that fits it alone.",
         responses=ERROR_RESPONSES,
     )
-    app.add_middleware(BodyLimit, max_bytes=limits.max_request_bytes, max_seconds=limits.max_seconds)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=limits.max_request_bytes, max_seconds=limits.max_seconds)
     if access_tokens:  # added last, so it comes first: nobody unknown has a body read
-        app.add_middleware(BearerTokens, tokens=access_tokens)
-    app.add_middleware(RefusedWhileDraining, drain=drain or Drain())
-    app.add_middleware(Observed, recorder=recorder, proxy_answers_id=proxy_answers_id)
+        app.add_middleware(BearerAuthMiddleware, tokens=access_tokens)
+    app.add_middleware(DrainMiddleware, drain=drain or Drain())
+    app.add_middleware(AccessLogMiddleware, recorder=recorder, proxy_answers_id=proxy_answers_id)
     add_error_handlers(app)
 
     @app.get("/healthz")

@@ -30,7 +30,7 @@ from ureca.serving.api.schema import (
     TreeRequest,
     TreeResponse,
 )
-from ureca.serving.api.stream_batching import together
+from ureca.serving.api.stream_batching import batch_stream
 from ureca.serving.middleware.auth import tenant_of
 from ureca.serving.settings import Limits
 
@@ -61,14 +61,14 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
         """Captions for regions of one image; a faulty region gets its error in its own slot."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
-        image = await in_time(limits, read_image(request.image))
+        image = await with_timeout(limits, read_image(request.image))
         reading = asyncio.to_thread(read_regions, request.regions, image, request.style, limits)
-        answers = await in_time(limits, reading)
+        answers = await with_timeout(limits, reading)
         if request.image_caption:
             answers.add_whole_image(image.size, request.style)
         call = answers.call(image, sampling, tenant_of(http.scope))
         if request.stream:
-            events = _events(await begun(backend, call, limits, http), answers, model, limits)
+            events = _events(await peek_first_event(backend, call, limits, http), answers, model, limits)
             return event_stream(events)
         await fill(backend, call, answers, limits)
         whole = answers.answers.pop() if request.image_caption else None
@@ -79,8 +79,8 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
         """Put regions in a tree, which is part of which, and caption all of it."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
-        image = await in_time(limits, read_image(request.image))
-        tree, dropped, asked = await in_time(limits, asyncio.to_thread(_tree, request, image, limits))
+        image = await with_timeout(limits, read_image(request.image))
+        tree, dropped, asked = await with_timeout(limits, asyncio.to_thread(_tree, request, image, limits))
         nodes = Answers(
             [RegionAnswer(id=region.region_id) for region in tree.regions],
             list(range(len(tree.regions))),
@@ -96,8 +96,8 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
     @router.post("/v1/regions", response_model=FoundRegions)
     async def regions(request: FindRequest) -> Any:
         """Find regions in an image by their looks, and put them in a tree; no model is asked."""
-        image = await in_time(limits, read_image(request.image))
-        tree = await in_time(limits, asyncio.to_thread(_found_tree, image, limits))
+        image = await with_timeout(limits, read_image(request.image))
+        tree = await with_timeout(limits, asyncio.to_thread(_found_tree, image, limits))
         return FoundRegions(
             regions=[FoundRegion(id=region.region_id, **_place(region, tree)) for region in tree.regions]
         )
@@ -123,12 +123,12 @@ async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, lim
     """Caption the call's regions and fill their answers. Raises RequestError past the time limit."""
     if not call.regions:
         return
-    captions = await in_time(limits, backend.caption(call))
+    captions = await with_timeout(limits, backend.caption(call))
     for index, caption in enumerate(captions):
         answers.add(index, caption)
 
 
-async def begun(
+async def peek_first_event(
     backend: CaptionBackend, call: CaptionCall, limits: Limits, http: Request
 ) -> AsyncGenerator[tuple[int, Event]]:
     """The backend's stream, its first event there: until then a request can be refused with a status of its own.
@@ -140,7 +140,7 @@ async def begun(
     if call.regions:
         waited_for = asyncio.ensure_future(anext(stream))
         try:
-            first.append(await in_time(limits, _while_client_stays(waited_for, http)))
+            first.append(await with_timeout(limits, _while_client_stays(waited_for, http)))
         except BaseException:
             waited_for.cancel()
             await asyncio.gather(waited_for, return_exceptions=True)
@@ -171,7 +171,7 @@ def time_limit(limits: Limits) -> asyncio.Timeout:
     return asyncio.timeout(current_request().seconds_left(limits.max_seconds))
 
 
-async def in_time(limits: Limits, work: Awaitable[T]) -> T:
+async def with_timeout(limits: Limits, work: Awaitable[T]) -> T:
     """What `work` returns. Raises RequestError past the time limit; a thread then ends its work for nobody."""
     try:
         async with time_limit(limits):
@@ -214,7 +214,7 @@ def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
     """The response that sends these server-sent events."""
 
     async def pieces() -> AsyncGenerator[str]:
-        async with aclosing(together(events)) as events_together:
+        async with aclosing(batch_stream(events)) as events_together:
             async for some in events_together:
                 yield "".join(some)
 

@@ -26,14 +26,14 @@ from ureca.engine.results import Event
 from ureca.errors import MaskError
 from ureca.serving.api.backend import Backends, RegionCall
 from ureca.serving.api.captions import (
-    begun,
     choose_model,
     event_stream,
     failure_event,
     fill,
-    in_time,
+    peek_first_event,
     server_sent,
     time_limit,
+    with_timeout,
 )
 from ureca.serving.api.decode import alpha_mask
 from ureca.serving.api.errors import RequestError
@@ -132,14 +132,16 @@ def chat_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) 
         model, backend = choose_model(asked, backends)
         sampling = read_sampling(request.sampling(), limits)
         url, regions, text = _read_message(request.messages, limits)
-        image = await in_time(limits, read_image(url))
+        image = await with_timeout(limits, read_image(url))
         reading = asyncio.to_thread(_regions, image, regions, request.style, text, limits)
-        answers = await in_time(limits, reading)
+        answers = await with_timeout(limits, reading)
         call = answers.call(image, sampling, tenant_of(http.scope))
         head = _Head(model)
         if request.stream:
             with_usage = bool(request.stream_options and request.stream_options.include_usage)
-            events = _events(await begun(backend, call, limits, http), answers, head, limits, with_usage=with_usage)
+            events = _events(
+                await peek_first_event(backend, call, limits, http), answers, head, limits, with_usage=with_usage
+            )
             return event_stream(events)
         await fill(backend, call, answers, limits)
         for answer in answers.answers:

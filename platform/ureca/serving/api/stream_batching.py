@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def together(stream: AsyncGenerator[T]) -> AsyncGenerator[list[T]]:
+async def batch_stream(stream: AsyncGenerator[T]) -> AsyncGenerator[list[T]]:
     """The stream's items, all at once that have come since the last were taken.
 
     Each item that goes from process to process alone costs Ray more than an engine takes for the piece of text in it:

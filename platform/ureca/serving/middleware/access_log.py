@@ -33,7 +33,7 @@ _CLIENT_LEFT = 499
 _LONGEST_PATH = 200
 
 
-class Observed:
+class AccessLogMiddleware:
     """ASGI middleware, the outermost: what the module's docstring says, and `Retry-After` in every 503."""
 
     def __init__(self, app: ASGIApp, *, recorder: Recorder, proxy_answers_id: bool) -> None:

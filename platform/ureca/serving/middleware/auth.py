@@ -23,7 +23,7 @@ _OPEN_BELOW = "/page/"
 _REFUSAL = "no valid access token. Send `Authorization: Bearer TOKEN` with one that this service's owner gave you."
 
 
-class BearerTokens:
+class BearerAuthMiddleware:
     """ASGI middleware: 401 unless a request brings a known token. Its name becomes the request's tenant."""
 
     def __init__(self, app: ASGIApp, *, tokens: Sequence[AccessToken]) -> None:

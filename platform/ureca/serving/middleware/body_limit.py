@@ -9,7 +9,7 @@ from ureca.serving.api.context import current_request
 from ureca.serving.api.errors import error_body
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """ASGI middleware: 413 where Content-Length says more than `max_bytes` or more arrives, 408 after `max_seconds`."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_seconds: float) -> None:

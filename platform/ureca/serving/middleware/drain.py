@@ -16,17 +16,17 @@ class Drain:
     """How many requests are in progress, and whether new ones are taken."""
 
     def __init__(self) -> None:
-        self.begun = False
+        self.peek_first_event = False
         self.in_progress = 0
 
     async def wait(self) -> None:
         """Take no new requests from now on, and return when the last one in progress has ended."""
-        self.begun = True
+        self.peek_first_event = True
         while self.in_progress:
             await asyncio.sleep(0.1)
 
 
-class RefusedWhileDraining:
+class DrainMiddleware:
     """ASGI middleware: 503 for all but `/healthz` once `drain` has begun."""
 
     def __init__(self, app: ASGIApp, *, drain: Drain) -> None:
@@ -37,7 +37,7 @@ class RefusedWhileDraining:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._drain.begun and path_below_prefix(scope) != "/healthz":
+        if self._drain.peek_first_event and path_below_prefix(scope) != "/healthz":
             body = error_body("unavailable", "the service is ending; try again")
             await JSONResponse(body, 503)(scope, receive, send)
             return

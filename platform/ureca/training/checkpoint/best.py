@@ -30,7 +30,7 @@ class BestModel:
     step: int
     """Steps behind its checkpoint."""
     score: float
-    """Its `watch.score`."""
+    """Its `eval.score`."""
 
 
 def make_best_model(plan: Plan) -> BestModel | None:

@@ -42,8 +42,8 @@ CHECKPOINTS_DIRECTORY = "checkpoints"
 MODEL_DIRECTORY = "model"
 """Where in a run's folder the trained model directory appears when training is done."""
 
-Part = Literal["weights", "exp_avg", "exp_avg_sq"]
-PARTS: tuple[Part, ...] = ("weights", "exp_avg", "exp_avg_sq")
+CheckpointPart = Literal["weights", "exp_avg", "exp_avg_sq"]
+PARTS: tuple[CheckpointPart, ...] = ("weights", "exp_avg", "exp_avg_sq")
 
 _RECORD = "record.json"
 _RAY_LIST = "checkpoint_manager_snapshot.json"
@@ -56,7 +56,7 @@ class Checkpoint:
 
     path: str
     record: dict[str, Any]
-    parts: dict[Part, dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
+    parts: dict[CheckpointPart, dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
     """On the CPU; those that were asked for."""
 
     @property
@@ -96,7 +96,7 @@ class CheckpointWriter:
         self._path = f"{folder}/{self.name}"
         self._files: dict[str, dict[str, Any]] = {}
 
-    def add(self, part: Part, tensors: dict[str, torch.Tensor]) -> None:
+    def add(self, part: CheckpointPart, tensors: dict[str, torch.Tensor]) -> None:
         """Write a part.
 
         Raises:
@@ -154,7 +154,7 @@ def newest_checkpoint(plan: Plan, *, with_content: bool) -> tuple[Checkpoint | N
 
 
 def best_checkpoint(plan: Plan) -> Checkpoint | None:
-    """The whole checkpoint of the highest `watch.score`, the newest of equals, with its weights; None: none has one.
+    """The whole checkpoint of the highest `eval.score`, the newest of equals, with its weights; None: none has one.
 
     Raises:
         StorageError: S3 refuses or does not answer.
@@ -164,7 +164,7 @@ def best_checkpoint(plan: Plan) -> Checkpoint | None:
     for name in _names(folder):
         with contextlib.suppress(_DamagedError):
             checkpoint = _open(f"{folder}/{name}")
-            if checkpoint.score is not None and checkpoint.record["scored_by"] == plan.watch.score:
+            if checkpoint.score is not None and checkpoint.record["scored_by"] == plan.eval.score:
                 scored.append(checkpoint)
     for checkpoint in sorted(scored, key=lambda each: (each.score, each.step), reverse=True):
         with contextlib.suppress(_DamagedError):
@@ -172,7 +172,7 @@ def best_checkpoint(plan: Plan) -> Checkpoint | None:
     return None
 
 
-def whole_checkpoints(folder: str) -> Iterator[Checkpoint]:
+def complete_checkpoints(folder: str) -> Iterator[Checkpoint]:
     """The whole ones in a run's folder of checkpoints, oldest first, with their weights; one is read at a time.
 
     Raises:
@@ -183,7 +183,7 @@ def whole_checkpoints(folder: str) -> Iterator[Checkpoint]:
             yield _open(f"{folder}/{name}", ("weights",))
 
 
-def steps_done(plan: Plan) -> int:
+def completed_steps(plan: Plan) -> int:
     """Steps that the newest whole checkpoint of a run has behind it; 0 without one. Starts no process.
 
     Raises:
@@ -193,7 +193,7 @@ def steps_done(plan: Plan) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def mend_list(plan: Plan) -> bool:
+def repair_checkpoint_index(plan: Plan) -> bool:
     """Remove Ray Train's list of checkpoints if it can't be read or names ones that are gone; says whether.
 
     Ray Train writes it in place, so that a full disk leaves an empty file, with which it then refuses to start.
@@ -210,7 +210,7 @@ def mend_list(plan: Plan) -> bool:
     return False
 
 
-def forget_all(plan: Plan) -> None:
+def delete_all_checkpoints(plan: Plan) -> None:
     """Remove what an earlier start left that came to no checkpoint."""
     folder = checkpoints_folder(plan)
     for name in _names(folder):
@@ -220,7 +220,7 @@ def forget_all(plan: Plan) -> None:
         where.delete_file(inner)
 
 
-def forget_unlisted(plan: Plan) -> None:
+def delete_unindexed_checkpoints(plan: Plan) -> None:
     """Remove what Ray Train does not know and is older than what it does: cut-off saves, those of a lost list."""
     folder = checkpoints_folder(plan)
     if file_bytes(f"{folder}/{_RAY_LIST}") is None:
@@ -245,18 +245,18 @@ def _names(folder: str) -> list[str]:
     return [name for name in list_folders(folder) if _NAME.fullmatch(name)]
 
 
-def _open(path: str, content: Sequence[Part] = ()) -> Checkpoint:
+def _open(path: str, content: Sequence[CheckpointPart] = ()) -> Checkpoint:
     """With the parts named in `content`; the others' sizes alone are compared."""
     if file_bytes(f"{path}/{_RECORD}") is None:
         raise _UnfinishedError(f"no {_RECORD}")
     try:
         record = read_json(f"{path}/{_RECORD}")
-        files: dict[Part, dict[str, Any]] = {part: record["files"][f"{part}.safetensors"] for part in PARTS}
+        files: dict[CheckpointPart, dict[str, Any]] = {part: record["files"][f"{part}.safetensors"] for part in PARTS}
         if not (int(record["step"]) and dict(record["plan"]) and record["base_hash"] and dict(record["workers"])):
             raise ValueError(record)
     except (InputError, KeyError, TypeError, ValueError):
         raise _DamagedError(f"{_RECORD} can't be read") from None
-    parts: dict[Part, dict[str, torch.Tensor]] = {}
+    parts: dict[CheckpointPart, dict[str, torch.Tensor]] = {}
     for part, file in files.items():
         name = f"{part}.safetensors"
         size = file_bytes(f"{path}/{name}")

@@ -34,18 +34,18 @@ from ureca.storage.files import is_full_disk
 from ureca.training.checkpoint.files import (
     PARTS,
     Checkpoint,
+    CheckpointPart,
     CheckpointWriter,
-    Part,
     checkpoints_folder,
     newest_checkpoint,
 )
 from ureca.training.checkpoint.s3_sync import put_metrics, put_notes, take_metrics, take_notes
 from ureca.training.deepspeed import TrainingError
-from ureca.training.monitor.tail import note
+from ureca.training.monitor.tail import log_event
 from ureca.training.plan import Plan
 
 
-def gather(engine: Any, part: Part) -> dict[str, Tensor]:
+def gather(engine: Any, part: CheckpointPart) -> dict[str, Tensor]:
     """One part of all that trains, by parameter name: on the CPU of worker 0, empty elsewhere. All must call this."""
     keep = torch.distributed.get_rank() == 0
     whole = {}
@@ -59,15 +59,15 @@ def gather(engine: Any, part: Part) -> dict[str, Tensor]:
     return whole
 
 
-class Resumed:
+class ResumeState:
     """A checkpoint in the memory of worker 0, whose tensors go to all workers one by one."""
 
-    def __init__(self, step: int, parts: dict[Part, dict[str, Tensor]], device: torch.device) -> None:
+    def __init__(self, step: int, parts: dict[CheckpointPart, dict[str, Tensor]], device: torch.device) -> None:
         self.step = step
         """Steps that are done."""
         self._parts, self._device = parts, device
 
-    def tensors(self, part: Part, module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def tensors(self, part: CheckpointPart, module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter of `module` that trains, with its tensor. All workers must iterate to the end."""
         for name, parameter in _trained(module):
             shape = getattr(parameter, "ds_shape", parameter.shape)  # in ZeRO 3 the parameter itself is empty
@@ -78,7 +78,7 @@ class Resumed:
             yield parameter, tensor
 
 
-def take_up(plan: Plan, module: nn.Module, base_hash: str, device: torch.device) -> Resumed | None:
+def load_checkpoint(plan: Plan, module: nn.Module, base_hash: str, device: torch.device) -> ResumeState | None:
     """Put the weights of the newest whole checkpoint into `module`, before DeepSpeed shares them out.
 
     Says in the run's notes what it found and what it kept. All workers must call this; None without a checkpoint.
@@ -95,25 +95,25 @@ def take_up(plan: Plan, module: nn.Module, base_hash: str, device: torch.device)
         take_notes(plan)  # this machine may be another than the one before
         where = f"going on from the one before, step {checkpoint.step}" if checkpoint else "starting at the beginning"
         if damaged:
-            note(plan.directory, f"checkpoint damaged: {'; '.join(damaged)}; {where}")
+            log_event(plan.directory, f"checkpoint damaged: {'; '.join(damaged)}; {where}")
         if checkpoint:
             _refuse_other_model(checkpoint, plan, module, base_hash)
-            note(plan.directory, taken_up(checkpoint, plan))
+            log_event(plan.directory, resume_message(checkpoint, plan))
             take_metrics(plan, checkpoint.step)
             found = [1, checkpoint.step]
         put_notes(plan)
     exists_, step = _from_first_worker(found, device)
     if not exists_:
         return None
-    resumed = Resumed(step, checkpoint.parts if checkpoint else {}, device)
+    resumed = ResumeState(step, checkpoint.parts if checkpoint else {}, device)
     with torch.no_grad():
         for parameter, tensor in resumed.tensors("weights", module):
             parameter.copy_(tensor)
     return resumed
 
 
-def restore(engine: Any, resumed: Resumed) -> None:
-    """Give a fresh engine, whose module `take_up` has filled, the 32-bit weights and the optimizer of a checkpoint."""
+def restore(engine: Any, resumed: ResumeState) -> None:
+    """Give a fresh engine, whose module `load_checkpoint` has filled, the 32-bit weights and the optimizer of a checkpoint."""
     shared = engine.optimizer
     adam = shared.optimizer
     for flat in _flat_partitions(shared):
@@ -156,7 +156,7 @@ def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, sco
                     "step": step,
                     "seed": plan.seed,
                     "score": score,
-                    "scored_by": plan.watch.score,
+                    "scored_by": plan.eval.score,
                     "base_hash": base_hash,
                     "workers": _layout(plan),
                     "plan": plan.identity(),
@@ -187,7 +187,7 @@ def report_saved(writer: CheckpointWriter | None, *, step: int, score: float | N
     ray.train.report(metrics, checkpoint=saved, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
-def taken_up(checkpoint: Checkpoint, plan: Plan) -> str:
+def resume_message(checkpoint: Checkpoint, plan: Plan) -> str:
     """One line: where a run goes on, and what it kept of its checkpoint."""
     now = _layout(plan)
     before = {**now, **checkpoint.record["workers"]}  # older checkpoints don't tell all of it
@@ -229,7 +229,7 @@ def _flat_partitions(shared: Any) -> list[Tensor]:
     raise AssertionError(type(shared))
 
 
-def _set(parameter: nn.Parameter, tensor: Tensor, part: Part) -> None:
+def _set(parameter: nn.Parameter, tensor: Tensor, part: CheckpointPart) -> None:
     if not hasattr(parameter, "ds_id"):
         if part == "weights":
             safe_set_full_fp32_param(parameter, tensor)

@@ -70,7 +70,7 @@ def describers_of(files: list[TableFile]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
-def last_look(lines: list[dict[str, Any]]) -> dict[str, float]:
+def last_eval_scores(lines: list[dict[str, Any]]) -> dict[str, float]:
     """The newest scores on held-out images among a run's metrics."""
     scores: dict[str, float] = next((line["heldout"] for line in reversed(lines) if line.get("heldout")), {})
     return {name: value for name, value in scores.items() if name != "seconds"}

@@ -2,10 +2,10 @@
 
     <storage>/table_index/        put by the driver before workers start, taken by each machine's
               init_3f9c41d2a0b7/  likewise: the model directory to start from, named by its content
-              watch/images.json   likewise
+              eval/images.json   likewise
                     step_000050/  put by each worker after its part of a look, taken by the driver at the end
               metrics.jsonl       put by worker 0 with each checkpoint, taken by worker 0 where it goes on elsewhere
-              notes.jsonl         put by worker 0 when it has noted something, taken where metrics are
+              worker_log.jsonl         put by worker 0 when it has noted something, taken where metrics are
               model/              put by worker 0 at the end, taken by the driver, which adds its record
               model_best/, training.png    put by the driver at the end
 
@@ -22,12 +22,12 @@ from ureca.storage.files import copy_folder, exists, file_bytes, read_bytes, wri
 from ureca.training.checkpoint.best import BEST_DIRECTORY
 from ureca.training.checkpoint.files import MODEL_DIRECTORY
 from ureca.training.data.table_index import INDEX_DIRECTORY, INDEX_RECORD
-from ureca.training.monitor.inloop_eval import IMAGES_FILE, WATCH_DIRECTORY
+from ureca.training.monitor.inloop_eval import EVAL_DIRECTORY, IMAGES_FILE
 from ureca.training.monitor.metrics import FILE, last_line
-from ureca.training.monitor.tail import NOTES_FILE
+from ureca.training.monitor.tail import WORKER_LOG_FILE
 from ureca.training.plan import Plan
 
-_WATCHED = f"{WATCH_DIRECTORY}/{IMAGES_FILE}"
+_WATCHED = f"{EVAL_DIRECTORY}/{IMAGES_FILE}"
 
 
 def put_inputs(plan: Plan) -> None:
@@ -36,7 +36,7 @@ def put_inputs(plan: Plan) -> None:
         if plan.init_copy and not exists(f"{_storage(plan)}/{plan.init_copy}/{CONFIG_FILE}"):
             _put_folder(plan, plan.init_copy)
         copy_folder(Path(plan.directory) / INDEX_DIRECTORY, f"{_storage(plan)}/{INDEX_DIRECTORY}", last=INDEX_RECORD)
-        if plan.watch.every_steps:
+        if plan.eval.every_steps:
             _put(plan, _WATCHED)
 
 
@@ -48,7 +48,7 @@ def take_inputs(plan: Plan) -> None:
         if _differs(plan, f"{INDEX_DIRECTORY}/{INDEX_RECORD}"):
             mine = Path(plan.directory) / INDEX_DIRECTORY
             copy_folder(f"{_storage(plan)}/{INDEX_DIRECTORY}", mine, last=INDEX_RECORD)
-        if plan.watch.every_steps and _differs(plan, _WATCHED):
+        if plan.eval.every_steps and _differs(plan, _WATCHED):
             _take(plan, _WATCHED)
 
 
@@ -71,16 +71,16 @@ def take_metrics(plan: Plan, step: int) -> None:
 
 
 def put_notes(plan: Plan) -> None:
-    if _in_s3(plan) and (Path(plan.directory) / NOTES_FILE).is_file():
-        _put(plan, NOTES_FILE)
+    if _in_s3(plan) and (Path(plan.directory) / WORKER_LOG_FILE).is_file():
+        _put(plan, WORKER_LOG_FILE)
 
 
 def take_notes(plan: Plan) -> None:
     """All lines, where this machine has fewer."""
     if _in_s3(plan):
-        mine = Path(plan.directory) / NOTES_FILE
-        if (file_bytes(f"{_storage(plan)}/{NOTES_FILE}") or 0) > (mine.stat().st_size if mine.is_file() else 0):
-            _take(plan, NOTES_FILE)
+        mine = Path(plan.directory) / WORKER_LOG_FILE
+        if (file_bytes(f"{_storage(plan)}/{WORKER_LOG_FILE}") or 0) > (mine.stat().st_size if mine.is_file() else 0):
+            _take(plan, WORKER_LOG_FILE)
 
 
 def put_model(plan: Plan) -> None:
@@ -93,8 +93,8 @@ def take_results(plan: Plan, num_steps: int) -> None:
     if not _in_s3(plan):
         return
     directory = Path(plan.directory)
-    if plan.watch.every_steps:
-        copy_folder(f"{_storage(plan)}/{WATCH_DIRECTORY}", directory / WATCH_DIRECTORY)
+    if plan.eval.every_steps:
+        copy_folder(f"{_storage(plan)}/{EVAL_DIRECTORY}", directory / EVAL_DIRECTORY)
     if _last_step(plan) < num_steps:
         shutil.rmtree(directory / MODEL_DIRECTORY, ignore_errors=True)
         _take_folder(plan, MODEL_DIRECTORY)

@@ -18,7 +18,7 @@ _ALIGNMENT = 64
 """Bytes: a cache line, and a multiple of every element's size."""
 
 
-class ImageTokens:
+class ImageFeatureCache:
     """Gives the image tokens of images by their ids: `(T, 256, D)`, on the CPU.
 
     One thread computes; others may ask meanwhile what is kept, for what is kept stays.

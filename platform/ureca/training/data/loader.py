@@ -29,9 +29,9 @@ from ureca.model.flops import Counts
 from ureca.model.packing import Example, PackedBatch, RegionExample, pack
 from ureca.model.processor import CaptionerProcessor
 from ureca.training.data.examples import make_pairs, region_examples
-from ureca.training.data.image_feature_cache import ImageTokens
-from ureca.training.data.microbatches import Part, Passes, busy_share, share_out
-from ureca.training.data.sampler import STYLES, Lengths, StepIndex, Visit
+from ureca.training.data.image_feature_cache import ImageFeatureCache
+from ureca.training.data.microbatches import ImageSlice, Microbatches, load_balance, partition
+from ureca.training.data.sampler import STYLES, Lengths, StepSampler, Visit
 from ureca.training.data.table_index import TableIndex, open_index
 from ureca.training.data.table_scan import check_masks
 from ureca.training.plan import Plan
@@ -48,14 +48,14 @@ class Step:
     """Counted from 0."""
     num_tokens: int
     """Of all workers' sequences, at most: prefixes, masks, queries and captions."""
-    num_passes: int
+    num_microbatches: int
     """Forward passes of each worker."""
-    busy_share: float
+    load_balance: float
     """See passes.py."""
 
 
 @dataclass(frozen=True)
-class Pass:
+class Microbatch:
     """What a worker computes at once."""
 
     batch: PackedBatch
@@ -77,7 +77,7 @@ class _Prepared:
     """Id and pixels of each image; None where its tokens are kept already."""
 
 
-def step_index(plan: Plan, index: TableIndex, processor: CaptionerProcessor) -> StepIndex:
+def make_sampler(plan: Plan, index: TableIndex, processor: CaptionerProcessor) -> StepSampler:
     """The steps of a plan over the images of its table.
 
     Raises:
@@ -112,10 +112,10 @@ def step_index(plan: Plan, index: TableIndex, processor: CaptionerProcessor) -> 
                 f"batch.{name}={budget}: image {row.image_id!r} ({row.height} x {row.width}) with one of its regions "
                 f"is {longest[image]} tokens long, {lengths.prefix[image]} of them the image. Give at least that many."
             )
-    return StepIndex(lengths, plan.batch, seed=plan.seed)
+    return StepSampler(lengths, plan.batch, seed=plan.seed)
 
 
-class Batches:
+class BatchLoader:
     """The batches of one worker of a plan: a context, iterated over step by step, in which threads work ahead.
 
     with batches.begin(first_step):
@@ -129,23 +129,23 @@ class Batches:
         self._captioner = captioner
         table = open_index(Path(plan.directory))
         self._rows = table.rows()
-        self._index = step_index(plan, table, captioner.processor)
+        self._index = make_sampler(plan, table, captioner.processor)
         self.num_steps = self._index.num_steps(plan.optimizer.epochs)
         """Optimizer steps of the whole training."""
         # Asked for twice: when a step's passes are made, and when they are taken.
-        self._shared_out = lru_cache(maxsize=2 + plan.batch.prefetch_steps)(self._share_out)
-        self._tokens: ImageTokens | None = None
+        self._shared_out = lru_cache(maxsize=2 + plan.batch.prefetch_steps)(self._partition)
+        self._tokens: ImageFeatureCache | None = None
         self._prefetch: Prefetch[_Prepared] | None = None
         self._first = 0
 
-    def keep_image_tokens(self) -> None:
+    def enable_feature_cache(self) -> None:
         """Compute image tokens once for each image and keep them, where the plan gives memory for it.
 
         The captioner's weights must be in the type they will be used in.
         """
         workers = self._plan.workers
         if workers.image_tokens_mb and workers.zero_stage < 3:
-            self._tokens = ImageTokens(self._captioner, budget_bytes=workers.image_tokens_mb * 2**20)
+            self._tokens = ImageFeatureCache(self._captioner, budget_bytes=workers.image_tokens_mb * 2**20)
 
     def begin(self, first_step: int) -> Self:
         """Go on at a step; what is read ahead begins there."""
@@ -176,12 +176,12 @@ class Batches:
             workers = self._shared_out(number)
             yield Step(
                 number=number,
-                num_tokens=sum(part.tokens for passes in workers for one in passes for part in one),
-                num_passes=len(workers[0]),
-                busy_share=busy_share(workers),
+                num_tokens=sum(part.tokens for microbatches in workers for one in microbatches for part in one),
+                num_microbatches=len(workers[0]),
+                load_balance=load_balance(workers),
             )
 
-    def passes(self, step: Step) -> Iterator[Pass]:
+    def microbatches(self, step: Step) -> Iterator[Microbatch]:
         """This worker's passes of a step. Must be iterated over under the autocast of the training.
 
         Raises:
@@ -191,26 +191,28 @@ class Batches:
         """
         assert self._prefetch is not None
         last = min(step.number + self._plan.batch.prefetch_steps, self.num_steps - 1)
-        following = sum(len(self._shared_out(number)[0]) for number in range(step.number + 1, last + 1))
-        for left in reversed(range(step.num_passes)):
-            yield self._with_images(self._prefetch.next(ahead=left + following))
+        tail_metrics = sum(len(self._shared_out(number)[0]) for number in range(step.number + 1, last + 1))
+        for left in reversed(range(step.num_microbatches)):
+            yield self._with_images(self._prefetch.next(ahead=left + tail_metrics))
 
-    def _share_out(self, step: int) -> list[Passes]:
-        parts = [Part.of(visit, self._index) for visit in self._index.visits(step)]
+    def _partition(self, step: int) -> list[Microbatches]:
+        parts = [ImageSlice.of(visit, self._index) for visit in self._index.visits(step)]
         budget = self._plan.batch.tokens_per_device
-        return share_out(parts, num_workers=self._num_workers, tokens_per_device=budget)
+        return partition(parts, num_workers=self._num_workers, tokens_per_device=budget)
 
     def _calls(self, first: int) -> Iterator[Callable[[], _Prepared]]:
         for step in range(first, self.num_steps):
             workers = self._shared_out(step)
-            shortest = min((part for passes in workers for one in passes for part in one), key=lambda p: p.tokens)
+            shortest = min(
+                (part for microbatches in workers for one in microbatches for part in one), key=lambda p: p.tokens
+            )
             for parts in workers[self._rank]:
                 if parts:
                     yield partial(self._prepare, parts, weight=1.0)
                 else:
                     yield partial(self._prepare, [shortest.slice(0, 1)], weight=0.0)
 
-    def _prepare(self, parts: list[Part], *, weight: float) -> _Prepared:
+    def _prepare(self, parts: list[ImageSlice], *, weight: float) -> _Prepared:
         """Read, decode, cut masks and pack. In a thread of its own."""
         processor = self._captioner.processor
         examples, images, whole = [], [], []
@@ -241,13 +243,13 @@ class Batches:
             return make_pairs(row, visit, processor, rejected_per_region=rejected, seed=plan.seed)
         return region_examples(row, visit, self._index.styles(visit), processor, cue=plan.cue), ()
 
-    def _with_images(self, prepared: _Prepared) -> Pass:
+    def _with_images(self, prepared: _Prepared) -> Microbatch:
         if self._tokens is not None:
             tokens = [self._tokens(image_id, pixels) for image_id, pixels in prepared.images]
-            return Pass(replace(prepared.batch, image_features=torch.cat(tokens)), prepared.weight)
+            return Microbatch(replace(prepared.batch, image_features=torch.cat(tokens)), prepared.weight)
         pixels = torch.cat([pixels for _, pixels in prepared.images if pixels is not None])
         batch = replace(prepared.batch, image_features=None, pixel_values=pixels.to(self._captioner.base.dtype))
-        return Pass(batch, prepared.weight)
+        return Microbatch(batch, prepared.weight)
 
 
 T = TypeVar("T")

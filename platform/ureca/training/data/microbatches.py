@@ -15,14 +15,14 @@ mostly comes back to the worker that has its image tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ureca.training.data.sampler import StepIndex, Visit
+from ureca.training.data.sampler import StepSampler, Visit
 
 _SLACK = 1.1
 """How much longer the fullest worker may take for the sake of image tokens that are there already."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ImageSlice:
     """A visit, or some of its regions, for one forward pass."""
 
     visit: Visit
@@ -32,7 +32,7 @@ class Part:
     """Tokens of each region's branch."""
 
     @classmethod
-    def of(cls, visit: Visit, index: StepIndex) -> "Part":
+    def of(cls, visit: Visit, index: StepSampler) -> "ImageSlice":
         """A whole visit."""
         branches = tuple(index.branch_tokens(visit).tolist())
         return cls(visit, int(index.lengths.prefix[visit.image]), branches)
@@ -42,17 +42,17 @@ class Part:
         """Prefix and branches."""
         return self.prefix + sum(self.branches)
 
-    def slice(self, start: int, stop: int) -> "Part":
+    def slice(self, start: int, stop: int) -> "ImageSlice":
         """The part with its regions from `start` to before `stop`."""
         visit = replace(self.visit, regions=self.visit.regions[start:stop])
-        return Part(visit, self.prefix, self.branches[start:stop])
+        return ImageSlice(visit, self.prefix, self.branches[start:stop])
 
 
-Passes = list[list[Part]]
+Microbatches = list[list[ImageSlice]]
 """The parts of each forward pass of a worker; one without parts is idle."""
 
 
-def share_out(visits: Sequence[Part], *, num_workers: int, tokens_per_device: int) -> list[Passes]:
+def partition(visits: Sequence[ImageSlice], *, num_workers: int, tokens_per_device: int) -> list[Microbatches]:
     """The passes of each worker, equally many; no pass holds more than `tokens_per_device`, but for a lone branch."""
     parts = [part for visit in visits for part in _cut(visit, tokens_per_device)]
     parts = _for_everybody(parts, num_workers)
@@ -60,17 +60,17 @@ def share_out(visits: Sequence[Part], *, num_workers: int, tokens_per_device: in
     neighbors, even = _neighbors(parts, num_workers), _even(parts, num_workers)
     shares = neighbors if _fullest(neighbors) <= _SLACK * _fullest(even) else even
     needed = max(len(_first_fit(share, tokens_per_device)) for share in shares)
-    return [_into_passes(share, needed, tokens_per_device) for share in shares]
+    return [_into_microbatches(share, needed, tokens_per_device) for share in shares]
 
 
-def busy_share(workers: Sequence[Passes]) -> float:
+def load_balance(workers: Sequence[Microbatches]) -> float:
     """Share of the workers' tokens' time that they compute, the rest being waits for the fullest of each pass."""
-    tokens = [[sum(part.tokens for part in one) for one in passes] for passes in workers]
+    tokens = [[sum(part.tokens for part in one) for one in microbatches] for microbatches in workers]
     waited_for = sum(max(of_pass) for of_pass in zip(*tokens, strict=True))
     return sum(map(sum, tokens)) / (waited_for * len(workers))
 
 
-def _cut(part: Part, budget: int) -> list[Part]:
+def _cut(part: ImageSlice, budget: int) -> list[ImageSlice]:
     """A visit in parts that fit the budget, each with as many regions as it has room for."""
     pieces, start, used = [], 0, part.prefix
     for place, tokens in enumerate(part.branches):
@@ -81,7 +81,7 @@ def _cut(part: Part, budget: int) -> list[Part]:
     return [*pieces, part.slice(start, len(part.branches))]
 
 
-def _for_everybody(parts: list[Part], num_workers: int) -> list[Part]:
+def _for_everybody(parts: list[ImageSlice], num_workers: int) -> list[ImageSlice]:
     """As many parts as workers, where that takes halving images whose branches outweigh the prefix done twice."""
     parts = list(parts)
     while len(parts) < num_workers:
@@ -103,9 +103,9 @@ def _middle(lengths: Sequence[int]) -> int:
     return len(lengths) - 1
 
 
-def _neighbors(parts: Sequence[Part], num_workers: int) -> list[list[Part]]:
+def _neighbors(parts: Sequence[ImageSlice], num_workers: int) -> list[list[ImageSlice]]:
     """Contiguous shares, each part where its middle lies in the tokens of all."""
-    shares: list[list[Part]] = [[] for _ in range(num_workers)]
+    shares: list[list[ImageSlice]] = [[] for _ in range(num_workers)]
     total, before = sum(part.tokens for part in parts), 0
     for part in parts:
         middle = 2 * before + part.tokens
@@ -114,9 +114,9 @@ def _neighbors(parts: Sequence[Part], num_workers: int) -> list[list[Part]]:
     return shares
 
 
-def _even(parts: Sequence[Part], num_bins: int) -> list[list[Part]]:
+def _even(parts: Sequence[ImageSlice], num_bins: int) -> list[list[ImageSlice]]:
     """Longest first, each to the bin with the fewest tokens."""
-    bins: list[list[Part]] = [[] for _ in range(num_bins)]
+    bins: list[list[ImageSlice]] = [[] for _ in range(num_bins)]
     filled = [0] * num_bins
     for part in sorted(parts, key=lambda part: -part.tokens):
         place = min(range(num_bins), key=filled.__getitem__)
@@ -125,28 +125,28 @@ def _even(parts: Sequence[Part], num_bins: int) -> list[list[Part]]:
     return bins
 
 
-def _fullest(shares: Sequence[Sequence[Part]]) -> int:
+def _fullest(shares: Sequence[Sequence[ImageSlice]]) -> int:
     return max(sum(part.tokens for part in share) for share in shares)
 
 
-def _first_fit(parts: Sequence[Part], budget: int) -> Passes:
+def _first_fit(parts: Sequence[ImageSlice], budget: int) -> Microbatches:
     """As few passes as longest-first finds."""
-    passes: Passes = []
+    microbatches: Microbatches = []
     left: list[int] = []
     for part in sorted(parts, key=lambda part: -part.tokens):
-        place = next((p for p, room in enumerate(left) if room >= part.tokens), len(passes))
-        if place == len(passes):
-            passes.append([])
+        place = next((p for p, room in enumerate(left) if room >= part.tokens), len(microbatches))
+        if place == len(microbatches):
+            microbatches.append([])
             left.append(budget)
-        passes[place].append(part)
+        microbatches[place].append(part)
         left[place] -= part.tokens
-    return passes
+    return microbatches
 
 
-def _into_passes(parts: Sequence[Part], num_passes: int, budget: int) -> Passes:
+def _into_microbatches(parts: Sequence[ImageSlice], num_microbatches: int, budget: int) -> Microbatches:
     """So many passes, the fullest first, so that those of the workers that meet are alike."""
-    even = _even(parts, num_passes)
+    even = _even(parts, num_microbatches)
     if any(sum(part.tokens for part in one) > max(budget, *(part.tokens for part in one)) for one in even if one):
         even = _first_fit(parts, budget)
-        even += [[] for _ in range(num_passes - len(even))]
+        even += [[] for _ in range(num_microbatches - len(even))]
     return sorted(even, key=lambda one: -sum(part.tokens for part in one))

@@ -84,7 +84,7 @@ class _Epoch(NamedTuple):
     """(U,) int64: regions of the epoch up to the end of each visit."""
 
 
-class StepIndex:
+class StepSampler:
     """The visits of every step."""
 
     def __init__(self, lengths: Lengths, batch: BatchConfig, *, seed: int) -> None:

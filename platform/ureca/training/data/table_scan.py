@@ -32,7 +32,7 @@ CAPTION_COLUMNS = ("short_caption", "long_caption", "caption")
 _MOST = np.iinfo(np.uint16).max
 
 
-class Learned(NamedTuple):
+class RowGroupStats(NamedTuple):
     """What is learned from the images of a row group: all their regions, or those that have a pair."""
 
     lengths: np.ndarray
@@ -42,7 +42,7 @@ class Learned(NamedTuple):
     branches: np.ndarray
 
 
-class Learnable:
+class TrainableRows:
     """The labeled images of a row group that have regions."""
 
     def __init__(self, path: str, batch: pa.Table) -> None:
@@ -131,11 +131,11 @@ class Learnable:
                 "jobs/label_corpus.py, or let stage 2 be the last."
             )
 
-    def learned(self, processor: CaptionerProcessor, rejected_per_region: int | None) -> Learned:
+    def stats(self, processor: CaptionerProcessor, rejected_per_region: int | None) -> RowGroupStats:
         """Raises InputError where a caption is empty."""
         captions, tiles = self._caption_tokens(processor), self._touched_tiles(processor)
         if rejected_per_region is None:
-            return Learned(self.lengths, captions, tiles, np.ones(len(tiles), np.uint8))
+            return RowGroupStats(self.lengths, captions, tiles, np.ones(len(tiles), np.uint8))
         kept, lengths, branches = [], [], []
         texts, flags = self._field(CAPTION_COLUMNS[-1]).to_pylist(), self._field("flags").to_pylist()
         distractors = self._field("distractors").to_pylist()
@@ -153,7 +153,7 @@ class Learnable:
                 branches.append(1 + len(longest))
                 all_captions.append(own[first + place] + sum(longest))
         together = np.repeat(np.minimum(all_captions, _MOST).astype(np.uint16)[:, None], len(STYLES), axis=1)
-        return Learned(np.array(lengths), together, tiles[np.array(kept, np.int64)], np.array(branches, np.uint8))
+        return RowGroupStats(np.array(lengths), together, tiles[np.array(kept, np.int64)], np.array(branches, np.uint8))
 
     def _caption_tokens(self, processor: CaptionerProcessor) -> np.ndarray:
         """(R, 3) uint16."""
@@ -236,7 +236,7 @@ def scan_table(
     ids: list[str] = []
     learnable_ids: list[str] = []
     images, captions, tiles, branches = [], [], [], []
-    closer = _Closer()
+    closer = _SpotChecker()
     progress = Progress("index", sum(file.num_rows for file in files), unit="images")
     started = time.monotonic()
     wanted = _LEAVES if rejected_per_region is None else _LEAVES | _LEAVES_OF_PAIRS
@@ -251,7 +251,7 @@ def scan_table(
             if time.monotonic() - started > _SILENT_SECONDS:
                 progress.update(len(ids))
             try:
-                found = Learnable(file.path, batch)
+                found = TrainableRows(file.path, batch)
                 if not len(found):
                     continue
                 found.check_images(len(batch) - (groups.num_absent(number, group, "image.bytes") or 0))
@@ -259,7 +259,7 @@ def scan_table(
                 found.check_boxes()
                 if rejected_per_region is not None:
                     found.check_distractors()
-                learned = found.learned(processor, rejected_per_region)
+                stats = found.stats(processor, rejected_per_region)
             except pa.ArrowException as error:
                 raise InputError(
                     f"{file.path}: a column has another type than the region table's ({error}). "
@@ -270,10 +270,10 @@ def scan_table(
             records["file"], records["group"], records["row"] = number, group, found.rows
             records["key"] = [_key(image_id) for image_id in found.ids]
             records["height"], records["width"] = found.sizes.T
-            records["regions"] = learned.lengths
-            captions.append(learned.captions)
-            tiles.append(learned.tiles)
-            branches.append(learned.branches)
+            records["regions"] = stats.lengths
+            captions.append(stats.captions)
+            tiles.append(stats.tiles)
+            branches.append(stats.branches)
             images.append(records)
             learnable_ids += found.ids
     progress.close()
@@ -335,14 +335,14 @@ class _Candidate(NamedTuple):
     is_inside: bool
 
 
-class _Closer:
+class _SpotChecker:
     """Some of a table's images, evenly spread, at which to look closer."""
 
     def __init__(self) -> None:
         self._total = 0
         self._candidates: list[_Candidate] = []
 
-    def add(self, found: Learnable, file: int, group: int) -> None:
+    def add(self, found: TrainableRows, file: int, group: int) -> None:
         """The images of a row group: of the first one many, else one."""
         self._total += len(found)
         most = 1 if self._candidates else _IMAGES_LOOKED_AT

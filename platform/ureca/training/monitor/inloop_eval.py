@@ -1,6 +1,6 @@
 """Looks at a training while it runs: held-out images captioned, scored, and drawn, every few steps.
 
-    <run>/watch/images.json                   where in the table the images are
+    <run>/eval/images.json                   where in the table the images are
                 step_000050/captions.jsonl    image, region, caption, label, whether the caption fits its region alone
                             image_00.jpg      the same as a picture
 
@@ -33,19 +33,19 @@ from ureca.corpus.table import load_image
 from ureca.errors import InputError
 from ureca.evaluation.inloop import Sums, quick_sums, scores_of
 from ureca.evaluation.predictions import STYLE, captioned_regions
-from ureca.evaluation.uniqueness import Candidates, RegionCaption, picks_own, region_candidates
+from ureca.evaluation.uniqueness import Candidates, ScoredCaption, picks_own, region_candidates
 from ureca.model.captioner import Captioner
 from ureca.storage.files import read_json, write_json
 from ureca.training.plan import Plan
 from ureca.viewer.captioned_picture import CaptionedRegion, captioned_picture
 
-WATCH_DIRECTORY = "watch"
+EVAL_DIRECTORY = "eval"
 CAPTIONS_FILE = "captions.jsonl"
 IMAGES_FILE = "images.json"
 
 
 @dataclass(frozen=True)
-class WatchedImage:
+class EvalImage:
     """One image that is captioned at every look."""
 
     row: ImageRow
@@ -56,7 +56,7 @@ class WatchedImage:
     candidates: Candidates
 
     @classmethod
-    def of(cls, row: ImageRow, *, regions: int) -> WatchedImage:
+    def of(cls, row: ImageRow, *, regions: int) -> EvalImage:
         """Read the image and measure its regions; at most `regions` of them are captioned. Raises ImageError."""
         there = captioned_regions(row)
         chosen = sorted(random.Random(f"watch/{row.image_id}").sample(there, min(regions, len(there))))
@@ -65,7 +65,7 @@ class WatchedImage:
 
 
 @dataclass(frozen=True)
-class Look:
+class EvalResult:
     """What a look found, over all workers."""
 
     scores: dict[str, float]
@@ -76,12 +76,12 @@ class Look:
     """What this worker has written of it."""
 
 
-def look_directory(run: str | Path, step: int) -> Path:
+def eval_directory(run: str | Path, step: int) -> Path:
     """Where the pictures and captions of the look after `step` steps are."""
-    return Path(run) / WATCH_DIRECTORY / f"step_{step:06d}"
+    return Path(run) / EVAL_DIRECTORY / f"step_{step:06d}"
 
 
-def choose_watched(plan: Plan) -> int:
+def select_eval_images(plan: Plan) -> int:
     """Choose the held-out images that a run looks at, and leave their places in its folder; returns their number.
 
     They are the same for every run over the same table. For the driver, before any worker starts.
@@ -102,19 +102,19 @@ def choose_watched(plan: Plan) -> int:
                     usable.add(found["image_id"])
     heldout = usable.intersection(split_heldout(places, plan.heldout, plan.heldout_seed).heldout)
     ordered = sorted(heldout, key=lambda image_id: hashlib.sha256(f"watch\n{image_id}".encode()).digest())
-    chosen = [places[image_id] for image_id in ordered[: plan.watch.images]]
+    chosen = [places[image_id] for image_id in ordered[: plan.eval.images]]
     if not chosen:
         raise InputError(
             f"{plan.table}: no held-out image has captions, so there is nothing to look at while training runs. "
-            "Hold out a larger share (--heldout), or set --watch.every_steps=0."
+            "Hold out a larger share (--heldout), or set --eval.every_steps=0."
         )
     rows = [groups.row(*place) for place in chosen]
-    if plan.watch.score == "attribute_accuracy" and not any(each.attributes for row in rows for each in row.regions):
+    if plan.eval.score == "attribute_accuracy" and not any(each.attributes for row in rows for each in row.regions):
         raise InputError(
             f"{plan.table}: true attributes are known for drawn scenes only, and it holds none: "
-            "watch.score=attribute_accuracy can't be had. Set --watch.score to rouge_l or uniqueness."
+            "eval.score=attribute_accuracy can't be had. Set --eval.score to rouge_l or uniqueness."
         )
-    write_json(Path(plan.directory) / WATCH_DIRECTORY / IMAGES_FILE, {"files": files, "places": chosen})
+    write_json(Path(plan.directory) / EVAL_DIRECTORY / IMAGES_FILE, {"files": files, "places": chosen})
     return len(chosen)
 
 
@@ -123,46 +123,46 @@ def _is_captioned(region: dict[str, Any]) -> bool:
     return bool(region["caption"]) and "judged_false" not in (region["flags"] or ())
 
 
-def watched_images(directory: str | Path) -> list[ImageRow]:
-    """The images that `choose_watched` chose for a run. Raises InputError if the table has changed since."""
-    record = read_json(Path(directory) / WATCH_DIRECTORY / IMAGES_FILE)
+def read_eval_images(directory: str | Path) -> list[ImageRow]:
+    """The images that `select_eval_images` chose for a run. Raises InputError if the table has changed since."""
+    record = read_json(Path(directory) / EVAL_DIRECTORY / IMAGES_FILE)
     groups = RowGroups([TableFile(*file) for file in record["files"]])
     return [groups.row(*place) for place in record["places"]]
 
 
-class Watch:
+class InLoopEvaluator:
     """One worker's part in the looks of a training. All workers must call it alike."""
 
     def __init__(self, plan: Plan, *, rank: int, num_workers: int) -> None:
-        """Reads this worker's images. Raises InputError as `watched_images`, ImageError where one can't be read."""
+        """Reads this worker's images. Raises InputError as `read_eval_images`, ImageError where one can't be read."""
         self._plan, self._rank, self._num_workers = plan, rank, num_workers
-        rows = watched_images(plan.directory) if plan.watch.every_steps else []
+        rows = read_eval_images(plan.directory) if plan.eval.every_steps else []
         numbers = range(rank, len(rows), num_workers)
         self._mine = [(number, self._image(rows[number])) for number in numbers]
-        self._idle: WatchedImage | None = None
+        self._idle: EvalImage | None = None
         """Captioned for nothing by a worker that has an image less than others, where ZeRO 3 wants it to."""
         if plan.workers.zero_stage == 3 and len(numbers) < len(range(0, len(rows), num_workers)):
             self._idle = self._image(rows[0])
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether to look after `step` steps."""
-        every = self._plan.watch.every_steps
+        every = self._plan.eval.every_steps
         return every > 0 and (step % every == 0 or step == num_steps)
 
-    def look(self, captioner: Captioner, step: int) -> Look:
-        """Caption and score; pictures and captions lie in `look_directory` afterwards."""
+    def look(self, captioner: Captioner, step: int) -> EvalResult:
+        """Caption and score; pictures and captions lie in `eval_directory` afterwards."""
         records: list[dict[str, Any]] = []
         sums: list[Sums] = []
         files: list[Path] = []
-        folder = look_directory(self._plan.directory, step)
+        folder = eval_directory(self._plan.directory, step)
         folder.mkdir(parents=True, exist_ok=True)
-        with unchanged(captioner):
+        with preserve_state(captioner):
             for number, image in self._mine:
                 captions = self._caption(captioner, image)
                 found, items = _records(image, captions)
                 records += [{"image": number, **each} for each in found]
                 sums.append(quick_sums(items))
-                if number < self._plan.watch.pictures:
+                if number < self._plan.eval.pictures:
                     files.append(folder / f"image_{number:02d}.jpg")
                     Image.fromarray(_picture(image, found, step)).save(files[-1], quality=90)
             if self._idle:
@@ -174,24 +174,24 @@ class Watch:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in everyone)
             files.append(folder / CAPTIONS_FILE)
             files[-1].write_text(lines, encoding="utf-8")
-        return Look(scores_of(each for _, part in gathered for each in part), everyone, files)
+        return EvalResult(scores_of(each for _, part in gathered for each in part), everyone, files)
 
-    def _image(self, row: ImageRow) -> WatchedImage:
-        return WatchedImage.of(row, regions=self._plan.watch.regions_per_image)
+    def _image(self, row: ImageRow) -> EvalImage:
+        return EvalImage.of(row, regions=self._plan.eval.regions_per_image)
 
-    def _caption(self, captioner: Captioner, image: WatchedImage) -> list[str]:
+    def _caption(self, captioner: Captioner, image: EvalImage) -> list[str]:
         cue, regions = self._plan.cue, [image.row.regions[index] for index in image.regions]
         processor = captioner.processor
         return captioner.generate(
             image.pixels,
             [region.segmentation if cue == "mask" else None for region in regions],
             [processor.query(STYLE, cue=cue, box=region.bbox, size=image.row.size) for region in regions],
-            max_new_tokens=self._plan.watch.max_new_tokens,
+            max_new_tokens=self._plan.eval.max_new_tokens,
         )
 
 
 @contextmanager
-def unchanged(model: torch.nn.Module) -> Iterator[None]:
+def preserve_state(model: torch.nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode; after it every module's mode and the random states are as before."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -204,11 +204,11 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _records(image: WatchedImage, captions: Sequence[str]) -> tuple[list[dict[str, Any]], list[RegionCaption]]:
+def _records(image: EvalImage, captions: Sequence[str]) -> tuple[list[dict[str, Any]], list[ScoredCaption]]:
     records, items = [], []
     for index, caption in zip(image.regions, captions, strict=True):
         region = image.row.regions[index]
-        items.append(RegionCaption(caption, region.caption or "", index, image.candidates))
+        items.append(ScoredCaption(caption, region.caption or "", index, image.candidates))
         records.append(
             {
                 "image_id": image.row.image_id,
@@ -221,7 +221,7 @@ def _records(image: WatchedImage, captions: Sequence[str]) -> tuple[list[dict[st
     return records, items
 
 
-def _picture(image: WatchedImage, records: Sequence[dict[str, Any]], step: int) -> np.ndarray:
+def _picture(image: EvalImage, records: Sequence[dict[str, Any]], step: int) -> np.ndarray:
     regions = [
         CaptionedRegion(
             number=number,

@@ -1,6 +1,6 @@
 """The driver's view of a running training: new lines of metrics.jsonl, shown and handed on to the trackers.
 
-worker 0  ──> metrics.jsonl, watch/step_…  ──> RunFollower  ──> one line of progress
+worker 0  ──> metrics.jsonl, eval/step_…  ──> MetricsTailer  ──> one line of progress
                                                            ──> TensorBoard, MLflow, Weights & Biases
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ureca.storage.files import to_json
-from ureca.training.monitor.inloop_eval import CAPTIONS_FILE, look_directory
+from ureca.training.monitor.inloop_eval import CAPTIONS_FILE, eval_directory
 from ureca.training.monitor.metrics import FILE
 from ureca.training.monitor.trackers import Tracker, open_trackers
 from ureca.training.plan import Plan
@@ -34,7 +34,7 @@ _GROUPS = {
 """Group of a figure in a tracker; the others are of the throughput panel."""
 
 
-class RunFollower:
+class MetricsTailer:
     """Hands each new step of a run on, once and in order."""
 
     def __init__(self, directory: str | Path, trackers: Mapping[str, Tracker], *, done: int) -> None:
@@ -44,7 +44,7 @@ class RunFollower:
         self._inode: int | None = None
         self._offset = 0
 
-    def follow(self) -> dict[str, Any] | None:
+    def poll(self) -> dict[str, Any] | None:
         """Hand on what is new; returns the newest line, or None where nothing is new."""
         newest = None
         for line in self._new_lines():
@@ -87,7 +87,7 @@ class RunFollower:
                 self._try(name, "picture", step, *picture)
 
     def _pictures(self, step: int) -> Iterator[tuple[str, np.ndarray, str]]:
-        folder = look_directory(self._directory, step)
+        folder = eval_directory(self._directory, step)
         texts: dict[int, list[str]] = {}
         captions = folder / CAPTIONS_FILE
         for text in captions.read_text(encoding="utf-8").splitlines() if captions.is_file() else ():
@@ -111,21 +111,21 @@ class RunFollower:
 
 
 @contextmanager
-def following(plan: Plan, done: int) -> Iterator[RunFollower]:
+def tail_metrics(plan: Plan, done: int) -> Iterator[MetricsTailer]:
     """A follower with the plan's trackers, which at the end gets what has come last, and is closed in any case.
 
     Raises:
         ConfigError: a tracker can't start.
     """
     directory = Path(plan.directory)
-    follower = RunFollower(
-        directory, open_trackers(plan.watch.trackers, directory, plan.identity(), done=done), done=done
+    tailer = MetricsTailer(
+        directory, open_trackers(plan.eval.trackers, directory, plan.identity(), done=done), done=done
     )
     try:
-        yield follower
+        yield tailer
     finally:
-        follower.follow()
-        follower.close()
+        tailer.poll()
+        tailer.close()
 
 
 def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
@@ -139,7 +139,7 @@ def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def progress_notes(line: Mapping[str, Any]) -> list[str]:
+def progress_fields(line: Mapping[str, Any]) -> list[str]:
     """What a line of progress says of a step."""
     rate = line["regions_per_second"]
     notes = [
@@ -153,20 +153,20 @@ def progress_notes(line: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-NOTES_FILE = "notes.jsonl"
+WORKER_LOG_FILE = "worker_log.jsonl"
 
 
-def note(directory: str | Path, text: str) -> None:
+def log_event(directory: str | Path, text: str) -> None:
     """Append one line. A disk that is full loses it: what goes on then is told by other means."""
-    with contextlib.suppress(OSError), (Path(directory) / NOTES_FILE).open("a", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), (Path(directory) / WORKER_LOG_FILE).open("a", encoding="utf-8") as file:
         file.write(to_json({"time": round(time.time(), 3), "text": text}) + "\n")
 
 
-class Notes:
+class WorkerLogReader:
     """Reads those of a run that are written from now on."""
 
     def __init__(self, directory: str | Path) -> None:
-        self._path = Path(directory) / NOTES_FILE
+        self._path = Path(directory) / WORKER_LOG_FILE
         self._read = self._path.stat().st_size if self._path.is_file() else 0
 
     def new(self) -> list[str]:

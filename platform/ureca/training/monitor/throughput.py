@@ -7,7 +7,7 @@
     padding_share      places in the batches that hold no token, over all of them: 0 as `pack` lays them end to end
     data_wait_share    seconds that workers waited for their batches, over all seconds
 
-The peak is the maker's figure of a known GPU for the type computed in (`ureca.hardware`), or `watch.peak_tflops` as
+The peak is the maker's figure of a known GPU for the type computed in (`ureca.hardware`), or `eval.peak_tflops` as
 given. Of a CPU, or another GPU, it is measured: all workers multiply matrices at once when training starts, so cores
 that they share count once. A CPU's MFU is thus a share of what its matrix product reaches, not of a data sheet.
 """
@@ -19,7 +19,7 @@ import torch.distributed
 
 from ureca.hardware import find_accelerator
 from ureca.model.captioner import Captioner
-from ureca.model.flops import Learns, total, training_flops
+from ureca.model.flops import TrainedParts, total, training_flops
 from ureca.model.packing import PackedBatch
 
 WORK = ("flops", "sequence_tokens", "places")
@@ -35,7 +35,7 @@ class Throughput:
     def __init__(self, captioner: Captioner, *, peak: float, device: torch.device) -> None:
         """`peak`: FLOP/s of this worker's device; the captioner's parts that train are switched on."""
         self._config, self._mask = captioner.base.config, captioner.config.mask
-        self._learns = learns_of(captioner)
+        self._learns = trained_parts_of(captioner)
         peaks = torch.tensor(peak, dtype=torch.float64, device=device)
         torch.distributed.all_reduce(peaks)
         self._peak = float(peaks)
@@ -72,11 +72,11 @@ class Throughput:
         }
 
 
-def learns_of(captioner: Captioner) -> Learns:
+def trained_parts_of(captioner: Captioner) -> TrainedParts:
     """What of a captioner trains."""
     in_encoder = any(parameter.requires_grad for parameter in captioner.mask_encoder.parameters())
     in_lora = any(parameter.requires_grad for parameter in captioner.base.parameters())
-    return Learns(mask_encoder=in_encoder, lora_rank=captioner.lora_rank if in_lora else 0)
+    return TrainedParts(mask_encoder=in_encoder, lora_rank=captioner.lora_rank if in_lora else 0)
 
 
 def peak_flops(device: torch.device, *, bf16: bool, given_tflops: float | None) -> float:

@@ -43,8 +43,8 @@ def refuse_missing_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
-                f"watch.trackers={','.join(names)}: {name} is not installed. "
-                f"pip install {_PACKAGES[name]}, or leave it out of --watch.trackers."
+                f"eval.trackers={','.join(names)}: {name} is not installed. "
+                f"pip install {_PACKAGES[name]}, or leave it out of --eval.trackers."
             )
 
 
@@ -67,13 +67,13 @@ def open_trackers(
             trackers[name] = kinds[name](directory, settings, done)
         except Exception as error:  # of any kind: it comes from someone else's client
             raise ConfigError(
-                f"watch.trackers={','.join(names)}: {name} can't start ({type(error).__name__}: {error}). "
-                "Check its settings in the environment, or leave it out of --watch.trackers."
+                f"eval.trackers={','.join(names)}: {name} can't start ({type(error).__name__}: {error}). "
+                "Check its settings in the environment, or leave it out of --eval.trackers."
             ) from error
     return trackers
 
 
-def forget_tensorboard(directory: Path) -> None:
+def delete_tensorboard_files(directory: Path) -> None:
     """Remove the event files of a start that came to nothing."""
     shutil.rmtree(directory / _EVENTS, ignore_errors=True)
 

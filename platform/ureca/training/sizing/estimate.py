@@ -126,7 +126,7 @@ class _Trial:
         )
         return prefix_tokens(self.base, self.tiles), branch
 
-    def least_tokens(self) -> int:
+    def min_tokens(self) -> int:
         """One image with one region."""
         prefix, branch = self._parts()
         return math.ceil(prefix + branch.tokens * self.branches_per_region)
@@ -152,13 +152,13 @@ class _Trial:
 
     def flops_per_region(self) -> float:
         """Operations for one region, its share of the image included, recomputation too."""
-        from ureca.model.flops import Learns, packed_counts, total, training_flops
+        from ureca.model.flops import TrainedParts, packed_counts, total, training_flops
 
         prefix, branch = self._parts()
         regions = max(1, round(self.data.regions_per_image))
         branches = max(1, round(regions * self.branches_per_region))
         image = packed_counts(self.tiles, prefix, [branch] * branches)
-        learns = Learns(mask_encoder=self.sizes.mask is not None, lora_rank=self.sizes.lora_rank)
+        learns = TrainedParts(mask_encoder=self.sizes.mask is not None, lora_rank=self.sizes.lora_rank)
         parts = training_flops(self.base, self.mask, image, learns, recompute=self.setting.checkpointing)
         operations = total(parts)
         if self.stage == 3:  # stage 2's model beside it, forward only
@@ -180,7 +180,7 @@ def _start(config: StageConfig, stage1: Stage1Config | None, stage1_source: str)
     """By `init` where it is there and of this base, else by stage 1's settings, else the defaults."""
     from ureca.model.captioner import CaptionerConfig
     from ureca.training.config import MaskConfig, Stage1Config
-    from ureca.training.plan import base_of
+    from ureca.training.plan import resolve_base
 
     if isinstance(config, Stage1Config):
         return _Start(config.mask, config.tile_limit, None, "")
@@ -197,7 +197,7 @@ def _start(config: StageConfig, stage1: Stage1Config | None, stage1_source: str)
     if not config.init or file_bytes(f"{config.init}/captioner_config.json") is None:
         return known
     found = CaptionerConfig.load(config.init)
-    if found.base != base_of(config):
+    if found.base != resolve_base(config):
         return known
     adapter = f"{config.init}/adapter/adapter_config.json"
     rank = int(read_json(adapter)["r"]) if file_bytes(adapter) is not None else None
@@ -289,10 +289,10 @@ def estimate(
         CheckpointError: `init` is damaged.
     """
     trial = _trial(stage, config, machine, data, stage1, stage1_source)
-    if trial.tokens < trial.least_tokens():
+    if trial.tokens < trial.min_tokens():
         raise ConfigError(
             f"batch.tokens_per_device={trial.tokens}: one image of {trial.tiles} tiles with one region has "
-            f"{trial.least_tokens()} tokens. Give at least as many, or fewer tiles with --tile_limit."
+            f"{trial.min_tokens()} tokens. Give at least as many, or fewer tiles with --tile_limit."
         )
     needed, limit = trial.bytes(), machine.memory_bytes * (1 - HEADROOM)
     hours = None
@@ -368,8 +368,8 @@ def _ways(trial: _Trial) -> Iterator[tuple[str, Callable[[_Trial], _Trial | None
     if not trial.setting.checkpointing:
         yield "--workers.activation_checkpointing=true", setting(checkpointing=True)
     number = trial.tokens
-    while number > trial.least_tokens():
-        number = max(number // 2, trial.least_tokens())
+    while number > trial.min_tokens():
+        number = max(number // 2, trial.min_tokens())
         yield f"--batch.tokens_per_device={number}", tokens(number)
     for stage in range(trial.setting.zero_stage + 1, 4):
         yield f"--workers.zero_stage={stage}", setting(zero_stage=stage, keeps_image_tokens=stage < 3)
