@@ -52,12 +52,19 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         model=captioner, model_parameters=[p for p in captioner.parameters() if p.requires_grad], config=config
     )
     engine.set_gradient_accumulation_boundary(True)
-    watching = inloop_eval.InLoopEvaluator(plan, rank=rank, num_workers=num_workers)
+    watching = inloop_eval.InLoopEvaluator(
+        plan.directory,
+        plan.eval,
+        cue=plan.cue,
+        in_lockstep=plan.workers.zero_stage == 3,
+        rank=rank,
+        num_workers=num_workers,
+    )
     torch.manual_seed(rank)  # of the dropout; never set again
     losses, looks = [], []
     for step in range(STEPS):
         if task["looks"]:
-            looks.append(watching.look(captioner, step))
+            looks.append(watching.evaluate(captioner, step))
         loss, _ = engine(batch_of(captioner, plan, rank + num_workers * step))
         losses.append(float(loss.detach()))
         engine.backward(loss / 10)

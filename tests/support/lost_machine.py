@@ -13,8 +13,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from support.trainings import stage1
-from ureca.training.checkpoint.files import completed_steps
+from support.trainings import stage1, steps_of
 from ureca.training.launch import fit
 from ureca.training.monitor.metrics import last_line
 from ureca.training.plan import Plan
@@ -47,7 +46,7 @@ def main() -> None:
     training.start()
     while training.is_alive():
         line = last_line(directory / "metrics.jsonl")
-        if line is not None and line["step"] > completed_steps(plan) >= 8:
+        if line is not None and line["step"] > steps_of(plan) >= 8:
             break
         time.sleep(0.2)
     assert line is not None

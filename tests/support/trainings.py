@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from support.paths import ROOT
 from ureca.training.checkpoint.files import completed_steps
+from ureca.training.checkpoint.s3_sync import RunStorage
 from ureca.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -23,6 +24,7 @@ from ureca.training.config import (
     WorkersConfig,
 )
 from ureca.training.launch import TrainingResult
+from ureca.training.monitor.inloop_eval import select_eval_images
 from ureca.training.monitor.metrics import last_line, read_metrics
 from ureca.training.plan import Plan
 
@@ -63,6 +65,23 @@ def stage1(base: Path, table: Path, *, num_workers: int, zero_stage: int = 1, nu
     )
 
 
+def storage_of(plan: Plan) -> RunStorage:
+    """Return the storage of a plan's run, as driver and workers make it."""
+    return RunStorage(plan.directory, plan.checkpoints.storage)
+
+
+def steps_of(plan: Plan) -> int:
+    """Return the steps of the newest complete checkpoint of a plan's run."""
+    return completed_steps(storage_of(plan).checkpoints, plan.identity())
+
+
+def select_images(plan: Plan) -> int:
+    """Select the evaluation images of a plan's run, as the driver does."""
+    return select_eval_images(
+        plan.table, plan.directory, plan.eval, heldout=plan.heldout, heldout_seed=plan.heldout_seed
+    )
+
+
 def assert_same_curve(mine: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(mine, other, rtol=CURVE_TOLERANCE, atol=0)
 
@@ -94,7 +113,7 @@ def wait_for_step(plan: Plan, step: int, process: "subprocess.Popen[str]") -> No
     """Until a checkpoint of at least so many steps can be gone on from, and a step after it is done."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
-        done = completed_steps(plan)
+        done = steps_of(plan)
         line = last_line(Path(plan.directory) / "metrics.jsonl")
         if done >= step and line is not None and line["step"] > done:
             return

@@ -8,8 +8,9 @@ import torch
 
 from ureca.errors import CheckpointError, ConfigError
 from ureca.model.captioner import Captioner
+from ureca.training.checkpoint.files import refuse_other_settings
 from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, Stage1Config, Stage2Config, WorkersConfig
-from ureca.training.plan import Plan, refuse_other_plan
+from ureca.training.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +158,12 @@ def test_a_checkpoint_of_another_plan_is_refused_and_both_sides_named(tmp_path: 
     here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
     there = Plan.of(Stage1Config(table="t", seed=1, workers=WorkersConfig(bf16=True)), tmp_path).identity()
     with pytest.raises(CheckpointError) as refused:
-        refuse_other_plan("runs/x", there, here)
-    assert str(refused.value) == (
-        "runs/x: its checkpoint belongs to another training: workers.bf16=True there, False here; "
-        "seed=1 there, 0 here. Go on with the settings it was made with, or give another --run_directory."
-    )
+        refuse_other_settings("runs/x", there, here)
+    message = str(refused.value)
+    assert message.startswith("runs/x: ")
+    assert "workers.bf16=True in the checkpoint, False here" in message
+    assert "seed=1 in the checkpoint, 0 here" in message
+    assert "--run_directory" in message
 
 
 def test_settings_that_do_not_bear_on_the_weights_may_change(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_settings_that_do_not_bear_on_the_weights_may_change(tmp_path: Path) -> 
         batch=BatchConfig(tokens_per_device=512, prefetch_steps=0),
     )
     here = Plan.of(Stage1Config(table="t"), tmp_path).identity()
-    refuse_other_plan("runs/x", Plan.of(other, tmp_path / "moved").identity(), here)
+    refuse_other_settings("runs/x", Plan.of(other, tmp_path / "moved").identity(), here)
 
 
 def test_a_base_that_is_no_internvl_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ from support.trainings import (
     assert_same_training,
     job,
     stage1,
+    steps_of,
     training_workers,
     wait_for_step,
 )
 
 from ureca.errors import CheckpointError, InputError
 from ureca.model.captioner import Captioner
-from ureca.training.checkpoint.files import completed_steps
 from ureca.training.config import LoraConfig, OptimizerConfig, Stage1Config, Stage2Config, WorkersConfig
 from ureca.training.launch import fit
 from ureca.training.plan import Plan
@@ -151,7 +151,7 @@ def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "the same command goes on where it was" in errors
-    done = completed_steps(plan)
+    done = steps_of(plan)
     assert 0 < done < NUM_STEPS, "it was over before it could be interrupted"
 
     with subprocess.Popen(command, text=True, **options) as process:

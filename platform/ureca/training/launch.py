@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ureca.training.checkpoint.files import (
     repair_checkpoint_index,
 )
 from ureca.training.checkpoint.provenance import last_eval_scores, record_training
-from ureca.training.checkpoint.s3_sync import put_inputs, put_results, take_notes, take_results
+from ureca.training.checkpoint.s3_sync import RunStorage
 from ureca.training.config import CheckpointConfig, StageConfig, WorkersConfig
 from ureca.training.data.loader import make_sampler
 from ureca.training.data.table_index import prepare_index
@@ -74,7 +75,8 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
     """
     plan = Plan.of(config, directory)
     refuse_missing_trackers(plan.eval.trackers)
-    done = completed_steps(plan)
+    storage = RunStorage(plan.directory, plan.checkpoints.storage)
+    done = completed_steps(storage.checkpoints, plan.identity())
     processor = plan.processor()
     table = prepare_index(
         plan.table,
@@ -85,54 +87,51 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         rejected_per_region=plan.preference.rejected_per_region if plan.preference else None,
         has_begun=done > 0,
     )
-    num_steps = make_sampler(plan, table, processor).num_steps(plan.optimizer.epochs)
+    num_steps = make_sampler(plan.loader_settings(), table, processor).num_steps(plan.optimizer.epochs)
     model = directory / MODEL_DIRECTORY
     if done == num_steps and model.is_dir():
         print(f"train  {model} is there already: all {num_steps} steps were done", file=sys.stderr)
     else:
         if not done:  # an earlier start that came to no checkpoint
-            delete_all_checkpoints(plan)
+            delete_all_checkpoints(storage.checkpoints)
             (directory / FILE).unlink(missing_ok=True)
             delete_tensorboard_files(directory)
         if plan.eval.every_steps:
-            select_eval_images(plan)
-        put_inputs(plan)
-        with tail_metrics(plan, done) as tailer:
-            _run(plan, num_steps, done, tailer)
-            delete_unindexed_checkpoints(plan)
-            take_results(plan, num_steps)  # before trackers get what has come last
-    best = _best_model(plan)
+            select_eval_images(
+                plan.table, plan.directory, plan.eval, heldout=plan.heldout, heldout_seed=plan.heldout_seed
+            )
+        evaluates = plan.eval.every_steps > 0
+        storage.push_inputs(init_copy=plan.init_copy, evaluates=evaluates)
+        with tail_metrics(Path(plan.directory), plan.eval.trackers, plan.identity(), done) as tailer:
+            _run(plan, storage, num_steps, done, tailer)
+            delete_unindexed_checkpoints(storage.checkpoints)
+            storage.pull_results(num_steps, evaluates=evaluates)  # before trackers get what has come last
+    best = _best_model(plan, storage)
     lines = read_metrics(directory / FILE)
     result = _result(lines, model, len(table), best)
-    data = {"images": len(table), "regions": int(table.images["regions"].sum())}
-    record_training(
+    record = partial(
+        record_training,
         config,
-        plan,
-        model=model,
+        stage=plan.stage,
+        table=plan.table,
+        init_directory=plan.init_directory if plan.init else "",
         figures=asdict(result),
-        data=data,
-        looks=result.heldout,
-        weights={"step": num_steps},
+        data={"images": len(table), "regions": int(table.images["regions"].sum())},
     )
+    record(model=model, eval_scores=result.heldout, weights={"step": num_steps})
     if best:
-        record_training(
-            config,
-            plan,
-            model=best.directory,
-            figures=asdict(result),
-            data=data,
-            looks=last_eval_scores([line for line in lines if line["step"] <= best.step]),
-            weights={"step": best.step, "best_by": plan.eval.score, "score": best.score},
-        )
+        until_best = [line for line in lines if line["step"] <= best.step]
+        weights = {"step": best.step, "best_by": plan.eval.score, "score": best.score}
+        record(model=best.directory, eval_scores=last_eval_scores(until_best), weights=weights)
     write_bytes(directory / _PLOT_FILE, plots.training(lines))
-    put_results(plan, _PLOT_FILE)
+    storage.push_results(_PLOT_FILE)
     return result
 
 
-def _best_model(plan: Plan) -> BestModel | None:
+def _best_model(plan: Plan, storage: RunStorage) -> BestModel | None:
     if not plan.checkpoints.keep_best:
         return None
-    best = make_best_model(plan)
+    best = make_best_model(storage.directory, storage.checkpoints, plan.eval.score)
     if best is None:
         print(
             f"train  no checkpoint has a score, so there is no {BEST_DIRECTORY}: let --eval.every_steps and "
@@ -142,10 +141,10 @@ def _best_model(plan: Plan) -> BestModel | None:
     return best
 
 
-def _run(plan: Plan, num_steps: int, done: int, tailer: MetricsTailer) -> None:
+def _run(plan: Plan, storage: RunStorage, num_steps: int, done: int, tailer: MetricsTailer) -> None:
     connect()
     require_room(plan.workers)
-    if repair_checkpoint_index(plan):
+    if repair_checkpoint_index(storage.checkpoints):
         print(
             "train  Ray Train's list of checkpoints could not be read and is made anew; the checkpoints are as they "
             "were",
@@ -167,15 +166,15 @@ def _run(plan: Plan, num_steps: int, done: int, tailer: MetricsTailer) -> None:
         print("train  this CPU has no bfloat16 instructions: --workers.bf16=false is faster on it", file=sys.stderr)
     start = f"at step {done + 1} of {num_steps}" if done else f"{num_steps} steps"
     print(f"train  starting {workers.num_workers} workers, {start}", file=sys.stderr, flush=True)
-    where, storage = filesystem(plan.checkpoints.storage or plan.directory)
+    remote, storage_path = filesystem(plan.checkpoints.storage or plan.directory)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config_to_dict(plan),
         scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu),
         run_config=RunConfig(  # type: ignore[call-arg]  # Ray's types are those of Train V1
             name=CHECKPOINTS_DIRECTORY,
-            storage_path=storage,
-            storage_filesystem=where,
+            storage_path=storage_path,
+            storage_filesystem=remote,
             checkpoint_config=ray_checkpoint_config(plan.checkpoints),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             callbacks=[EndAtUsersErrors()],  # type: ignore[list-item]
@@ -203,7 +202,7 @@ def _run(plan: Plan, num_steps: int, done: int, tailer: MetricsTailer) -> None:
             progress.update(line["step"], *progress_fields(line))
     progress.close()
     with suppress(StorageError):  # how the training ended is what must be told
-        take_notes(plan)
+        storage.pull_log()
     _tell(notes)
     if "error" in outcome:
         raise users_error(outcome["error"]) from outcome["error"]

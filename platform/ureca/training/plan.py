@@ -38,6 +38,7 @@ from ureca.training.config import (
     StageConfig,
     WorkersConfig,
 )
+from ureca.training.data.loader import LoaderSettings
 
 _STAGES: dict[type, Literal[1, 2, 3]] = {Stage1Config: 1, Stage2Config: 2, Stage3Config: 3}
 
@@ -58,7 +59,8 @@ _MAY_CHANGE = (
     "workers.activation_checkpointing",
     "workers.max_failures",
     "batch.tokens_per_device",
-    "batch.prefetch",
+    "batch.prefetch_steps",
+    "batch.prefetch_threads",
 )
 
 
@@ -153,7 +155,40 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The settings that a continuation must share, flat: `{"batch.images_per_step": 8, …}`."""
         flat = _flatten(config_to_dict(self))
-        return {key: value for key, value in flat.items() if not key.startswith(_MAY_CHANGE)}
+        return {key: value for key, value in flat.items() if not _may_change(key)}
+
+    def loader_settings(self) -> LoaderSettings:
+        """Return the settings that decide the run's batches."""
+        tokens_per_tile, only_touched_tiles = self.mask_shape()
+        workers = self.workers
+        return LoaderSettings(
+            table=self.table,
+            batch=self.batch,
+            epochs=self.optimizer.epochs,
+            seed=self.seed,
+            cue=self.cue,
+            tokens_per_tile=tokens_per_tile,
+            only_touched_tiles=only_touched_tiles,
+            rejected_per_region=self.preference.rejected_per_region if self.preference else None,
+            # Under ZeRO 3 all workers must run the vision tower together.
+            image_cache_bytes=workers.image_tokens_mb * 2**20 if workers.zero_stage < 3 else 0,
+        )
+
+    def checkpoint_record(self, base_hash: str) -> dict[str, Any]:
+        """Return what every checkpoint of this run records: seed, score, base, workers, and `identity` as "plan"."""
+        offloaded = self.workers.offload_optimizer or self.workers.offload_weights
+        return {
+            "seed": self.seed,
+            "scored_by": self.eval.score,
+            "base_hash": base_hash,
+            "workers": {
+                "num_workers": self.workers.num_workers,
+                "sharing": f"ZeRO {self.workers.zero_stage}{', offloaded' if offloaded else ''}",
+                "use_gpu": self.workers.use_gpu,
+                "tokens_per_device": self.batch.tokens_per_device,
+            },
+            "plan": self.identity(),
+        }
 
     @property
     def init_directory(self) -> str:
@@ -215,19 +250,9 @@ class Plan:
         return captioner
 
 
-def refuse_other_plan(where: str, recorded: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Raise CheckpointError if a checkpoint was made under another plan, and name both sides."""
-    missing = object()
-    differing = [
-        f"{key}={recorded.get(key)!r} there, {mine.get(key)!r} here"
-        for key in {**recorded, **mine}
-        if recorded.get(key, missing) != mine.get(key, missing)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{where}: its checkpoint belongs to another training: {'; '.join(differing)}. "
-            "Go on with the settings it was made with, or give another --run_directory."
-        )
+def _may_change(key: str) -> bool:
+    """Return whether `key` is one of `_MAY_CHANGE` or a setting below one of these sections."""
+    return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
 
 
 def _copied(init: str, directory: Path) -> str:

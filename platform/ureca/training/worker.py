@@ -29,7 +29,7 @@ from ureca.model.captioner import Captioner
 from ureca.storage.files import is_full_disk
 from ureca.training.checkpoint.files import MODEL_DIRECTORY
 from ureca.training.checkpoint.optimizer_state import load_checkpoint, report_checkpoint, restore
-from ureca.training.checkpoint.s3_sync import put_look, put_model, take_inputs
+from ureca.training.checkpoint.s3_sync import RunStorage
 from ureca.training.data.loader import BatchLoader, Step
 from ureca.training.deepspeed import (
     TrainingError,
@@ -94,12 +94,15 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.plan = plan
-        take_inputs(plan)
+        self.storage = RunStorage(plan.directory, plan.checkpoints.storage)
+        self.storage.pull_inputs(init_copy=plan.init_copy, evaluates=plan.eval.every_steps > 0)
         self.captioner: Captioner = plan.captioner()
-        self.batches = BatchLoader(plan, self.captioner, rank=self.rank, num_workers=self.num_workers)
+        self.batches = BatchLoader(
+            Path(plan.directory), plan.loader_settings(), self.captioner, rank=self.rank, num_workers=self.num_workers
+        )
         self.objective: Objective = PreferenceLoss(plan.preference) if plan.preference else CaptionLoss()
-        self.base_hash = self.captioner.config.base_hash
-        resumed = load_checkpoint(plan, self.captioner, self.base_hash, ray.train.torch.get_device())
+        self.record = plan.checkpoint_record(self.captioner.config.base_hash)
+        resumed = load_checkpoint(self.storage, self.captioner, self.record, ray.train.torch.get_device())
         self.engine, *_ = deepspeed.initialize(
             model=self.captioner,
             model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
@@ -114,7 +117,14 @@ class _Worker:
             # Only now: DeepSpeed has just put all weights into float32.
             self.captioner.hold_frozen_base(torch.bfloat16)
         self.batches.enable_feature_cache()
-        self.evaluator = InLoopEvaluator(plan, rank=self.rank, num_workers=self.num_workers)
+        self.evaluator = InLoopEvaluator(
+            plan.directory,
+            plan.eval,
+            cue=plan.cue,
+            in_lockstep=plan.workers.zero_stage == 3,
+            rank=self.rank,
+            num_workers=self.num_workers,
+        )
         peak = peak_flops(self.device, bf16=plan.workers.bf16, given_tflops=plan.eval.peak_tflops)
         self.throughput = Throughput(self.captioner, peak=peak, device=self.device)
 
@@ -129,7 +139,7 @@ class _Worker:
                 result = self._step(step, rate)
                 seconds = time.monotonic() - started
                 panel = self.throughput.figures(seconds, regions=result.counts["regions"], **result.work)
-                scores = self._look(done)
+                scores = self._evaluate(done)
                 if metrics:
                     metrics.write(
                         step=done,
@@ -144,20 +154,21 @@ class _Worker:
                         **({"heldout": scores} if scores else {}),
                     )
                 if done % plan.checkpoints.every_steps == 0 or done == num_steps:
-                    report_checkpoint(self.engine, plan, self.base_hash, step=done, score=scores.get(plan.eval.score))
+                    score = scores.get(plan.eval.score)
+                    report_checkpoint(self.storage, self.engine, self.record, step=done, score=score)
         if metrics:
             metrics.close()
         self._save_model()
 
-    def _look(self, done: int) -> dict[str, float]:
+    def _evaluate(self, done: int) -> dict[str, float]:
         """Scores of held-out images after so many steps, and the seconds that it took; nothing where none is due."""
         if not self.evaluator.due(done, self.batches.num_steps):
             return {}
         started = time.monotonic()
         with self._autocast():
-            look = self.evaluator.look(self.captioner, done)
-        put_look(self.plan, look.files)
-        return {**look.scores, "seconds": round(time.monotonic() - started, 2)}
+            result = self.evaluator.evaluate(self.captioner, done)
+        self.storage.push_files(result.files)
+        return {**result.scores, "seconds": round(time.monotonic() - started, 2)}
 
     def _step(self, step: Step, rate: float) -> _StepResult:
         """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""
@@ -225,7 +236,7 @@ class _Worker:
                     os.replace(partial, target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-                put_model(self.plan)
+                self.storage.push_model()
         torch.distributed.barrier()
 
     def _parameters_to_save(self) -> list[Tensor]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.trainings import storage_of
 
 from ureca.model.captioner import Captioner
 from ureca.training.checkpoint.best import make_best_model, make_model_of
-from ureca.training.checkpoint.files import PARTS, CheckpointWriter, checkpoints_folder, complete_checkpoints
+from ureca.training.checkpoint.files import PARTS, CheckpointWriter, complete_checkpoints
 from ureca.training.config import EvalConfig, LoraConfig, Stage1Config, Stage2Config
 from ureca.training.plan import Plan
 
@@ -39,13 +40,13 @@ def drawn(plan: Plan, seed: int) -> Captioner:
 
 
 def save(plan: Plan, captioner: Captioner, step: int, score: float | None, scored_by: str = "rouge_l") -> Path:
-    writer = CheckpointWriter(checkpoints_folder(plan), step)
+    writer = CheckpointWriter(storage_of(plan).checkpoints, step)
     weights = {name: value.detach() for name, value in captioner.named_parameters() if value.requires_grad}
     for part in PARTS:
         writer.add(part, weights)
     told = {"seed": 0, "base_hash": "0" * 64, "workers": {"num_workers": 2, "sharing": "ZeRO 1"}}
     writer.finish({"step": step, "score": score, "scored_by": scored_by, "plan": plan.identity(), **told})
-    return Path(checkpoints_folder(plan)) / writer.name
+    return Path(storage_of(plan).checkpoints) / writer.name
 
 
 def files(folder: Path) -> Mapping[str, bytes]:
@@ -58,7 +59,7 @@ def test_it_is_the_model_of_the_best_checkpoint_s_weights(plan: Plan, tmp_path: 
     save(plan, drawn(plan, seed=2), 20, 0.5)
     save(plan, drawn(plan, seed=3), 30, None)
     save(plan, drawn(plan, seed=4), 40, 0.9, scored_by="uniqueness")
-    made = make_best_model(plan)
+    made = make_best_model(Path(plan.directory), storage_of(plan).checkpoints, plan.eval.score)
     assert made
     assert (made.directory.name, made.step, made.score) == ("model_best", 10, 0.75)
     best.save_pretrained(tmp_path / "expected")
@@ -74,7 +75,7 @@ def test_a_damaged_checkpoint_is_passed_over(plan: Plan) -> None:
     data[-1] ^= 1
     damaged.write_bytes(data)
     save(plan, drawn(plan, seed=2), 20, 0.5)
-    made = make_best_model(plan)
+    made = make_best_model(Path(plan.directory), storage_of(plan).checkpoints, plan.eval.score)
     assert made
     assert made.step == 20
 
@@ -86,7 +87,7 @@ def test_every_whole_checkpoint_gives_its_model(plan: Plan, tmp_path: Path) -> N
         if step == 20:
             (folder / "weights.safetensors").write_bytes(b"cut")
     found = []
-    for checkpoint in complete_checkpoints(checkpoints_folder(plan)):
+    for checkpoint in complete_checkpoints(storage_of(plan).checkpoints):
         found.append(checkpoint.step)
         make_model_of(checkpoint, tmp_path / "run" / "model", tmp_path / "made")
         saved[checkpoint.step].save_pretrained(tmp_path / "expected")
@@ -96,9 +97,9 @@ def test_every_whole_checkpoint_gives_its_model(plan: Plan, tmp_path: Path) -> N
 
 def test_without_a_score_there_is_none_and_an_earlier_one_is_gone(plan: Plan) -> None:
     save(plan, drawn(plan, seed=1), 10, 0.75)
-    made = make_best_model(plan)
+    made = make_best_model(Path(plan.directory), storage_of(plan).checkpoints, plan.eval.score)
     assert made
     assert made.directory.is_dir()
     other = replace(plan, eval=EvalConfig(score="uniqueness"))
-    assert make_best_model(other) is None
+    assert make_best_model(Path(other.directory), storage_of(other).checkpoints, other.eval.score) is None
     assert not made.directory.exists()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.trainings import storage_of
 
 from ureca.errors import CheckpointError, StorageError
 from ureca.storage.files import list_folders
@@ -15,13 +16,12 @@ from ureca.training.checkpoint.files import (
     PARTS,
     Checkpoint,
     CheckpointWriter,
-    checkpoints_folder,
     completed_steps,
     delete_all_checkpoints,
     newest_checkpoint,
     repair_checkpoint_index,
 )
-from ureca.training.checkpoint.optimizer_state import _layout, resume_message
+from ureca.training.checkpoint.optimizer_state import resume_message
 from ureca.training.config import BatchConfig, CheckpointConfig, LoraConfig, Stage1Config, Stage2Config, WorkersConfig
 from ureca.training.plan import Plan
 
@@ -30,7 +30,7 @@ TENSORS = {"mask_encoder.a": torch.arange(6.0).reshape(2, 3), "mask_encoder.b": 
 
 def save(plan: Plan, step: int) -> str:
     """A checkpoint as the loop writes one; returns its folder's name."""
-    writer = CheckpointWriter(checkpoints_folder(plan), step)
+    writer = CheckpointWriter(storage_of(plan).checkpoints, step)
     for part in PARTS:
         writer.add(part, {name: tensor + step for name, tensor in TENSORS.items()})
     workers = {"num_workers": 2, "sharing": "ZeRO 1"}
@@ -44,16 +44,21 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def folder(plan: Plan, name: str) -> Path:
-    return Path(checkpoints_folder(plan)) / name
+    return Path(storage_of(plan).checkpoints) / name
 
 
 def test_the_newest_comes_back_as_it_was_written(plan: Plan) -> None:
-    assert newest_checkpoint(plan, with_content=True) == (None, [])
+    assert newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True) == (None, [])
     for step in (8, 16, 100):
         name = save(plan, step)
-    found, damaged = newest_checkpoint(plan, with_content=True)
+    found, damaged = newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True)
     assert found
-    assert (found.name, found.step, damaged, completed_steps(plan)) == (name, 100, [], 100)
+    assert (found.name, found.step, damaged, completed_steps(storage_of(plan).checkpoints, plan.identity())) == (
+        name,
+        100,
+        [],
+        100,
+    )
     for part in PARTS:
         assert found.parts[part].keys() == TENSORS.keys()
         assert all(torch.equal(found.parts[part][key], TENSORS[key] + 100) for key in TENSORS)
@@ -95,7 +100,7 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(plan: Plan, damage, mes
     save(plan, 8)
     name = save(plan, 16)
     damage(folder(plan, name))
-    found, damaged = newest_checkpoint(plan, with_content=True)
+    found, damaged = newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True)
     assert found
     assert found.step == 8
     assert damaged == [f"{name}: {message}"]
@@ -104,39 +109,42 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(plan: Plan, damage, mes
 def test_when_none_is_whole_nothing_begins_again_by_itself(plan: Plan) -> None:
     flip(folder(plan, save(plan, 8)))
     with pytest.raises(CheckpointError, match=r"none of its checkpoints is whole: .*SHA-256.*Copy one back"):
-        newest_checkpoint(plan, with_content=True)
+        newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True)
 
 
 def test_saves_that_were_cut_off_are_no_checkpoints(plan: Plan) -> None:
     name = save(plan, 8)
     lose_record(folder(plan, name))
-    assert newest_checkpoint(plan, with_content=True) == (None, [f"{name}: no record.json"])
-    delete_all_checkpoints(plan)
-    assert not list_folders(checkpoints_folder(plan))
+    assert newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True) == (
+        None,
+        [f"{name}: no record.json"],
+    )
+    delete_all_checkpoints(storage_of(plan).checkpoints)
+    assert not list_folders(storage_of(plan).checkpoints)
 
 
 def test_other_folders_beside_them_are_left_alone(plan: Plan) -> None:
     save(plan, 8)
     (folder(plan, "checkpoint_of_mine")).mkdir()
-    delete_all_checkpoints(plan)
-    assert list_folders(checkpoints_folder(plan)) == ["checkpoint_of_mine"]
+    delete_all_checkpoints(storage_of(plan).checkpoints)
+    assert list_folders(storage_of(plan).checkpoints) == ["checkpoint_of_mine"]
 
 
 def test_another_plan_is_refused(plan: Plan) -> None:
     save(plan, 8)
-    with pytest.raises(CheckpointError, match="seed=0 there, 7 here"):
-        completed_steps(replace(plan, seed=7))
+    with pytest.raises(CheckpointError, match="seed=0 in the checkpoint, 7 here"):
+        completed_steps(storage_of(plan).checkpoints, replace(plan, seed=7).identity())
 
 
 def test_a_list_of_ray_train_that_a_full_disk_emptied_is_removed(plan: Plan) -> None:
-    assert not repair_checkpoint_index(plan)
+    assert not repair_checkpoint_index(storage_of(plan).checkpoints)
     save(plan, 8)
     snapshot = folder(plan, "checkpoint_manager_snapshot.json")
     for text in ("", '{"ray_version": "9', json.dumps({"ray_version": "0.1"})):
         snapshot.write_text(text)
-        assert repair_checkpoint_index(plan)
+        assert repair_checkpoint_index(storage_of(plan).checkpoints)
         assert not snapshot.exists()
-    assert completed_steps(plan) == 8
+    assert completed_steps(storage_of(plan).checkpoints, plan.identity()) == 8
 
 
 @pytest.mark.parametrize(
@@ -159,29 +167,35 @@ def test_what_draws_otherwise_is_told(tmp_path: Path, changed: dict[str, Any], t
             workers=WorkersConfig(**workers),
         )
 
-    recorded = _layout(Plan.of(config(), tmp_path))
+    recorded = Plan.of(config(), tmp_path).checkpoint_record("0" * 64)["workers"]
     plan = Plan.of(config(**changed), tmp_path)
     told = told.format(name="checkpoint_8", dropout="dropout draws otherwise than it would have (another")
-    assert resume_message(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), plan).endswith(told)
+    assert resume_message(
+        Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), plan.checkpoint_record("0" * 64)
+    ).endswith(told)
     older = {name: recorded[name] for name in ("num_workers", "sharing")}  # as before passes were recorded
-    assert "step 8" in resume_message(Checkpoint("run/checkpoint_8", {"step": 8, "workers": older}), plan)
+    assert "step 8" in resume_message(
+        Checkpoint("run/checkpoint_8", {"step": 8, "workers": older}), plan.checkpoint_record("0" * 64)
+    )
     without = replace(plan, lora=replace(plan.lora or LoraConfig(), dropout=0.0))
-    assert "dropout" not in resume_message(Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), without)
+    assert "dropout" not in resume_message(
+        Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), without.checkpoint_record("0" * 64)
+    )
 
 
 def test_checkpoints_in_s3(s3_bucket: str, tmp_path: Path) -> None:
     storage = CheckpointConfig(storage=f"{s3_bucket}/some/run/")
     plan = Plan.of(Stage1Config(table="t", checkpoints=storage), tmp_path)
-    assert checkpoints_folder(plan) == f"{s3_bucket}/some/run/checkpoints"
-    assert newest_checkpoint(plan, with_content=True) == (None, [])
+    assert storage_of(plan).checkpoints == f"{s3_bucket}/some/run/checkpoints"
+    assert newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True) == (None, [])
     save(plan, 8)
     save(plan, 16)
-    found, _ = newest_checkpoint(plan, with_content=True)
+    found, _ = newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True)
     assert found
     assert found.step == 16
     assert torch.equal(found.parts["weights"]["mask_encoder.b"], torch.ones(1) + 16)
-    delete_all_checkpoints(plan)
-    assert completed_steps(plan) == 0
+    delete_all_checkpoints(storage_of(plan).checkpoints)
+    assert completed_steps(storage_of(plan).checkpoints, plan.identity()) == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -200,13 +214,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(small_disk: Path) -> None:
     plan = Plan.of(Stage1Config(table="t"), small_disk)
     save(plan, 8)
-    writer = CheckpointWriter(checkpoints_folder(plan), 16)
+    writer = CheckpointWriter(storage_of(plan).checkpoints, 16)
     writer.add("weights", TENSORS)
     with pytest.raises(
         StorageError, match="the disk is full or a limit is reached.*what was there before is unchanged"
     ):
         writer.add("exp_avg", {"large": torch.zeros(20_000)})
-    assert len(list_folders(checkpoints_folder(plan))) == 1  # what the failed one took is free again
-    found, damaged = newest_checkpoint(plan, with_content=True)
+    assert len(list_folders(storage_of(plan).checkpoints)) == 1  # what the failed one took is free again
+    found, damaged = newest_checkpoint(storage_of(plan).checkpoints, plan.identity(), with_content=True)
     assert found
     assert (found.step, damaged) == (8, [])

@@ -20,20 +20,40 @@ def test_a_stage_carries_on_what_its_start_records(tiny_base: Path, region_table
     plan = Plan.of(stage1, first.parent)
     plan.captioner().save_pretrained(first)
     figures = {"model": str(first), "steps": 3, "loss_last": 1.5, "heldout": {}}
-    record_training(stage1, plan, model=first, figures=figures, data=DATA, looks={"rouge_l": 0.5}, weights={"step": 3})
+    record_training(
+        stage1,
+        stage=1,
+        table=plan.table,
+        init_directory="",
+        model=first,
+        figures=figures,
+        data=DATA,
+        eval_scores={"rouge_l": 0.5},
+        weights={"step": 3},
+    )
 
     stage2 = Stage2Config(table=str(region_table), base=str(tiny_base), init=str(first))
     second = tmp_path / "stage2" / "model"
     second.mkdir(parents=True)
     plan = Plan.of(stage2, second.parent)
     for _ in range(2):  # a finished run that is started again writes it again
-        record_training(stage2, plan, model=second, figures={"steps": 5}, data=DATA, looks={}, weights={"step": 5})
+        record_training(
+            stage2,
+            stage=2,
+            table=plan.table,
+            init_directory=plan.init_directory,
+            model=second,
+            figures={"steps": 5},
+            data=DATA,
+            eval_scores={},
+            weights={"step": 5},
+        )
 
     text = (second / "training.json").read_text()
     stages = json.loads(text)["stages"]
     assert [stage["stage"] for stage in stages] == [1, 2]
     assert [stage["figures"] for stage in stages] == [{"steps": 3, "loss_last": 1.5}, {"steps": 5}]
-    assert stages[0]["looks"] == {"rouge_l": 0.5}
+    assert stages[0]["eval_scores"] == {"rouge_l": 0.5}
     assert stages[1]["settings"]["init"] == "stage1/model"
     assert stages[1]["data"]["images"] == 4
     assert str(tmp_path) not in text

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from support.paths import SUPPORT, TESTS
-from support.trainings import NUM_STEPS, Trained, assert_same_curve, assert_same_training
+from support.trainings import NUM_STEPS, Trained, assert_same_curve, assert_same_training, steps_of
 
 from ureca.errors import ConfigError
 from ureca.storage.files import copy_folder, list_folders, read_bytes
-from ureca.training.checkpoint.files import PARTS, CheckpointWriter, completed_steps
+from ureca.training.checkpoint.files import PARTS, CheckpointWriter
 from ureca.training.config import CheckpointConfig, Stage1Config, WorkersConfig
 from ureca.training.deepspeed import TrainingError
 from ureca.training.launch import fit, ray_checkpoint_config
@@ -94,13 +94,13 @@ def test_a_full_disk_ends_the_training_and_with_space_it_goes_on(
     shutil.move(tmp_path / "run" / "checkpoints", small_disk)
     config = replace(two_workers.config, checkpoints=CheckpointConfig(every_steps=8, storage=str(small_disk)))
     plan = Plan.of(config, tmp_path / "run")
-    assert completed_steps(plan) == 56
+    assert steps_of(plan) == 56
     with pytest.raises(TrainingError) as ended:
         fit(config, tmp_path / "run")
     assert str(ended.value).startswith("step 64: its checkpoint can't be saved. ")
     assert "the disk is full" in str(ended.value)
     assert str(ended.value).endswith("The same command then goes on from the checkpoint before.")
-    assert completed_steps(plan) == 56
+    assert steps_of(plan) == 56
     assert len(list_folders(small_disk / "checkpoints")) == 1
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

@@ -9,27 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from support.trainings import select_images, storage_of
 
 from ureca.errors import CheckpointError, ConfigError, StorageError
 from ureca.model.captioner import Captioner, CaptionerConfig
 from ureca.storage.files import copy_folder, list_folders, read_bytes, walk_files, write_bytes
 from ureca.training.checkpoint.optimizer_state import report_checkpoint
-from ureca.training.checkpoint.s3_sync import (
-    put_inputs,
-    put_look,
-    put_metrics,
-    put_model,
-    put_notes,
-    put_results,
-    take_inputs,
-    take_notes,
-    take_results,
-)
 from ureca.training.config import CheckpointConfig, EvalConfig, Stage1Config, Stage2Config
 from ureca.training.data.table_index import TableIndex, open_index, prepare_index
 from ureca.training.deepspeed import TrainingError
 from ureca.training.launch import EndAtUsersErrors
-from ureca.training.monitor.inloop_eval import InLoopEvaluator, eval_directory, select_eval_images
+from ureca.training.monitor.inloop_eval import InLoopEvaluator, eval_directory
 from ureca.training.monitor.metrics import FILE, MetricsWriter
 from ureca.training.monitor.tail import WorkerLogReader, log_event
 from ureca.training.plan import Plan, resolve_defaults
@@ -65,23 +55,24 @@ def files(folder: str | Path) -> dict[str, bytes]:
 @pytest.mark.usefixtures("alone")
 def test_looks_travel_as_metrics_and_model_do(driver: Plan, tmp_path: Path) -> None:
     index = indexed(driver)
-    select_eval_images(driver)
-    put_inputs(driver)
+    select_images(driver)
+    storage_of(driver).push_inputs(init_copy=driver.init_copy, evaluates=driver.eval.every_steps > 0)
 
     worker = replace(driver, directory=str(tmp_path / "worker"))
-    take_inputs(worker)
+    storage_of(worker).pull_inputs(init_copy=worker.init_copy, evaluates=worker.eval.every_steps > 0)
     assert len(open_index(tmp_path / "worker")) == len(index)
     captioner = worker.captioner()
-    look = InLoopEvaluator(worker, rank=0, num_workers=1).look(captioner, 2)
-    put_look(worker, look.files)
+    evaluator = InLoopEvaluator(worker.directory, worker.eval, cue="mask", in_lockstep=False, rank=0, num_workers=1)
+    found = evaluator.evaluate(captioner, 2)
+    storage_of(worker).push_files(found.files)
     metrics = MetricsWriter(worker.directory, first_step=0)
     metrics.write(step=1, num_steps=1, loss=1.0)
     metrics.close()
-    put_metrics(worker)
+    storage_of(worker).push_metrics()
     captioner.save_pretrained(tmp_path / "worker" / "model")
-    put_model(worker)
+    storage_of(worker).push_model()
 
-    take_results(driver, 1)
+    storage_of(driver).pull_results(1, evaluates=driver.eval.every_steps > 0)
     for name in ("eval", "model"):
         assert files(tmp_path / "driver" / name) == files(tmp_path / "worker" / name)
     assert set(files(eval_directory(driver.directory, 2))) == {"captions.jsonl", "image_00.jpg", "image_01.jpg"}
@@ -90,7 +81,7 @@ def test_looks_travel_as_metrics_and_model_do(driver: Plan, tmp_path: Path) -> N
     for file in ("model/training.json", "model_best/captioner_config.json", "training.png"):
         (tmp_path / "driver" / file).parent.mkdir(exist_ok=True)
         (tmp_path / "driver" / file).write_text(file)
-    put_results(driver, "training.png")
+    storage_of(driver).push_results("training.png")
     there = files(driver.checkpoints.storage)
     assert there == files(tmp_path / "driver")
 
@@ -98,21 +89,21 @@ def test_looks_travel_as_metrics_and_model_do(driver: Plan, tmp_path: Path) -> N
 def test_a_machine_that_has_another_index_takes_the_driver_s(driver: Plan, tmp_path: Path) -> None:
     plain = replace(driver, eval=EvalConfig())
     indexed(plain)
-    put_inputs(plain)
+    storage_of(plain).push_inputs(init_copy=plain.init_copy, evaluates=plain.eval.every_steps > 0)
     worker = replace(plain, directory=str(tmp_path / "worker"))
     indexed(replace(worker, heldout=0.7))
     before = len(open_index(tmp_path / "worker"))
-    take_inputs(worker)
+    storage_of(worker).pull_inputs(init_copy=worker.init_copy, evaluates=worker.eval.every_steps > 0)
     assert len(open_index(tmp_path / "worker")) == len(open_index(tmp_path / "driver")) > before
 
 
 def test_a_run_with_local_checkpoints_puts_and_takes_nothing(driver: Plan, tmp_path: Path) -> None:
     plan = replace(driver, checkpoints=CheckpointConfig())
-    put_inputs(plan)
-    put_model(plan)
-    put_results(plan, "training.png")
-    take_inputs(plan)
-    take_results(plan, 1)
+    storage_of(plan).push_inputs(init_copy=plan.init_copy, evaluates=plan.eval.every_steps > 0)
+    storage_of(plan).push_model()
+    storage_of(plan).push_results("training.png")
+    storage_of(plan).pull_inputs(init_copy=plan.init_copy, evaluates=plan.eval.every_steps > 0)
+    storage_of(plan).pull_results(1, evaluates=plan.eval.every_steps > 0)
     assert not (tmp_path / "driver").exists()
 
 
@@ -146,14 +137,16 @@ def test_the_model_to_start_from_travels_to_machines_that_do_not_see_it(
     driver = Plan.of(config, tmp_path / "driver")
     assert driver.init == here
     indexed(driver)
-    put_inputs(driver)
+    storage_of(driver).push_inputs(init_copy=driver.init_copy, evaluates=driver.eval.every_steps > 0)
     if place != "s3":
         shutil.rmtree(here)
     shutil.move(tmp_path / "driver", tmp_path / "gone")
 
     worker = replace(driver, directory=str(tmp_path / "worker"))
-    take_inputs(worker)
-    take_inputs(worker)  # a machine's second worker
+    storage_of(worker).pull_inputs(init_copy=worker.init_copy, evaluates=worker.eval.every_steps > 0)
+    storage_of(worker).pull_inputs(
+        init_copy=worker.init_copy, evaluates=worker.eval.every_steps > 0
+    )  # a machine's second worker
     captioner = worker.captioner()
     for name, weight in mask_encoder(captioner).items():
         assert torch.equal(weight, expected[name]), name
@@ -193,17 +186,17 @@ def test_notes_travel_to_the_driver_and_to_the_next_first_worker(driver: Plan, t
     told = WorkerLogReader(driver.directory)
     for number, worker in enumerate(workers):
         Path(worker.directory).mkdir()
-        take_notes(worker)
+        storage_of(worker).pull_log()
         log_event(worker.directory, f"start {number}")
-        put_notes(worker)
-    take_notes(driver)
+        storage_of(worker).push_log()
+    storage_of(driver).pull_log()
     assert told.new() == ["start 0", "start 1"]
     log_event(driver.directory, "told by this machine")
-    take_notes(driver)  # which has more than S3
+    storage_of(driver).pull_log()  # which has more than S3
     assert told.new() == ["told by this machine"]
     plain = replace(driver, checkpoints=CheckpointConfig(), directory=str(tmp_path / "plain"))
-    put_notes(plain)
-    take_notes(plain)
+    storage_of(plain).push_log()
+    storage_of(plain).pull_log()
     assert not (tmp_path / "plain").exists()
 
 
@@ -223,7 +216,7 @@ def test_s3_that_does_not_answer_while_saving_is_tried_again_and_a_full_disk_is_
         "ureca.storage.files._s3", lambda _: (_ for _ in ()).throw(OSError("AWS Error NETWORK_CONNECTION"))
     )
     with pytest.raises(StorageError, match=r"silent/checkpoints/.*no answer from S3") as raised:
-        report_checkpoint(_Trained(), silent, "0" * 64, step=8)
+        report_checkpoint(storage_of(silent), _Trained(), silent.checkpoint_record("0" * 64), step=8)
     run_context: Any = None
     EndAtUsersErrors().after_exception(run_context, {0: raised.value})
 
@@ -233,6 +226,6 @@ def test_s3_that_does_not_answer_while_saving_is_tried_again_and_a_full_disk_is_
     monkeypatch.setattr("os.fsync", full)
     local = replace(driver, checkpoints=CheckpointConfig())
     with pytest.raises(TrainingError, match=r"^step 8: its checkpoint can't be saved\. .*the disk is full") as ended:
-        report_checkpoint(_Trained(), local, "0" * 64, step=8)
+        report_checkpoint(storage_of(local), _Trained(), local.checkpoint_record("0" * 64), step=8)
     with pytest.raises(TrainingError):
         EndAtUsersErrors().after_exception(run_context, {0: ended.value})

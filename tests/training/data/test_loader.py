@@ -58,7 +58,9 @@ def trained(plan: Plan, captioner: Captioner, *, num_workers: int, steps: Sequen
     objective = CaptionLoss()
     results: list[dict[str, Any]] = [{"loss": 0.0, "tokens": 0.0, "regions": 0.0} for _ in steps]
     for rank in range(num_workers):
-        batches = BatchLoader(plan, captioner, rank=rank, num_workers=num_workers)
+        batches = BatchLoader(
+            Path(plan.directory), plan.loader_settings(), captioner, rank=rank, num_workers=num_workers
+        )
         batches.enable_feature_cache()
         with batches.begin(steps[0]) as feed:
             for result, step in zip(results, feed, strict=False):
@@ -129,7 +131,7 @@ def test_a_worker_without_regions_passes_through_the_model_and_adds_nothing(
 
 def test_passes_stay_below_their_budget(table: Path, captioner: Captioner, tiny_base: Path, tmp_path: Path) -> None:
     plan = plan_of(table, tiny_base, tmp_path, tokens_per_step=1400, tokens_per_device=500)
-    batches = BatchLoader(plan, captioner, rank=0, num_workers=1)
+    batches = BatchLoader(Path(plan.directory), plan.loader_settings(), captioner, rank=0, num_workers=1)
     with batches.begin(0) as feed:
         for _, step in zip(range(6), feed, strict=False):
             tokens = [one.batch.counts.tokens for one in feed.microbatches(step)]
@@ -143,7 +145,7 @@ def test_a_start_in_the_middle_is_fed_what_the_whole_run_was_fed(
     plan = plan_of(table, tiny_base, tmp_path, tokens_per_step=700, tokens_per_device=400)
 
     def fed(first: int, last: int) -> list[torch.Tensor]:
-        batches = BatchLoader(plan, captioner, rank=0, num_workers=2)
+        batches = BatchLoader(Path(plan.directory), plan.loader_settings(), captioner, rank=0, num_workers=2)
         with batches.begin(first) as feed:
             some = [one for _, step in zip(range(first, last), feed, strict=False) for one in feed.microbatches(step)]
             return [one.batch.labels for one in some]
@@ -162,7 +164,7 @@ def test_what_does_not_fit_a_pass_or_a_step_is_told_at_once(table: Path, tiny_ba
         with pytest.raises(
             ConfigError, match=rf"batch\.{name}=60: image 'image\d\d' \(64 x 96\) with one of its regions"
         ):
-            make_sampler(plan, index, plan.processor())
+            make_sampler(plan.loader_settings(), index, plan.processor())
 
 
 def test_an_image_that_goes_missing_is_named_when_its_turn_comes(
@@ -172,7 +174,7 @@ def test_an_image_that_goes_missing_is_named_when_its_turn_comes(
     write_regions(tmp_path / "t.parquet", rows)
     plan = plan_of(tmp_path / "t.parquet", tiny_base, tmp_path, images_per_step=1)
     Path(rows[3].image_path or "").unlink()
-    batches = BatchLoader(plan, captioner, rank=0, num_workers=1)
+    batches = BatchLoader(Path(plan.directory), plan.loader_settings(), captioner, rank=0, num_workers=1)
     shown = []
 
     def train() -> None:
@@ -194,7 +196,7 @@ def test_a_mask_that_cannot_be_decoded_is_named_when_its_turn_comes(
     write_regions(tmp_path / "t.parquet", rows)
     monkeypatch.setattr("ureca.training.data.table_scan._IMAGES_LOOKED_AT", 1)  # else the pass over the table finds it
     plan = plan_of(tmp_path / "t.parquet", tiny_base, tmp_path, images_per_step=3)
-    batches = BatchLoader(plan, captioner, rank=0, num_workers=1)
+    batches = BatchLoader(Path(plan.directory), plan.loader_settings(), captioner, rank=0, num_workers=1)
 
     def train() -> None:
         with batches.begin(0) as feed:
@@ -208,4 +210,4 @@ def test_a_mask_that_cannot_be_decoded_is_named_when_its_turn_comes(
 def step_index_of(plan: Plan, directory: Path) -> Any:
     processor = plan.processor()
     index = prepare_index(plan.table, directory, processor, heldout=0.0, heldout_seed=0, has_begun=True)
-    return make_sampler(plan, index, processor)
+    return make_sampler(plan.loader_settings(), index, processor)

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.labeled_scenes import scene_row
 from support.paths import SUPPORT
+from support.trainings import select_images
 
 from ureca.config import config_to_dict
 from ureca.corpus.schema import ImageRow
@@ -42,7 +43,6 @@ from ureca.training.monitor.inloop_eval import (
     eval_directory,
     preserve_state,
     read_eval_images,
-    select_eval_images,
 )
 from ureca.training.monitor.metrics import read_metrics
 from ureca.training.plan import Plan
@@ -55,27 +55,27 @@ def config(table: Path, base: Path, **more: Any) -> Stage1Config:
     return Stage1Config(table=str(table), base=str(base), **settings)
 
 
-def watched(plan: Plan) -> list[str]:
-    select_eval_images(plan)
+def selected_ids(plan: Plan) -> list[str]:
+    select_images(plan)
     return [row.image_id for row in read_eval_images(plan.directory)]
 
 
 def test_the_same_held_out_images_are_watched_in_every_run(region_table: Path, tiny_base: Path, tmp_path: Path) -> None:
     plan = Plan.of(config(region_table, tiny_base), tmp_path / "a")
-    chosen = watched(plan)
+    chosen = selected_ids(plan)
     heldout = split_heldout([row.image_id for row in iter_images(region_table)], HELDOUT).heldout
     assert len(chosen) == 3
     assert set(chosen) < set(heldout) - {"broken"}
-    assert watched(Plan.of(config(region_table, tiny_base, seed=5), tmp_path / "b")) == chosen
+    assert selected_ids(Plan.of(config(region_table, tiny_base, seed=5), tmp_path / "b")) == chosen
     write_regions(tmp_path / "other_order.parquet", list(iter_images(region_table))[::-1])
-    assert watched(Plan.of(config(tmp_path / "other_order.parquet", tiny_base), tmp_path / "c")) == chosen
+    assert selected_ids(Plan.of(config(tmp_path / "other_order.parquet", tiny_base), tmp_path / "c")) == chosen
 
 
 def test_a_table_that_has_changed_is_noticed(region_table: Path, tiny_base: Path, tmp_path: Path) -> None:
     table = tmp_path / "table.parquet"
     table.write_bytes(region_table.read_bytes())
     plan = Plan.of(config(table, tiny_base), tmp_path / "run")
-    select_eval_images(plan)
+    select_images(plan)
     write_regions(table, list(iter_images(region_table))[:3])
     with pytest.raises(InputError, match="has changed since training began"):
         read_eval_images(plan.directory)
@@ -90,10 +90,10 @@ def test_nothing_to_look_at_is_told_before_training(region_table: Path, tiny_bas
     ]
     write_regions(bare, rows)
     with pytest.raises(InputError, match="no held-out image has captions"):
-        select_eval_images(Plan.of(config(bare, tiny_base), tmp_path))
+        select_images(Plan.of(config(bare, tiny_base), tmp_path))
     unknown = EvalConfig(every_steps=2, score="attribute_accuracy")
     with pytest.raises(InputError, match="known for drawn scenes only"):
-        select_eval_images(Plan.of(config(region_table, tiny_base, eval=unknown), tmp_path))
+        select_images(Plan.of(config(region_table, tiny_base, eval=unknown), tmp_path))
 
 
 def test_a_look_leaves_modes_and_random_states_as_they_were(tiny_base: Path) -> None:
@@ -118,12 +118,12 @@ def test_a_look_captions_scores_and_draws(tiny_base: Path, tmp_path: Path) -> No
     write_regions(tmp_path / "scenes.parquet", rows)
     eval_config = EvalConfig(every_steps=5, regions_per_image=3, max_new_tokens=6, pictures=1)
     plan = Plan.of(config(tmp_path / "scenes.parquet", tiny_base, heldout=0.5, eval=eval_config), tmp_path / "run")
-    assert select_eval_images(plan) == 1
-    looking = InLoopEvaluator(plan, rank=0, num_workers=1)
+    assert select_images(plan) == 1
+    looking = InLoopEvaluator(plan.directory, plan.eval, cue=plan.cue, in_lockstep=False, rank=0, num_workers=1)
     assert [step for step in range(1, 13) if looking.due(step, 12)] == [5, 10, 12]
 
     captioner = plan.captioner()
-    look = looking.look(captioner, 5)
+    look = looking.evaluate(captioner, 5)
     assert set(look.scores) == {"rouge_l", "attribute_accuracy", "uniqueness"}
     folder = eval_directory(tmp_path / "run", 5)
     assert [json.loads(line) for line in (folder / CAPTIONS_FILE).read_text().splitlines()] == look.records
@@ -153,7 +153,7 @@ def test_a_look_captions_scores_and_draws(tiny_base: Path, tmp_path: Path) -> No
             labels = {region.segmentation["counts"]: region.caption or "" for region in row.regions}
             return [labels[each["counts"]] for each in segmentations]
 
-    known = looking.look(Knows(), 10)  # type: ignore[arg-type]
+    known = looking.evaluate(Knows(), 10)  # type: ignore[arg-type]
     assert known.scores["rouge_l"] == 1.0
     assert known.scores["attribute_accuracy"] == 1.0
 
@@ -209,7 +209,7 @@ def looked(stage2_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for name, way in WAYS.items():
         workers = replace(stage2_plan.workers, zero_stage=way["zero_stage"])
         plan = replace(stage2_plan, workers=workers, directory=str(folder / name))
-        select_eval_images(plan)
+        select_images(plan)
         told = {"looks": way["looks"], "careless": way.get("careless", False), "output": str(folder / f"{name}.json")}
         tasks.append({"plan": config_to_dict(plan), **told})
     (folder / "tasks.json").write_text(json.dumps(tasks))
@@ -253,7 +253,7 @@ def test_a_look_that_disturbs_the_training_is_noticed(looked: dict[str, list[dic
 def test_captions_are_the_captioner_s_own_whichever_worker_makes_them(
     looked: dict[str, list[dict[str, Any]]], stage2_plan: Plan
 ) -> None:
-    select_eval_images(stage2_plan)
+    select_images(stage2_plan)
     captioner = stage2_plan.captioner().eval()
     expected = []
     for row in read_eval_images(stage2_plan.directory):
@@ -304,7 +304,7 @@ def test_a_run_leaves_scores_pictures_panel_plot_and_record(
     assert result.heldout == {name: scores[name] for name in ("rouge_l", "uniqueness")}
 
     records = [json.loads(text) for text in (eval_directory(tmp_path, 3) / CAPTIONS_FILE).read_text().splitlines()]
-    assert {record["image_id"] for record in records} == set(watched(Plan.of(stage1, tmp_path)))
+    assert {record["image_id"] for record in records} == set(selected_ids(Plan.of(stage1, tmp_path)))
     [picture] = eval_directory(tmp_path, 3).glob("*.jpg")
     with Image.open(picture) as drawn:
         assert np.asarray(drawn).std() > 10

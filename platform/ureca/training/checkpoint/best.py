@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ureca.model.captioner import MASK_ENCODER_FILE
 from ureca.training.checkpoint.files import MODEL_DIRECTORY, Checkpoint, best_checkpoint
-from ureca.training.plan import Plan
 
 BEST_DIRECTORY = "model_best"
 _ADAPTER_FILE = "adapter/adapter_model.safetensors"
@@ -33,18 +32,20 @@ class BestModel:
     """Its `eval.score`."""
 
 
-def make_best_model(plan: Plan) -> BestModel | None:
-    """Write `<run>/model_best`, in one piece, from `<run>/model` and the best checkpoint; None: none has a score.
+def make_best_model(directory: Path, checkpoints: str, score: str) -> BestModel | None:
+    """Write `<run>/model_best` atomically from `<run>/model` and the checkpoint with the highest `score`.
+
+    None if no checkpoint was scored by that metric; an older `model_best` is then removed.
 
     Raises:
         StorageError: S3 refuses or does not answer.
     """
-    target = Path(plan.directory) / BEST_DIRECTORY
-    checkpoint = best_checkpoint(plan)
+    target = directory / BEST_DIRECTORY
+    checkpoint = best_checkpoint(checkpoints, score)
     if checkpoint is None or checkpoint.score is None:
         shutil.rmtree(target, ignore_errors=True)
         return None
-    make_model_of(checkpoint, Path(plan.directory) / MODEL_DIRECTORY, target)
+    make_model_of(checkpoint, directory / MODEL_DIRECTORY, target)
     return BestModel(target, checkpoint.step, checkpoint.score)
 
 

@@ -36,7 +36,6 @@ from ureca.storage.files import (
     write_bytes,
     write_json,
 )
-from ureca.training.plan import Plan, refuse_other_plan
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 MODEL_DIRECTORY = "model"
@@ -83,11 +82,6 @@ class _UnfinishedError(_DamagedError):
     """A save that was cut off before its record."""
 
 
-def checkpoints_folder(plan: Plan) -> str:
-    """Where a plan's checkpoints are, as `ureca.storage.files` takes it."""
-    return f"{plan.checkpoints.storage or plan.directory}/{CHECKPOINTS_DIRECTORY}"
-
-
 class CheckpointWriter:
     """Writes one checkpoint part by part; only `finish` makes it one. For one process."""
 
@@ -123,17 +117,20 @@ class CheckpointWriter:
             raise
 
 
-def newest_checkpoint(plan: Plan, *, with_content: bool) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run that is whole (None: there never was one), and what is wrong with newer ones.
+def newest_checkpoint(
+    folder: str, settings: dict[str, Any], *, with_content: bool
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest complete checkpoint (None: the run never had one) and the faults of newer, damaged ones.
 
     Args:
-        with_content: read it and compare with the SHA-256 of its record; else sizes alone are compared.
+        folder: the run's folder of checkpoints.
+        settings: the run's identity, as its checkpoints record it (`Plan.identity`).
+        with_content: read the checkpoint and verify its SHA-256; otherwise only file sizes are compared.
 
     Raises:
-        CheckpointError: it was made under another plan; or there are checkpoints and none is whole.
+        CheckpointError: the checkpoint was made with other settings, or checkpoints exist and all are damaged.
         StorageError: S3 refuses or does not answer.
     """
-    folder = checkpoints_folder(plan)
     damaged: list[str] = []
     finished = False
     for name in reversed(_names(folder)):
@@ -143,7 +140,7 @@ def newest_checkpoint(plan: Plan, *, with_content: bool) -> tuple[Checkpoint | N
             finished |= not isinstance(error, _UnfinishedError)
             damaged.append(f"{name}: {error}")
             continue
-        refuse_other_plan(plan.directory, checkpoint.record["plan"], plan.identity())
+        refuse_other_settings(checkpoint.path, checkpoint.record["plan"], settings)
         return checkpoint, damaged
     if finished:
         raise CheckpointError(
@@ -153,18 +150,19 @@ def newest_checkpoint(plan: Plan, *, with_content: bool) -> tuple[Checkpoint | N
     return None, damaged
 
 
-def best_checkpoint(plan: Plan) -> Checkpoint | None:
-    """The whole checkpoint of the highest `eval.score`, the newest of equals, with its weights; None: none has one.
+def best_checkpoint(folder: str, score: str) -> Checkpoint | None:
+    """Return the complete checkpoint with the highest `score` (the newest of equals), weights loaded.
+
+    None if no checkpoint was scored by that metric.
 
     Raises:
         StorageError: S3 refuses or does not answer.
     """
-    folder = checkpoints_folder(plan)
     scored = []
     for name in _names(folder):
         with contextlib.suppress(_DamagedError):
             checkpoint = _open(f"{folder}/{name}")
-            if checkpoint.score is not None and checkpoint.record["scored_by"] == plan.eval.score:
+            if checkpoint.score is not None and checkpoint.record["scored_by"] == score:
                 scored.append(checkpoint)
     for checkpoint in sorted(scored, key=lambda each: (each.score, each.step), reverse=True):
         with contextlib.suppress(_DamagedError):
@@ -183,22 +181,21 @@ def complete_checkpoints(folder: str) -> Iterator[Checkpoint]:
             yield _open(f"{folder}/{name}", ("weights",))
 
 
-def completed_steps(plan: Plan) -> int:
-    """Steps that the newest whole checkpoint of a run has behind it; 0 without one. Starts no process.
+def completed_steps(folder: str, settings: dict[str, Any]) -> int:
+    """Return the number of steps of the newest complete checkpoint; 0 without one. Starts no process.
 
     Raises:
         CheckpointError, StorageError: as `newest_checkpoint`.
     """
-    checkpoint, _ = newest_checkpoint(plan, with_content=False)
+    checkpoint, _ = newest_checkpoint(folder, settings, with_content=False)
     return checkpoint.step if checkpoint else 0
 
 
-def repair_checkpoint_index(plan: Plan) -> bool:
-    """Remove Ray Train's list of checkpoints if it can't be read or names ones that are gone; says whether.
+def repair_checkpoint_index(folder: str) -> bool:
+    """Remove Ray Train's index of checkpoints if it is unreadable or names missing ones; return whether it was removed.
 
-    Ray Train writes it in place, so that a full disk leaves an empty file, with which it then refuses to start.
+    Ray Train writes its index in place, so a full disk leaves an empty file, with which Ray Train refuses to start.
     """
-    folder = checkpoints_folder(plan)
     if file_bytes(f"{folder}/{_RAY_LIST}") is None:
         return False
     try:
@@ -210,9 +207,8 @@ def repair_checkpoint_index(plan: Plan) -> bool:
     return False
 
 
-def delete_all_checkpoints(plan: Plan) -> None:
-    """Remove what an earlier start left that came to no checkpoint."""
-    folder = checkpoints_folder(plan)
+def delete_all_checkpoints(folder: str) -> None:
+    """Remove the remains of an earlier start that completed no checkpoint."""
     for name in _names(folder):
         remove_folder(f"{folder}/{name}")
     if file_bytes(f"{folder}/{_RAY_LIST}") is not None:
@@ -220,15 +216,29 @@ def delete_all_checkpoints(plan: Plan) -> None:
         where.delete_file(inner)
 
 
-def delete_unindexed_checkpoints(plan: Plan) -> None:
-    """Remove what Ray Train does not know and is older than what it does: cut-off saves, those of a lost list."""
-    folder = checkpoints_folder(plan)
+def delete_unindexed_checkpoints(folder: str) -> None:
+    """Remove checkpoints that Ray Train's index lacks and that are older than its newest: interrupted saves."""
     if file_bytes(f"{folder}/{_RAY_LIST}") is None:
         return
     listed = _listed(folder)
     for name in _names(folder):
         if name not in listed and name < max(listed, default=""):
             remove_folder(f"{folder}/{name}")
+
+
+def refuse_other_settings(checkpoint: str, recorded: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raise CheckpointError, naming both sides, if a checkpoint was made with other settings."""
+    missing = object()
+    differing = [
+        f"{key}={recorded.get(key)!r} in the checkpoint, {current.get(key)!r} here"
+        for key in {**recorded, **current}
+        if recorded.get(key, missing) != current.get(key, missing)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint}: this checkpoint belongs to another training: {'; '.join(differing)}. "
+            "Resume with the settings it was made with, or set another --run_directory."
+        )
 
 
 def _listed(folder: str) -> set[str]:

@@ -14,7 +14,6 @@ stepped, so its states are made here first.
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,13 +35,11 @@ from ureca.training.checkpoint.files import (
     Checkpoint,
     CheckpointPart,
     CheckpointWriter,
-    checkpoints_folder,
     newest_checkpoint,
 )
-from ureca.training.checkpoint.s3_sync import put_metrics, put_notes, take_metrics, take_notes
+from ureca.training.checkpoint.s3_sync import RunStorage
 from ureca.training.deepspeed import TrainingError
 from ureca.training.monitor.tail import log_event
-from ureca.training.plan import Plan
 
 
 def gather(engine: Any, part: CheckpointPart) -> dict[str, Tensor]:
@@ -78,10 +75,15 @@ class ResumeState:
             yield parameter, tensor
 
 
-def load_checkpoint(plan: Plan, module: nn.Module, base_hash: str, device: torch.device) -> ResumeState | None:
-    """Put the weights of the newest whole checkpoint into `module`, before DeepSpeed shares them out.
+def load_checkpoint(
+    storage: RunStorage, module: nn.Module, record: dict[str, Any], device: torch.device
+) -> ResumeState | None:
+    """Load the weights of the newest complete checkpoint into `module`, before DeepSpeed partitions them.
 
-    Says in the run's notes what it found and what it kept. All workers must call this; None without a checkpoint.
+    Logs what was found and kept to the worker log. All workers must call this. None without a checkpoint.
+
+    Args:
+        record: of this run (`Plan.checkpoint_record`), compared with the checkpoint's.
 
     Raises:
         CheckpointError: it was made from another base, under another plan, or holds other parameters; or there are
@@ -90,18 +92,18 @@ def load_checkpoint(plan: Plan, module: nn.Module, base_hash: str, device: torch
     found = [0, 0]
     checkpoint = None
     if torch.distributed.get_rank() == 0:
-        Path(plan.directory).mkdir(parents=True, exist_ok=True)
-        checkpoint, damaged = newest_checkpoint(plan, with_content=True)
-        take_notes(plan)  # this machine may be another than the one before
+        storage.directory.mkdir(parents=True, exist_ok=True)
+        checkpoint, damaged = newest_checkpoint(storage.checkpoints, record["plan"], with_content=True)
+        storage.pull_log()  # this machine may not have run the last start
         where = f"going on from the one before, step {checkpoint.step}" if checkpoint else "starting at the beginning"
         if damaged:
-            log_event(plan.directory, f"checkpoint damaged: {'; '.join(damaged)}; {where}")
+            log_event(storage.directory, f"checkpoint damaged: {'; '.join(damaged)}; {where}")
         if checkpoint:
-            _refuse_other_model(checkpoint, plan, module, base_hash)
-            log_event(plan.directory, resume_message(checkpoint, plan))
-            take_metrics(plan, checkpoint.step)
+            _refuse_other_model(checkpoint, module, record)
+            log_event(storage.directory, resume_message(checkpoint, record))
+            storage.pull_metrics(checkpoint.step)
             found = [1, checkpoint.step]
-        put_notes(plan)
+        storage.push_log()
     exists_, step = _from_first_worker(found, device)
     if not exists_:
         return None
@@ -131,11 +133,14 @@ def restore(engine: Any, resumed: ResumeState) -> None:
             _set(parameter, tensor, part)
 
 
-def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, score: float | None = None) -> None:
+def report_checkpoint(
+    storage: RunStorage, engine: Any, record: dict[str, Any], *, step: int, score: float | None = None
+) -> None:
     """Save what trains after `step` steps and report it to Ray Train. All workers must call this.
 
     Args:
-        score: of evaluation after this very step, the higher the better; None where there was none.
+        record: of this run (`Plan.checkpoint_record`), stored with the checkpoint.
+        score: of the evaluation after this step, higher is better; None without an evaluation.
 
     What was saved before is as it was in either case; worker 0 raises it.
 
@@ -144,25 +149,15 @@ def report_checkpoint(engine: Any, plan: Plan, base_hash: str, *, step: int, sco
         StorageError: S3 refuses or does not answer, which may pass: failures.py lets it be tried again.
     """
     first = torch.distributed.get_rank() == 0
-    writer = CheckpointWriter(checkpoints_folder(plan), step) if first else None
+    writer = CheckpointWriter(storage.checkpoints, step) if first else None
     try:
         for part in PARTS:
             tensors = gather(engine, part)
             if writer:
                 writer.add(part, tensors)
         if writer:
-            writer.finish(
-                {
-                    "step": step,
-                    "seed": plan.seed,
-                    "score": score,
-                    "scored_by": plan.eval.score,
-                    "base_hash": base_hash,
-                    "workers": _layout(plan),
-                    "plan": plan.identity(),
-                }
-            )
-            put_metrics(plan)
+            writer.finish({"step": step, "score": score, **record})
+            storage.push_metrics()
     except StorageError as error:
         if not is_full_disk(error):
             raise
@@ -187,9 +182,9 @@ def report_saved(writer: CheckpointWriter | None, *, step: int, score: float | N
     ray.train.report(metrics, checkpoint=saved, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
-def resume_message(checkpoint: Checkpoint, plan: Plan) -> str:
+def resume_message(checkpoint: Checkpoint, record: dict[str, Any]) -> str:
     """One line: where a run goes on, and what it kept of its checkpoint."""
-    now = _layout(plan)
+    now = record["workers"]
     before = {**now, **checkpoint.record["workers"]}  # older checkpoints don't tell all of it
     where = f"going on after step {checkpoint.step}"
     if before == now:
@@ -201,20 +196,9 @@ def resume_message(checkpoint: Checkpoint, plan: Plan) -> str:
     )
     # Each step's draws are seeded by its number and the worker, and go by that worker's passes and device.
     others = [name for name in ("num_workers", "tokens_per_device", "use_gpu") if before[name] != now[name]]
-    if plan.lora and plan.lora.dropout and others:
+    if record["plan"].get("lora.dropout") and others:
         text += f"; dropout draws otherwise than it would have (another {', '.join(others)})"
     return text
-
-
-def _layout(plan: Plan) -> dict[str, Any]:
-    workers = plan.workers
-    offloaded = workers.offload_optimizer or workers.offload_weights
-    return {
-        "num_workers": workers.num_workers,
-        "sharing": f"ZeRO {workers.zero_stage}{', offloaded' if offloaded else ''}",
-        "use_gpu": workers.use_gpu,
-        "tokens_per_device": plan.batch.tokens_per_device,
-    }
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -246,11 +230,11 @@ def _set(parameter: nn.Parameter, tensor: Tensor, part: CheckpointPart) -> None:
         safe_set_local_optimizer_state(parameter, mine, part)
 
 
-def _refuse_other_model(checkpoint: Checkpoint, plan: Plan, module: nn.Module, base_hash: str) -> None:
-    recorded = checkpoint.record["base_hash"]
+def _refuse_other_model(checkpoint: Checkpoint, module: nn.Module, record: dict[str, Any]) -> None:
+    recorded, base_hash = checkpoint.record["base_hash"], record["base_hash"]
     if recorded != base_hash:
         raise CheckpointError(
-            f"{plan.directory}: its checkpoint was made from a base with weights {recorded[:12]}, the base {plan.base} "
+            f"{checkpoint.path}: was made from a base with weights {recorded[:12]}, the base {record['plan']['base']} "
             f"now has {base_hash[:12]}. Put the former base back, or give another --run_directory."
         )
     mine = {name: tuple(parameter.shape) for name, parameter in _trained(module)}

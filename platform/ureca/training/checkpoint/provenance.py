@@ -1,6 +1,6 @@
 """training.json of a model directory: what it learned from, how, and what came of it, stage by stage.
 
-    {"stages": [{"stage", "settings", "data", "figures", "weights", "looks", "machine", "code"}, ...]}
+    {"stages": [{"stage", "settings", "data", "figures", "weights", "eval_scores", "machine", "code"}, ...]}
 
 Written by the driver when a stage has ended; a stage that starts from another's model directory carries that one's
 record on. Export makes the model card from it, so it names no folder of this machine beyond its last two parts.
@@ -18,44 +18,48 @@ from ureca.corpus.row_groups import RowGroups, TableFile, table_files
 from ureca.hardware import capture_context
 from ureca.model.exporting.export import TRAINING_FILE, read_training
 from ureca.storage.files import write_json
-from ureca.training.config import StageConfig
-from ureca.training.plan import Plan
+from ureca.training.config import StageConfig, WorkersConfig
 
 
 def record_training(
     config: StageConfig,
-    plan: Plan,
     *,
+    stage: int,
+    table: str,
+    init_directory: str,
     model: Path,
     figures: Mapping[str, Any],
     data: Mapping[str, Any],
-    looks: Mapping[str, float],
+    eval_scores: Mapping[str, float],
     weights: Mapping[str, Any],
 ) -> None:
     """Write the record of a stage that has ended into its model directory.
 
     Args:
+        stage: 1, 2 or 3.
+        table: absolute path of the region table.
+        init_directory: model directory that the stage started from; empty for the base itself.
         figures: of the run's summary.
         data: images and regions that it learned from.
-        looks: the last scores on held-out images; may be empty.
+        eval_scores: the last scores on held-out images; may be empty.
         weights: after which `step` they are; and of a best checkpoint `best_by`, `score`.
     """
-    before = read_training(plan.init_directory).get("stages", []) if plan.init else []
-    stage = {
-        "stage": plan.stage,
+    before = read_training(init_directory).get("stages", []) if init_directory else []
+    record = {
+        "stage": stage,
         "settings": shortened(config_to_dict(config)),
         "data": {
-            "table": shortened(plan.table),
+            "table": shortened(table),
             **data,
-            "heldout": plan.heldout,
-            "describers": describers_of(table_files(plan.table)),
+            "heldout": config.heldout,
+            "describers": describers_of(table_files(table)),
         },
         "figures": {name: value for name, value in figures.items() if name not in ("model", "heldout", "best")},
         "weights": dict(weights),
-        "looks": dict(looks),
-        **_made_with(plan),
+        "eval_scores": dict(eval_scores),
+        **_made_with(config.workers),
     }
-    write_json(model / TRAINING_FILE, {"stages": [*before, stage]})
+    write_json(model / TRAINING_FILE, {"stages": [*before, record]})
 
 
 def describers_of(files: list[TableFile]) -> dict[str, int]:
@@ -94,8 +98,8 @@ def _describer(provenance: Mapping[str, Any]) -> str:
     return f"{name} ({shortened(model)})" if model else str(name)
 
 
-def _made_with(plan: Plan) -> dict[str, str]:
-    workers, context = plan.workers, capture_context()
+def _made_with(workers: WorkersConfig) -> dict[str, str]:
+    context = capture_context()
     each = "each with a GPU" if workers.use_gpu else f"each with {workers.threads} CPU threads"
     kind = ", ".join(context["gpus"]) or context["cpu"]
     commit = context["commit"]

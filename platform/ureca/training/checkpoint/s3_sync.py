@@ -1,15 +1,13 @@
-"""A run whose checkpoints are in S3: what else goes there, so that its machines need no file system in common.
+"""Keep a run's folder in step with S3, so that its machines need no shared file system.
 
-    <storage>/table_index/        put by the driver before workers start, taken by each machine's
-              init_3f9c41d2a0b7/  likewise: the model directory to start from, named by its content
-              eval/images.json   likewise
-                    step_000050/  put by each worker after its part of a look, taken by the driver at the end
-              metrics.jsonl       put by worker 0 with each checkpoint, taken by worker 0 where it goes on elsewhere
-              worker_log.jsonl         put by worker 0 when it has noted something, taken where metrics are
-              model/              put by worker 0 at the end, taken by the driver, which adds its record
-              model_best/, training.png    put by the driver at the end
-
-Each function does nothing where `checkpoints.storage` is not in S3: a local one is the run's folder's neighbor.
+<storage>/table_index/         pushed by the driver before workers start, pulled by each machine
+          init_3f9c41d2a0b7/   likewise: the model directory to start from, named by its content
+          eval/images.json     likewise
+               step_000050/    pushed by each worker after its share of an evaluation, pulled by the driver
+          metrics.jsonl       pushed by worker 0 with each checkpoint, pulled by worker 0 when it resumes elsewhere
+          worker_log.jsonl    pushed by worker 0 after it logged an event, pulled where metrics are
+          model/              pushed by worker 0 at the end, pulled by the driver, which adds its record
+          model_best/, training.png    pushed by the driver at the end
 """
 
 import shutil
@@ -20,126 +18,122 @@ from ureca.model.captioner import CONFIG_FILE
 from ureca.model.exporting.export import TRAINING_FILE
 from ureca.storage.files import copy_folder, exists, file_bytes, read_bytes, write_bytes
 from ureca.training.checkpoint.best import BEST_DIRECTORY
-from ureca.training.checkpoint.files import MODEL_DIRECTORY
+from ureca.training.checkpoint.files import CHECKPOINTS_DIRECTORY, MODEL_DIRECTORY
 from ureca.training.data.table_index import INDEX_DIRECTORY, INDEX_RECORD
 from ureca.training.monitor.inloop_eval import EVAL_DIRECTORY, IMAGES_FILE
 from ureca.training.monitor.metrics import FILE, last_line
 from ureca.training.monitor.tail import WORKER_LOG_FILE
-from ureca.training.plan import Plan
 
-_WATCHED = f"{EVAL_DIRECTORY}/{IMAGES_FILE}"
-
-
-def put_inputs(plan: Plan) -> None:
-    """What workers begin with: the table's index, the model directory to start from, which images they look at."""
-    if _in_s3(plan):
-        if plan.init_copy and not exists(f"{_storage(plan)}/{plan.init_copy}/{CONFIG_FILE}"):
-            _put_folder(plan, plan.init_copy)
-        copy_folder(Path(plan.directory) / INDEX_DIRECTORY, f"{_storage(plan)}/{INDEX_DIRECTORY}", last=INDEX_RECORD)
-        if plan.eval.every_steps:
-            _put(plan, _WATCHED)
+_EVAL_IMAGES = f"{EVAL_DIRECTORY}/{IMAGES_FILE}"
 
 
-def take_inputs(plan: Plan) -> None:
-    """Where this machine has others or none. Several workers may do so at once: each file is replaced in one piece."""
-    if _in_s3(plan):
-        if plan.init_copy and not (Path(plan.directory) / plan.init_copy / CONFIG_FILE).is_file():
-            _take_folder(plan, plan.init_copy)
-        if _differs(plan, f"{INDEX_DIRECTORY}/{INDEX_RECORD}"):
-            mine = Path(plan.directory) / INDEX_DIRECTORY
-            copy_folder(f"{_storage(plan)}/{INDEX_DIRECTORY}", mine, last=INDEX_RECORD)
-        if plan.eval.every_steps and _differs(plan, _WATCHED):
-            _take(plan, _WATCHED)
+class RunStorage:
+    """A run's folder on this machine, and its copy in S3 when the checkpoints are stored there.
 
+    Without S3 (`storage` empty or a local path) every push and pull does nothing: all machines see `directory`.
+    """
 
-def put_look(plan: Plan, files: Sequence[Path]) -> None:
-    """What a worker wrote of a look."""
-    if _in_s3(plan):
-        for file in files:
-            _put(plan, str(file.relative_to(plan.directory)))
+    def __init__(self, directory: str | Path, storage: str = "") -> None:
+        """Take the run's local folder and `checkpoints.storage`, which may be empty, local or `s3://...`."""
+        self.directory = Path(directory)
+        self._remote = storage if "://" in storage else ""
+        self.checkpoints = f"{storage or directory}/{CHECKPOINTS_DIRECTORY}"
+        """Folder of the run's checkpoints, as `ureca.storage.files` takes it."""
 
+    def push_inputs(self, *, init_copy: str = "", evaluates: bool = False) -> None:
+        """Push what workers start with: table index, initial model, the list of evaluation images."""
+        if not self._remote:
+            return
+        if init_copy and not exists(f"{self._remote}/{init_copy}/{CONFIG_FILE}"):
+            self._push_folder(init_copy)
+        copy_folder(self.directory / INDEX_DIRECTORY, f"{self._remote}/{INDEX_DIRECTORY}", last=INDEX_RECORD)
+        if evaluates:
+            self._push(_EVAL_IMAGES)
 
-def put_metrics(plan: Plan) -> None:
-    if _in_s3(plan):
-        _put(plan, FILE)
+    def pull_inputs(self, *, init_copy: str = "", evaluates: bool = False) -> None:
+        """Pull the inputs that this machine lacks or has in another version.
 
+        Several workers of one machine may call this at once: each file is replaced atomically.
+        """
+        if not self._remote:
+            return
+        if init_copy and not (self.directory / init_copy / CONFIG_FILE).is_file():
+            self._pull_folder(init_copy)
+        if self._differs(f"{INDEX_DIRECTORY}/{INDEX_RECORD}"):
+            copy_folder(f"{self._remote}/{INDEX_DIRECTORY}", self.directory / INDEX_DIRECTORY, last=INDEX_RECORD)
+        if evaluates and self._differs(_EVAL_IMAGES):
+            self._pull(_EVAL_IMAGES)
 
-def take_metrics(plan: Plan, step: int) -> None:
-    """The lines up to `step`, where this machine has not written them itself."""
-    if _in_s3(plan) and _last_step(plan) < step and exists(f"{_storage(plan)}/{FILE}"):
-        _take(plan, FILE)
+    def push_files(self, files: Sequence[Path]) -> None:
+        """Push files of the run's folder."""
+        if self._remote:
+            for file in files:
+                self._push(str(file.relative_to(self.directory)))
 
+    def push_metrics(self) -> None:
+        """Push metrics.jsonl."""
+        if self._remote:
+            self._push(FILE)
 
-def put_notes(plan: Plan) -> None:
-    if _in_s3(plan) and (Path(plan.directory) / WORKER_LOG_FILE).is_file():
-        _put(plan, WORKER_LOG_FILE)
+    def pull_metrics(self, step: int) -> None:
+        """Pull metrics.jsonl when this machine has not written the lines up to `step`."""
+        if self._remote and self._last_step() < step and exists(f"{self._remote}/{FILE}"):
+            self._pull(FILE)
 
+    def push_log(self) -> None:
+        """Push the worker log, if there is one."""
+        if self._remote and (self.directory / WORKER_LOG_FILE).is_file():
+            self._push(WORKER_LOG_FILE)
 
-def take_notes(plan: Plan) -> None:
-    """All lines, where this machine has fewer."""
-    if _in_s3(plan):
-        mine = Path(plan.directory) / WORKER_LOG_FILE
-        if (file_bytes(f"{_storage(plan)}/{WORKER_LOG_FILE}") or 0) > (mine.stat().st_size if mine.is_file() else 0):
-            _take(plan, WORKER_LOG_FILE)
+    def pull_log(self) -> None:
+        """Pull the worker log when S3 has more of it than this machine."""
+        if self._remote:
+            local = self.directory / WORKER_LOG_FILE
+            local_bytes = local.stat().st_size if local.is_file() else 0
+            if (file_bytes(f"{self._remote}/{WORKER_LOG_FILE}") or 0) > local_bytes:
+                self._pull(WORKER_LOG_FILE)
 
+    def push_model(self) -> None:
+        """Push the trained model directory."""
+        if self._remote:
+            self._push_folder(MODEL_DIRECTORY)
 
-def put_model(plan: Plan) -> None:
-    if _in_s3(plan):
-        _put_folder(plan, MODEL_DIRECTORY)
+    def pull_results(self, num_steps: int, *, evaluates: bool) -> None:
+        """Pull evaluations, metrics and model of a finished run that other machines have written."""
+        if not self._remote:
+            return
+        if evaluates:
+            copy_folder(f"{self._remote}/{EVAL_DIRECTORY}", self.directory / EVAL_DIRECTORY)
+        if self._last_step() < num_steps:
+            shutil.rmtree(self.directory / MODEL_DIRECTORY, ignore_errors=True)
+            self._pull_folder(MODEL_DIRECTORY)
+            self.pull_metrics(num_steps)
 
+    def push_results(self, *files: str) -> None:
+        """Push what the driver adds to a finished run: the model's record, the best model, and `files`."""
+        if self._remote:
+            for file in (f"{MODEL_DIRECTORY}/{TRAINING_FILE}", *files):
+                self._push(file)
+            if (self.directory / BEST_DIRECTORY).is_dir():
+                self._push_folder(BEST_DIRECTORY)
 
-def take_results(plan: Plan, num_steps: int) -> None:
-    """Looks, metrics and model of a finished run, as far as they were made on other machines than this process's."""
-    if not _in_s3(plan):
-        return
-    directory = Path(plan.directory)
-    if plan.eval.every_steps:
-        copy_folder(f"{_storage(plan)}/{EVAL_DIRECTORY}", directory / EVAL_DIRECTORY)
-    if _last_step(plan) < num_steps:
-        shutil.rmtree(directory / MODEL_DIRECTORY, ignore_errors=True)
-        _take_folder(plan, MODEL_DIRECTORY)
-        take_metrics(plan, num_steps)
+    def _push(self, file: str) -> None:
+        write_bytes(f"{self._remote}/{file}", (self.directory / file).read_bytes())
 
+    def _pull(self, file: str) -> None:
+        write_bytes(self.directory / file, read_bytes(f"{self._remote}/{file}"))
 
-def put_results(plan: Plan, *files: str) -> None:
-    """What the driver adds to a finished run: the record of its model, the model of its best checkpoint, `files`."""
-    if _in_s3(plan):
-        for file in (f"{MODEL_DIRECTORY}/{TRAINING_FILE}", *files):
-            _put(plan, file)
-        if (Path(plan.directory) / BEST_DIRECTORY).is_dir():
-            _put_folder(plan, BEST_DIRECTORY)
+    def _push_folder(self, name: str) -> None:
+        copy_folder(self.directory / name, f"{self._remote}/{name}", last=CONFIG_FILE)
 
+    def _pull_folder(self, name: str) -> None:
+        copy_folder(f"{self._remote}/{name}", self.directory / name, last=CONFIG_FILE)
 
-def _in_s3(plan: Plan) -> bool:
-    return "://" in plan.checkpoints.storage
+    def _differs(self, file: str) -> bool:
+        """Return whether this machine lacks the file or has another version of it."""
+        local = self.directory / file
+        return not local.is_file() or local.read_bytes() != read_bytes(f"{self._remote}/{file}")
 
-
-def _storage(plan: Plan) -> str:
-    return plan.checkpoints.storage
-
-
-def _put(plan: Plan, file: str) -> None:
-    write_bytes(f"{_storage(plan)}/{file}", (Path(plan.directory) / file).read_bytes())
-
-
-def _take(plan: Plan, file: str) -> None:
-    write_bytes(Path(plan.directory) / file, read_bytes(f"{_storage(plan)}/{file}"))
-
-
-def _put_folder(plan: Plan, name: str) -> None:
-    copy_folder(Path(plan.directory) / name, f"{_storage(plan)}/{name}", last=CONFIG_FILE)
-
-
-def _take_folder(plan: Plan, name: str) -> None:
-    copy_folder(f"{_storage(plan)}/{name}", Path(plan.directory) / name, last=CONFIG_FILE)
-
-
-def _differs(plan: Plan, file: str) -> bool:
-    """Whether this machine lacks the file as it is in S3."""
-    mine = Path(plan.directory) / file
-    return not mine.is_file() or mine.read_bytes() != read_bytes(f"{_storage(plan)}/{file}")
-
-
-def _last_step(plan: Plan) -> int:
-    line = last_line(Path(plan.directory) / FILE)
-    return int(line["step"]) if line else 0
+    def _last_step(self) -> int:
+        line = last_line(self.directory / FILE)
+        return int(line["step"]) if line else 0

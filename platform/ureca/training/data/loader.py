@@ -28,13 +28,13 @@ from ureca.model.captioner import Captioner
 from ureca.model.flops import Counts
 from ureca.model.packing import Example, PackedBatch, RegionExample, pack
 from ureca.model.processor import CaptionerProcessor
+from ureca.training.config import BatchConfig, Cue
 from ureca.training.data.examples import make_pairs, region_examples
 from ureca.training.data.image_feature_cache import ImageFeatureCache
 from ureca.training.data.microbatches import ImageSlice, Microbatches, load_balance, partition
 from ureca.training.data.sampler import STYLES, Lengths, StepSampler, Visit
 from ureca.training.data.table_index import TableIndex, open_index
 from ureca.training.data.table_scan import check_masks
-from ureca.training.plan import Plan
 
 _LARGEST_BOX = (111.0, 222.0, 666.0, 777.0)
 """In an image of 1000 x 1000: a box whose corners take three digits each, where they are said in digits."""
@@ -77,22 +77,45 @@ class _Prepared:
     """Id and pixels of each image; None where its tokens are kept already."""
 
 
-def make_sampler(plan: Plan, index: TableIndex, processor: CaptionerProcessor) -> StepSampler:
+@dataclass(frozen=True, kw_only=True)
+class LoaderSettings:
+    """Settings of a run that decide its batches."""
+
+    table: str
+    """Path of the region table, for error messages."""
+    batch: BatchConfig
+    epochs: float
+    seed: int
+    cue: Cue
+    tokens_per_tile: int
+    """Mask tokens per mask tile."""
+    only_touched_tiles: bool
+    """Encode only the mask tiles that a region touches."""
+    rejected_per_region: int | None = None
+    """Preference pairs per region in stage 3; None trains on captions alone."""
+    image_cache_bytes: int = 0
+    """Memory for cached image features; 0 computes them in every epoch."""
+
+
+def make_sampler(settings: LoaderSettings, index: TableIndex, processor: CaptionerProcessor) -> StepSampler:
     """The steps of a plan over the images of its table.
 
     Raises:
         ConfigError: an image with one of its regions is longer than a pass or a step may be.
     """
-    tokens_per_tile, drop_empty = plan.mask_shape()
     images = index.images
     sizes, which = np.unique(np.stack([images["height"], images["width"]]), axis=1, return_inverse=True)
     grids = [processor.grid((int(height), int(width))) for height, width in sizes.T]
     num_tiles = np.array([columns * rows + (columns * rows > 1) for columns, rows in grids])
     prefix = np.array([len(processor.prefix_ids(int(tiles))) for tiles in num_tiles])
     of_image = which.reshape(-1)
-    shown = index.tiles if drop_empty else np.repeat(num_tiles[of_image], images["regions"])
-    mask = shown.astype(np.int32) * tokens_per_tile + 2 if plan.cue == "mask" else np.zeros(len(index.tiles), np.int32)
-    queries = [processor.query(style, cue=plan.cue, box=_LARGEST_BOX, size=(1000, 1000)) for style in STYLES]
+    shown = index.tiles if settings.only_touched_tiles else np.repeat(num_tiles[of_image], images["regions"])
+    mask = (
+        shown.astype(np.int32) * settings.tokens_per_tile + 2
+        if settings.cue == "mask"
+        else np.zeros(len(index.tiles), np.int32)
+    )
+    queries = [processor.query(style, cue=settings.cue, box=_LARGEST_BOX, size=(1000, 1000)) for style in STYLES]
     lengths = Lengths(
         keys=images["key"],
         regions=images["regions"],
@@ -104,7 +127,7 @@ def make_sampler(plan: Plan, index: TableIndex, processor: CaptionerProcessor) -
     )
     longest = lengths.longest()
     image = int(longest.argmax())
-    budgets = {"tokens_per_device": plan.batch.tokens_per_device, "tokens_per_step": plan.batch.tokens_per_step}
+    budgets = {"tokens_per_device": settings.batch.tokens_per_device, "tokens_per_step": settings.batch.tokens_per_step}
     for name, budget in budgets.items():
         if budget is not None and longest[image] > budget:
             row = index.rows()[image]
@@ -112,7 +135,7 @@ def make_sampler(plan: Plan, index: TableIndex, processor: CaptionerProcessor) -
                 f"batch.{name}={budget}: image {row.image_id!r} ({row.height} x {row.width}) with one of its regions "
                 f"is {longest[image]} tokens long, {lengths.prefix[image]} of them the image. Give at least that many."
             )
-    return StepSampler(lengths, plan.batch, seed=plan.seed)
+    return StepSampler(lengths, settings.batch, seed=settings.seed)
 
 
 class BatchLoader:
@@ -123,17 +146,19 @@ class BatchLoader:
             for one in batches.passes(step): ...
     """
 
-    def __init__(self, plan: Plan, captioner: Captioner, *, rank: int, num_workers: int) -> None:
+    def __init__(
+        self, directory: Path, settings: LoaderSettings, captioner: Captioner, *, rank: int, num_workers: int
+    ) -> None:
         """Open the index that the driver left in the run's folder. Raises InputError if it is not of this plan."""
-        self._plan, self._rank, self._num_workers = plan, rank, num_workers
+        self._settings, self._rank, self._num_workers = settings, rank, num_workers
         self._captioner = captioner
-        table = open_index(Path(plan.directory))
+        table = open_index(directory)
         self._rows = table.rows()
-        self._index = make_sampler(plan, table, captioner.processor)
-        self.num_steps = self._index.num_steps(plan.optimizer.epochs)
+        self._index = make_sampler(settings, table, captioner.processor)
+        self.num_steps = self._index.num_steps(settings.epochs)
         """Optimizer steps of the whole training."""
         # Asked for twice: when a step's passes are made, and when they are taken.
-        self._shared_out = lru_cache(maxsize=2 + plan.batch.prefetch_steps)(self._partition)
+        self._shared_out = lru_cache(maxsize=2 + settings.batch.prefetch_steps)(self._partition)
         self._tokens: ImageFeatureCache | None = None
         self._prefetch: Prefetch[_Prepared] | None = None
         self._first = 0
@@ -143,9 +168,8 @@ class BatchLoader:
 
         The captioner's weights must be in the type they will be used in.
         """
-        workers = self._plan.workers
-        if workers.image_tokens_mb and workers.zero_stage < 3:
-            self._tokens = ImageFeatureCache(self._captioner, budget_bytes=workers.image_tokens_mb * 2**20)
+        if self._settings.image_cache_bytes:
+            self._tokens = ImageFeatureCache(self._captioner, budget_bytes=self._settings.image_cache_bytes)
 
     def begin(self, first_step: int) -> Self:
         """Go on at a step; what is read ahead begins there."""
@@ -153,7 +177,7 @@ class BatchLoader:
         return self
 
     def __enter__(self) -> Self:
-        batch = self._plan.batch
+        batch = self._settings.batch
         threads = batch.prefetch_threads if batch.prefetch_steps else 0
         self._prefetch = Prefetch(self._calls(self._first), threads=threads)
         return self
@@ -190,14 +214,14 @@ class BatchLoader:
             InputError: the table has changed.
         """
         assert self._prefetch is not None
-        last = min(step.number + self._plan.batch.prefetch_steps, self.num_steps - 1)
-        tail_metrics = sum(len(self._shared_out(number)[0]) for number in range(step.number + 1, last + 1))
+        last = min(step.number + self._settings.batch.prefetch_steps, self.num_steps - 1)
+        later = sum(len(self._shared_out(number)[0]) for number in range(step.number + 1, last + 1))
         for left in reversed(range(step.num_microbatches)):
-            yield self._with_images(self._prefetch.next(ahead=left + tail_metrics))
+            yield self._with_images(self._prefetch.next(ahead=left + later))
 
     def _partition(self, step: int) -> list[Microbatches]:
         parts = [ImageSlice.of(visit, self._index) for visit in self._index.visits(step)]
-        budget = self._plan.batch.tokens_per_device
+        budget = self._settings.batch.tokens_per_device
         return partition(parts, num_workers=self._num_workers, tokens_per_device=budget)
 
     def _calls(self, first: int) -> Iterator[Callable[[], _Prepared]]:
@@ -229,7 +253,7 @@ class BatchLoader:
             batch = pack(examples, processor, **self._captioner.pack_options())
         except MaskError:
             for row in whole:
-                check_masks(self._plan.table, row)
+                check_masks(self._settings.table, row)
             raise
         num_tiles = sum(len(pixels) for _, pixels in images if pixels is not None)
         counts = replace(batch.counts, tiles=num_tiles) if weight else Counts()
@@ -237,11 +261,11 @@ class BatchLoader:
         return _Prepared(batch, weight, tuple(images))
 
     def _regions(self, row: ImageRow, visit: Visit) -> tuple[tuple[RegionExample, ...], tuple[tuple[int, int], ...]]:
-        plan, processor = self._plan, self._captioner.processor
-        if plan.preference is not None:
-            rejected = plan.preference.rejected_per_region
-            return make_pairs(row, visit, processor, rejected_per_region=rejected, seed=plan.seed)
-        return region_examples(row, visit, self._index.styles(visit), processor, cue=plan.cue), ()
+        settings, processor = self._settings, self._captioner.processor
+        if settings.rejected_per_region is not None:
+            rejected = settings.rejected_per_region
+            return make_pairs(row, visit, processor, rejected_per_region=rejected, seed=settings.seed)
+        return region_examples(row, visit, self._index.styles(visit), processor, cue=settings.cue), ()
 
     def _with_images(self, prepared: _Prepared) -> Microbatch:
         if self._tokens is not None:

@@ -36,7 +36,7 @@ from ureca.evaluation.predictions import STYLE, captioned_regions
 from ureca.evaluation.uniqueness import Candidates, ScoredCaption, picks_own, region_candidates
 from ureca.model.captioner import Captioner
 from ureca.storage.files import read_json, write_json
-from ureca.training.plan import Plan
+from ureca.training.config import Cue, EvalConfig
 from ureca.viewer.captioned_picture import CaptionedRegion, captioned_picture
 
 EVAL_DIRECTORY = "eval"
@@ -81,7 +81,9 @@ def eval_directory(run: str | Path, step: int) -> Path:
     return Path(run) / EVAL_DIRECTORY / f"step_{step:06d}"
 
 
-def select_eval_images(plan: Plan) -> int:
+def select_eval_images(
+    table: str, directory: str | Path, config: EvalConfig, *, heldout: float, heldout_seed: int
+) -> int:
     """Choose the held-out images that a run looks at, and leave their places in its folder; returns their number.
 
     They are the same for every run over the same table. For the driver, before any worker starts.
@@ -89,32 +91,32 @@ def select_eval_images(plan: Plan) -> int:
     Raises:
         InputError: no held-out image has a caption to compare with, or none the truth that the score needs.
     """
-    files = table_files(plan.table)
+    files = table_files(table)
     groups = RowGroups(files)
     leaves = {"image_id", "status", "regions.caption", "regions.flags"}
     places: dict[str, tuple[int, int, int]] = {}
     usable: set[str] = set()
     for number in range(len(files)):
-        for group, table in enumerate(groups.scan(number, lambda name: name in leaves)):
-            for row, found in enumerate(table.to_pylist()):
+        for group, part in enumerate(groups.scan(number, lambda name: name in leaves)):
+            for row, found in enumerate(part.to_pylist()):
                 places[found["image_id"]] = (number, group, row)
                 if found["status"] == "labeled" and any(map(_is_captioned, found["regions"] or ())):
                     usable.add(found["image_id"])
-    heldout = usable.intersection(split_heldout(places, plan.heldout, plan.heldout_seed).heldout)
-    ordered = sorted(heldout, key=lambda image_id: hashlib.sha256(f"watch\n{image_id}".encode()).digest())
-    chosen = [places[image_id] for image_id in ordered[: plan.eval.images]]
+    usable &= set(split_heldout(places, heldout, heldout_seed).heldout)
+    ordered = sorted(usable, key=lambda image_id: hashlib.sha256(f"watch\n{image_id}".encode()).digest())
+    chosen = [places[image_id] for image_id in ordered[: config.images]]
     if not chosen:
         raise InputError(
-            f"{plan.table}: no held-out image has captions, so there is nothing to look at while training runs. "
+            f"{table}: no held-out image has captions, so there is nothing to look at while training runs. "
             "Hold out a larger share (--heldout), or set --eval.every_steps=0."
         )
     rows = [groups.row(*place) for place in chosen]
-    if plan.eval.score == "attribute_accuracy" and not any(each.attributes for row in rows for each in row.regions):
+    if config.score == "attribute_accuracy" and not any(each.attributes for row in rows for each in row.regions):
         raise InputError(
-            f"{plan.table}: true attributes are known for drawn scenes only, and it holds none: "
+            f"{table}: true attributes are known for drawn scenes only, and it holds none: "
             "eval.score=attribute_accuracy can't be had. Set --eval.score to rouge_l or uniqueness."
         )
-    write_json(Path(plan.directory) / EVAL_DIRECTORY / IMAGES_FILE, {"files": files, "places": chosen})
+    write_json(Path(directory) / EVAL_DIRECTORY / IMAGES_FILE, {"files": files, "places": chosen})
     return len(chosen)
 
 
@@ -133,28 +135,31 @@ def read_eval_images(directory: str | Path) -> list[ImageRow]:
 class InLoopEvaluator:
     """One worker's part in the looks of a training. All workers must call it alike."""
 
-    def __init__(self, plan: Plan, *, rank: int, num_workers: int) -> None:
+    def __init__(
+        self, directory: str | Path, config: EvalConfig, *, cue: Cue, in_lockstep: bool, rank: int, num_workers: int
+    ) -> None:
         """Reads this worker's images. Raises InputError as `read_eval_images`, ImageError where one can't be read."""
-        self._plan, self._rank, self._num_workers = plan, rank, num_workers
-        rows = read_eval_images(plan.directory) if plan.eval.every_steps else []
+        self._directory, self._config, self._cue = directory, config, cue
+        self._rank, self._num_workers = rank, num_workers
+        rows = read_eval_images(directory) if config.every_steps else []
         numbers = range(rank, len(rows), num_workers)
         self._mine = [(number, self._image(rows[number])) for number in numbers]
         self._idle: EvalImage | None = None
         """Captioned for nothing by a worker that has an image less than others, where ZeRO 3 wants it to."""
-        if plan.workers.zero_stage == 3 and len(numbers) < len(range(0, len(rows), num_workers)):
+        if in_lockstep and len(numbers) < len(range(0, len(rows), num_workers)):
             self._idle = self._image(rows[0])
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether to look after `step` steps."""
-        every = self._plan.eval.every_steps
+        every = self._config.every_steps
         return every > 0 and (step % every == 0 or step == num_steps)
 
-    def look(self, captioner: Captioner, step: int) -> EvalResult:
+    def evaluate(self, captioner: Captioner, step: int) -> EvalResult:
         """Caption and score; pictures and captions lie in `eval_directory` afterwards."""
         records: list[dict[str, Any]] = []
         sums: list[Sums] = []
         files: list[Path] = []
-        folder = eval_directory(self._plan.directory, step)
+        folder = eval_directory(self._directory, step)
         folder.mkdir(parents=True, exist_ok=True)
         with preserve_state(captioner):
             for number, image in self._mine:
@@ -162,7 +167,7 @@ class InLoopEvaluator:
                 found, items = _records(image, captions)
                 records += [{"image": number, **each} for each in found]
                 sums.append(quick_sums(items))
-                if number < self._plan.eval.pictures:
+                if number < self._config.pictures:
                     files.append(folder / f"image_{number:02d}.jpg")
                     Image.fromarray(_picture(image, found, step)).save(files[-1], quality=90)
             if self._idle:
@@ -177,16 +182,16 @@ class InLoopEvaluator:
         return EvalResult(scores_of(each for _, part in gathered for each in part), everyone, files)
 
     def _image(self, row: ImageRow) -> EvalImage:
-        return EvalImage.of(row, regions=self._plan.eval.regions_per_image)
+        return EvalImage.of(row, regions=self._config.regions_per_image)
 
     def _caption(self, captioner: Captioner, image: EvalImage) -> list[str]:
-        cue, regions = self._plan.cue, [image.row.regions[index] for index in image.regions]
+        cue, regions = self._cue, [image.row.regions[index] for index in image.regions]
         processor = captioner.processor
         return captioner.generate(
             image.pixels,
             [region.segmentation if cue == "mask" else None for region in regions],
             [processor.query(STYLE, cue=cue, box=region.bbox, size=image.row.size) for region in regions],
-            max_new_tokens=self._plan.eval.max_new_tokens,
+            max_new_tokens=self._config.max_new_tokens,
         )
 
 

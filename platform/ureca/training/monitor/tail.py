@@ -22,7 +22,6 @@ from ureca.storage.files import to_json
 from ureca.training.monitor.inloop_eval import CAPTIONS_FILE, eval_directory
 from ureca.training.monitor.metrics import FILE
 from ureca.training.monitor.trackers import Tracker, open_trackers
-from ureca.training.plan import Plan
 
 _GROUPS = {
     "loss": "train",
@@ -111,16 +110,15 @@ class MetricsTailer:
 
 
 @contextmanager
-def tail_metrics(plan: Plan, done: int) -> Iterator[MetricsTailer]:
+def tail_metrics(
+    directory: Path, trackers: tuple[str, ...], settings: Mapping[str, Any], done: int
+) -> Iterator[MetricsTailer]:
     """A follower with the plan's trackers, which at the end gets what has come last, and is closed in any case.
 
     Raises:
         ConfigError: a tracker can't start.
     """
-    directory = Path(plan.directory)
-    tailer = MetricsTailer(
-        directory, open_trackers(plan.eval.trackers, directory, plan.identity(), done=done), done=done
-    )
+    tailer = MetricsTailer(directory, open_trackers(trackers, directory, settings, done=done), done=done)
     try:
         yield tailer
     finally:
