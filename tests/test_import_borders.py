@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,26 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "platform" / "ureca"
 
-# Each layer may import those above it. Names in one row don't import each other.
+
+# Each layer may import those above it. Parts in one row don't import each other.
 LAYERS = (
-    "errors s3 machine fields torchvision_ops",
-    "io accelerators",
+    "errors torchvision_ops",
+    "storage hardware",
     "config",
-    "runs",
-    "cluster",
+    "runs cluster",
     "regions",
-    "attributes",
-    "scenes corpus",
-    "proposals viewer",
+    "attributes corpus",
+    "proposals",
     "model",
     "engine",
-    "labeling evaluation",
+    "client evaluation",
+    "viewer",
+    "pipeline",
+    "labeling captioning",
     "training serving",
-    "captioning",
-    "demo doctor caption sizing",
-    "cli",
+    "nano",
+    "demo cli",
+    "__main__",
 )
 LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.split()}
 
@@ -42,17 +45,19 @@ LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.spli
         ("ureca.hardware", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.cli.doctor", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.runs", "torch ray"),
-        ("ureca.regions", "torch ray"),
-        ("ureca.attributes", "torch ray"),
+        ("ureca.regions.tree", "torch ray"),
+        ("ureca.attributes.measure", "torch ray"),
         ("ureca.nano.scenes", "torch ray"),
-        ("ureca.corpus", "torch ray"),
-        ("ureca.proposals", "torch ray transformers"),
+        ("ureca.corpus.table", "torch ray"),
+        ("ureca.corpus.sources.parse", "torch ray"),
+        ("ureca.proposals.proposer", "torch ray transformers"),
         ("ureca.viewer.gallery", "torch ray"),
-        ("ureca.model", "ray vllm deepspeed"),
-        ("ureca.engine", "vllm"),
+        ("ureca.model.exporting.export", "ray vllm deepspeed"),
+        ("ureca.engine.engine", "vllm ray"),
         ("ureca.serving.api.app", "torch ray vllm deepspeed"),
         ("ureca.serving.settings", "torch ray vllm deepspeed"),
-        ("ureca.evaluation", "ray deepspeed vllm ureca.training ureca.labeling"),
+        ("ureca.client.client", "torch ray"),
+        ("ureca.evaluation.evaluate", "ray deepspeed vllm ureca.training ureca.labeling"),
     ],
 )
 def test_import_stays_light(module, forbidden):
@@ -61,48 +66,79 @@ def test_import_stays_light(module, forbidden):
     assert not done.stdout.strip(), f"`import {module}` pulls in {done.stdout.strip()}"
 
 
-def imported_parts(file: Path) -> set[str]:
-    """The top-level parts of ureca that a file imports, at its head or inside a function."""
-    parts = set()
+def module_name(file: Path) -> str:
+    """Return the dotted name of a file of the package; a folder's `__init__` has the folder's name."""
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Return the modules of the package that a file imports, at its top or inside a function."""
+    modules = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute here"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top == "ureca" and rest:
-                parts.add(rest.split(".")[0])
-    return parts & set(LAYER_OF)
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                modules.add(full if full in FILES else str(node.module))
+    return modules & set(FILES) - {"ureca"}
 
 
-def part_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def part_of(module: str) -> str:
+    """Return the part below `ureca` that a module belongs to."""
+    return module.split(".")[1]
 
 
-def crossings(files: list[Path]) -> list[str]:
-    found = []
-    for file in files:
-        mine = part_of(file)
-        for other in sorted(imported_parts(file) - {mine}):
-            if LAYER_OF[other] >= LAYER_OF[mine]:
-                found.append(f"{file.relative_to(PACKAGE)} imports {other}")
-    return found
+def upward_imports(modules: Iterable[str]) -> list[str]:
+    """List the imports of these modules that go to a part of their own layer or a later one."""
+    return [
+        f"{module} imports {other}"
+        for module in modules
+        for other in sorted(imported_modules(FILES[module]))
+        if part_of(other) != part_of(module) and LAYER_OF[part_of(other)] >= LAYER_OF[part_of(module)]
+    ]
+
+
+def import_cycle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Return one cycle of imports, or an empty list."""
+    finished: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in finished:
+            for other in sorted(imports[module]):
+                if cycle := visit(other, [*path, module]):
+                    return cycle
+            finished.add(module)
+        return []
+
+    return next((cycle for module in imports if (cycle := visit(module, []))), [])
 
 
 def test_imports_go_one_way():
-    files = [file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py"]
-    unknown = {part_of(file) for file in files} - set(LAYER_OF)
-    assert not unknown, f"say in LAYERS where {unknown} stands"
-    assert not crossings(files)
+    modules = sorted(set(FILES) - {"ureca"})
+    unknown = {part_of(module) for module in modules} - set(LAYER_OF)
+    assert not unknown, f"add {unknown} to LAYERS"
+    assert upward_imports(modules) == []
 
 
-def test_a_crossing_is_noticed(monkeypatch):
+def test_modules_import_each_other_without_a_cycle():
+    assert import_cycle({module: imported_modules(file) - {module} for module, file in FILES.items()}) == []
+
+
+def test_upward_import_is_found(monkeypatch):
     monkeypatch.setitem(LAYER_OF, "errors", len(LAYERS))
-    assert "io.py imports errors" in crossings([PACKAGE / "io.py"])
+    assert "ureca.storage.files imports ureca.errors" in upward_imports(["ureca.storage.files"])
+
+
+def test_import_cycle_is_found():
+    imports = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}
+    assert import_cycle(imports) == ["b", "c", "b"]
 
 
 def test_platform_stays_the_standard_library_s():

@@ -11,8 +11,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ray.serve import metrics as serve_metrics
-
 from ureca.engine.results import Caption, Event, RegionFault
 
 
@@ -170,6 +168,8 @@ class RayRecorder:
 
 
 def _made(metric: Metric) -> Any:
+    from ray.serve import metrics as serve_metrics  # the API imports this module without Ray
+
     tags: Any = metric.tags  # Ray's annotation says one tag
     if metric.kind == "counter":
         return serve_metrics.Counter(metric.name, metric.help, tags)
