@@ -137,7 +137,7 @@ def run_arm(config: CompareConfig, arm: str, seed: int, table: Path, rows: Seque
     rate1 = OptimizerConfig(learning_rate=1e-3, epochs=config.stage1_steps / config.train_images)
     rate2 = OptimizerConfig(learning_rate=2e-3, epochs=config.stage2_steps / config.train_images)
     first = Stage1Config(**common, mask=ARMS[arm], optimizer=rate1)
-    losses = {"stage1": train(Plan.of(first, folder / "stage1"))}
+    losses = {"stage1": train(Plan.from_config(first, folder / "stage1"))}
     second = Stage2Config(
         **common,
         init=str(folder / "stage1" / "model"),
@@ -145,7 +145,7 @@ def run_arm(config: CompareConfig, arm: str, seed: int, table: Path, rows: Seque
         lora=LoraConfig(dropout=0.0),
         optimizer=rate2,
     )
-    losses["stage2"] = train(Plan.of(second, folder / "stage2"))
+    losses["stage2"] = train(Plan.from_config(second, folder / "stage2"))
     captioner = Captioner.from_pretrained(folder / "stage2" / "model")
     query = captioner.processor.query("unique")
     captions = []

@@ -25,13 +25,13 @@ def test_number_and_kind(text, number, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("8xA100", r"A100 is in no table\. Did you mean A100-80GB or A100-40GB\? Known: B200, H200, "),
-        ("8xH1000", r"H1000 is in no table\. Did you mean .*H100"),
-        ("0xL4", "give a number and a kind"),
-        ("-1xL4", "give a number and a kind"),
-        ("8x", "give a number and a kind"),
-        ("", "give a number and a kind"),
-        ("8", "give a number and a kind"),
+        ("8xA100", r"A100.*A100-80GB.*A100-40GB\?.*B200, H200"),
+        ("8xH1000", "H1000.*H100"),
+        ("0xL4", "number"),
+        ("-1xL4", "number"),
+        ("8x", "number"),
+        ("", "number"),
+        ("8", "number"),
     ],
 )
 def test_what_is_no_gpu_is_refused(text, message):

@@ -160,5 +160,5 @@ def test_public_names_are_there():
 
     for name in ureca.__all__:
         assert getattr(ureca, name).__name__ == name
-    with pytest.raises(AttributeError, match=r"module 'ureca' has no attribute 'captioner'\. It has: Captioner"):
+    with pytest.raises(AttributeError, match="'ureca'.*'captioner'"):
         ureca.captioner  # noqa: B018

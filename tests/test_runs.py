@@ -56,10 +56,10 @@ def test_a_second_start_goes_on_in_the_same_folder(tmp_path, capsys):
 
 
 def test_a_run_in_a_bucket_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"^s3://b/r: a run's folder is on the local disk"):
+    with pytest.raises(ConfigError, match="^s3://b/r"):
         Run.start("train", Config(), directory="s3://b/r")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="can't be made a run's folder"):
+    with pytest.raises(ConfigError, match="folder"):
         Run.start("train", Config(), directory=tmp_path / "file")
 
 

@@ -399,3 +399,14 @@ def field_docs(cls: type) -> dict[str, str]:
             ):
                 docs[statement.target.id] = inspect.cleandoc(following.value.value)
     return docs
+
+
+def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested mappings: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat.update({f"{key}.{below}": each for below, each in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat

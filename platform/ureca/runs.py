@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 import yaml
 
-from ureca.config import config_to_dict, save_config
+from ureca.config import config_to_dict, flatten, save_config
 from ureca.errors import ConfigError, UrecaError
 from ureca.hardware import capture_context
 from ureca.storage.files import to_json, write_json
@@ -73,7 +73,7 @@ class Run:
         summary = {"job": self.job, "seconds": round(self.seconds, 1), **summary}
         path = self.directory / "summary.json"
         write_json(path, summary)
-        rows = [(key, _cell(value)) for key, value in _flatten(summary)]
+        rows = [(key, _cell(value)) for key, value in flatten(summary).items()]
         width = max(len(key) for key, _ in rows)
         print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
         print(f"written to {path}", flush=True)
@@ -97,10 +97,10 @@ def _tell_changes(path: Path, config: dict[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        before = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError, TypeError):
         return
-    now = dict(_flatten(config))
+    now = flatten(config)
     missing = object()
     changed = [key for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
     if changed:
@@ -108,16 +108,6 @@ def _tell_changes(path: Path, config: dict[str, Any]) -> None:
             f"{path.parent}: going on with another configuration than before; changed: {', '.join(changed)}",
             file=sys.stderr,
         )
-
-
-def _flatten(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in mapping.items():
-        if isinstance(value, dict) and value:
-            rows += _flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
 
 
 def _cell(value: Any) -> str:

@@ -105,7 +105,7 @@ def test_a_pixel_and_the_whole_picture_can_be_measured(mask):
 
 
 def test_mask_of_another_size_is_refused():
-    with pytest.raises(MaskSizeError, match=r"a mask of size \[100, 100\] for an image of \[50, 60\]"):
+    with pytest.raises(MaskSizeError, match=r"\[100, 100\].*\[50, 60\]"):
         measure(np.zeros((50, 60, 3), np.uint8), encode_mask(square(0, 0, 9)))
 
 

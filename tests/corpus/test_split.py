@@ -41,5 +41,5 @@ def test_borders():
     assert split_heldout(IDS, 0).heldout == []
     assert split_heldout(IDS, 1).train == []
     assert split_heldout([], 0.5) == ([], [])
-    with pytest.raises(ConfigError, match="heldout=1.2: give the share of images to hold out, from 0 to 1"):
+    with pytest.raises(ConfigError, match="heldout=1.2:.*0.*1"):
         split_heldout(IDS, 1.2)

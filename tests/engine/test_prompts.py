@@ -68,12 +68,12 @@ def test_images_of_equal_bytes_and_other_shape_have_other_digests(builder):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (torch.zeros(4, 63), r"shape \(4, 63\).*takes floats of shape \(rows, 64\)"),
-        (torch.zeros(0, 64), r"shape \(0, 64\)"),
-        (torch.zeros(1, 4, 64), r"shape \(1, 4, 64\)"),
+        (torch.zeros(4, 63), r"\(4, 63\).*64\)"),
+        (torch.zeros(0, 64), r"\(0, 64\)"),
+        (torch.zeros(1, 4, 64), r"\(1, 4, 64\)"),
         (torch.zeros(4, 64, dtype=torch.int64), "torch.int64"),
-        (torch.full((4, 64), float("nan")), "NaN or infinity"),
-        (torch.full((4, 64), float("inf")), "NaN or infinity"),
+        (torch.full((4, 64), float("nan")), "NaN"),
+        (torch.full((4, 64), float("inf")), "NaN"),
     ],
 )
 def test_rows_that_would_harm_the_engine_are_refused(rows, said):
@@ -87,22 +87,22 @@ def test_a_diverged_mask_encoder_is_noticed_before_vllm(tiny_export, tmp_path):
     weights = load_file(folder / "mask_encoder.safetensors")
     weights["body.place.bias"][0] = float("nan")
     save_file(weights, folder / "mask_encoder.safetensors")
-    with pytest.raises(CheckpointError, match="NaN or infinity: the mask encoder's weights are damaged"):
+    with pytest.raises(CheckpointError, match="NaN"):
         PromptBuilder(folder).regions([box_to_rle((0, 0, 30, 30), SQUARE)], ["q"])
 
 
 def test_what_is_no_export_is_refused(tiny_export, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
+    with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         PromptBuilder(tmp_path)
-    with pytest.raises(CheckpointError, match="serving needs an export"):
+    with pytest.raises(CheckpointError, match="serving"):
         PromptBuilder(tiny_export.parent / "model")
     folder = shutil.copytree(tiny_export, tmp_path / "mixed")
     base = json.loads((folder / "config.json").read_text())
     base["text_config"]["hidden_size"] = 96
     (folder / "config.json").write_text(json.dumps(base))
-    with pytest.raises(CheckpointError, match="language model is 96 wide, its mask encoder 64"):
+    with pytest.raises(CheckpointError, match="96.*64"):
         PromptBuilder(folder)
     shutil.copy(tiny_export / "model.safetensors", folder / "mask_encoder.safetensors")
     shutil.copy(tiny_export / "config.json", folder / "config.json")
-    with pytest.raises(CheckpointError, match=r"does not fit the captioner_config\.json beside it"):
+    with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         PromptBuilder(folder)

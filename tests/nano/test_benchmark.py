@@ -113,11 +113,11 @@ def test_runs_are_taken_with_the_models_that_they_hold(tiny_base: Path, tmp_path
 
 
 def test_folders_that_are_no_seeds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"runs=.*/model: give each seed's folder once, named as nano_recipe"):
+    with pytest.raises(ConfigError, match="runs=.*/model:.*nano_recipe"):
         recipe_variants([str(tmp_path / "model")])
     with pytest.raises(ConfigError, match="once"):
         recipe_variants([str(tmp_path / "a" / "seed1"), str(tmp_path / "b" / "seed1")])
-    with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
+    with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         recipe_variants([str(tmp_path / "seed1")])
 
 

@@ -39,7 +39,7 @@ def test_another_word_of_the_truth_is_noticed(some: list[Scene]):
     region = some[1].regions[0]
     other = replace(region, attributes={**region.attributes, "place": "nowhere"})
     changed = replace(some[1], regions=(other, *some[1].regions[1:]))
-    with pytest.raises(BenchmarkError, match=r"nano-1, scene of seed 910000001: its masks, tree or words are not"):
+    with pytest.raises(BenchmarkError, match="nano-1,.*910000001"):
         check_scenes([some[0], changed], freeze(some))
 
 
@@ -52,5 +52,5 @@ def test_another_picture_is_noticed(some: list[Scene]):
 
 
 def test_other_seeds_are_noticed(some: list[Scene]):
-    with pytest.raises(BenchmarkError, match="it has other seeds"):
+    with pytest.raises(BenchmarkError, match="seeds"):
         check_scenes(some[:1], freeze(some))

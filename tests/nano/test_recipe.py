@@ -134,10 +134,10 @@ def test_every_whole_line_of_a_seed_begins_with_its_name() -> None:
     [
         ({"seeds": (1, 1)}, r"seeds=\[1, 1\]"),
         ({"scenes": 0}, "scenes=0"),
-        ({"seeds_at_once": 0}, "seeds_at_once=0: must be at least 1"),
+        ({"seeds_at_once": 0}, "seeds_at_once=0:.*1"),
         (
             {"base": "runs/nowhere"},
-            r"base=runs/nowhere: no config\.json in it\. Give the folder that jobs/pretrain_nano",
+            r"base=runs/nowhere:.*config\.json.*jobs/pretrain_nano",
         ),
     ],
 )

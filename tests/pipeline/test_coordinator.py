@@ -112,7 +112,7 @@ def test_what_is_granted_to_a_request_that_was_canceled_is_given_back():
         await asyncio.sleep(0.05)
         assert coordinator.reserve("y", 90) is True
         coordinator.commit("y", 90, 50)
-        with pytest.raises(BudgetSpent, match="the 100 tokens that the job may spend are spent"):
+        with pytest.raises(BudgetSpent, match="100"):
             await budget.reserve(60)
 
     asyncio.run(cancel_while_asking())

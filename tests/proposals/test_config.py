@@ -21,12 +21,12 @@ def test_configuration_goes_through_yaml_s_types():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"kind": "sam2"}, "kind=sam2: not one of the choices"),
-        ({"max_regions": 0}, "proposals.max_regions=0: give 1 or more"),
-        ({"min_area_share": 0.7}, "give shares from 0 to 1, the smaller first"),
+        ({"kind": "sam2"}, "kind=sam2"),
+        ({"max_regions": 0}, "proposals.max_regions=0"),
+        ({"min_area_share": 0.7}, "smaller"),
         ({"max_iou": 0.0}, "proposals.max_iou=0.0"),
-        ({"sam": {"points_per_side": 0}}, "proposals.sam.points_per_side=0: give 1 or more"),
-        ({"sam": {"min_iou": 88}}, "proposals.sam.min_iou=88.0: give a share from 0 to 1"),
+        ({"sam": {"points_per_side": 0}}, "proposals.sam.points_per_side=0"),
+        ({"sam": {"min_iou": 88}}, "proposals.sam.min_iou=88.0"),
     ],
 )
 def test_what_can_not_work_is_refused(settings, said):

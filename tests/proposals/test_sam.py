@@ -135,7 +135,7 @@ def test_a_model_that_can_not_propose_is_refused(tmp_path, what):
     if what == "another":
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
         (tmp_path / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"can't be loaded for mask generation on cpu .* facebook/sam2") as raised:
+    with pytest.raises(CheckpointError, match="facebook/sam2") as raised:
         make_proposer(config(str(tmp_path)))
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)

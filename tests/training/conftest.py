@@ -29,7 +29,7 @@ def two_workers(train: Callable[..., Trained], tiny_base: Path, region_table: Pa
 
 @pytest.fixture(scope="session")
 def fresh_mask_encoder(two_workers: Trained) -> dict[str, torch.Tensor]:
-    captioner = Plan.of(two_workers.config, two_workers.directory).captioner()
+    captioner = Plan.from_config(two_workers.config, two_workers.directory).captioner()
     return {name: value.detach().clone() for name, value in captioner.mask_encoder.state_dict().items()}
 
 

@@ -8,32 +8,33 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ureca.errors import ImageError, StorageError
 from ureca.training.config import WorkersConfig
 from ureca.training.deepspeed import TrainingError
-from ureca.training.launch import EndAtUsersErrors, computes_in_bfloat16, users_error, worker_environment
+from ureca.training.failures import StopOnUserErrors, find_user_error
+from ureca.training.launch import computes_in_bfloat16, worker_environment
 
 
 def test_error_for_the_user_is_found_in_what_ray_train_wraps_it_in() -> None:
     lost = ImageError("photo.jpg: not there. Copy it back.")
     hung_up = RuntimeError("connection closed by peer")
-    assert users_error(WorkerGroupError("rank 1", {0: hung_up, 1: lost})) is lost
-    assert users_error(WorkerGroupError("rank 1", {1: UserExceptionWithTraceback(lost, "…")})) is lost
-    assert users_error(ControllerError(lost)) is lost
+    assert find_user_error(WorkerGroupError("rank 1", {0: hung_up, 1: lost})) is lost
+    assert find_user_error(WorkerGroupError("rank 1", {1: UserExceptionWithTraceback(lost, "…")})) is lost
+    assert find_user_error(ControllerError(lost)) is lost
 
 
 def test_a_fault_of_ours_stays_what_it_is() -> None:
     failed = WorkerGroupError("rank 0", {0: RuntimeError("shapes differ")})
-    assert users_error(failed) is failed
+    assert find_user_error(failed) is failed
 
 
 def test_full_disk_of_ray_train_s_own_files_is_told_with_its_remedy() -> None:
     failed = ControllerError(OSError(errno.ENOSPC, "No space left on device"))
-    told = users_error(failed)
+    told = find_user_error(failed)
     assert isinstance(told, StorageError)
     assert "the disk is full" in str(told)
     assert "Free some space; the same command goes on from the newest checkpoint" in str(told)
 
 
 def test_what_would_come_again_ends_the_training_and_the_rest_is_tried_again() -> None:
-    callback: Any = EndAtUsersErrors()
+    callback: Any = StopOnUserErrors()
     with pytest.raises(TrainingError, match="loss is nan"):
         callback.after_exception(None, {0: RuntimeError("hung up"), 1: TrainingError("the loss is nan")})
     callback.after_exception(None, {0: RuntimeError("killed"), 1: StorageError("S3 does not answer")})

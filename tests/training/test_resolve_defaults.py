@@ -35,13 +35,13 @@ def test_what_is_given_stays():
 
 def test_after_stage_1_the_tile_limit_is_its_model_s(stage_1):
     assert resolve_defaults(Stage2Config(table="t", init=str(stage_1))).tile_limit == 3
-    with pytest.raises(CheckpointError, match=r"up to 3 tiles, this run asks for 6\. Set --tile_limit=3"):
+    with pytest.raises(CheckpointError, match=r"3.*6\..*--tile_limit=3"):
         resolve_defaults(Stage2Config(table="t", init=str(stage_1), tile_limit=6))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"tile_limit": 0}, "tile_limit=0: the most tiles"), ({"preset": "nan"}, "unknown model preset 'nan'")],
+    [({"tile_limit": 0}, "tile_limit=0"), ({"preset": "nan"}, "'nan'")],
 )
 def test_what_can_t_be_is_refused(options: dict[str, Any], message):
     with pytest.raises(ConfigError, match=message):

@@ -144,7 +144,7 @@ def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest
         "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     }
 
-    plan = Plan.of(config, directory)
+    plan = Plan.from_config(config, directory)
     with subprocess.Popen(command, text=True, **options) as process:
         wait_for_step(plan, 8, process)
         process.send_signal(signal.SIGINT)
@@ -196,10 +196,10 @@ def test_only_the_newest_checkpoints_stay_and_they_leave_out_the_base(one_worker
 
 def test_other_settings_are_refused_and_both_named(two_workers: Trained) -> None:
     other = replace(two_workers.config, seed=7, workers=WorkersConfig(num_workers=1))
-    with pytest.raises(CheckpointError, match=r"belongs to another training: seed=0 there, 7 here\. Go on"):
+    with pytest.raises(CheckpointError, match="seed=0.*7"):
         fit(other, two_workers.directory)
 
 
 def test_missing_table_is_told_before_anything_starts(two_workers: Trained, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no parquet file in it"):
+    with pytest.raises(InputError, match="parquet"):
         fit(replace(two_workers.config, table=str(tmp_path)), tmp_path)

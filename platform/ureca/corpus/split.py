@@ -1,10 +1,12 @@
 """Hold images out of training: by image, so that no region of a held-out image is ever trained on."""
 
 import hashlib
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 from ureca.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class Split(NamedTuple):
@@ -49,3 +51,11 @@ def _place(image_id: str, seed: int) -> float:
     """Where in 0..1 an id falls, evenly spread."""
     digest = hashlib.sha256(f"{seed}\n{image_id}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` items at even spacing, the first included."""
+    if not items or count < 1:
+        return []
+    num = min(count, len(items))
+    return [items[round(index * (len(items) - 1) / max(num - 1, 1))] for index in range(num)]

@@ -19,7 +19,7 @@ of a block, n rows, w queries a row, b earlier keys a row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ureca.model.bin_packing import first_fit_decreasing
 
 PACKED_ATTENTION = "ureca_packed"
 NO_PREFIX = -1
@@ -163,7 +165,7 @@ def _branch_blocks(layout: Layout) -> tuple[Block, ...]:
     at = 0
     for image, lengths in enumerate(layout.branches):
         first = at + np.cumsum([0, *lengths])
-        for members in _first_fit(lengths, width):
+        for members in first_fit_decreasing(lengths, width):
             places: list[Any] = []
             numbers: list[Any] = []
             for member in members:
@@ -188,26 +190,12 @@ def _bin_width(layout: Layout) -> int:
     for factor in (1.0, 1.25, 1.5, 2.0, 2.5, 3.0):
         width = -(-round(longest * factor) // 16) * 16
         scores = sum(
-            len(_first_fit(lengths, width)) * width * (prefix + width)
+            len(first_fit_decreasing(lengths, width)) * width * (prefix + width)
             for prefix, lengths in zip(layout.prefixes, layout.branches, strict=True)
         )
         if scores < least:
             best, least = width, scores
     return best
-
-
-def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Which branches of an image share a bin of `width` tokens: first fit, longest first."""
-    bins: list[list[int]] = []
-    left: list[int] = []
-    for member in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = next((b for b, room in enumerate(left) if room >= lengths[member]), len(bins))
-        if place == len(bins):
-            bins.append([])
-            left.append(width)
-        bins[place].append(member)
-        left[place] -= lengths[member]
-    return bins
 
 
 def _cut(block: Block) -> list[Block]:

@@ -1,7 +1,7 @@
-"""What can be set about training. The defaults are the paper's where it or its scripts name a value.
+"""Configuration of the training stages. Defaults are the paper's where the paper or its scripts state a value.
 
-Source: URECA (arXiv 2504.05305) appendix A; learning rates, warm-up, decay and LoRA's alpha and dropout from
-the authors' training scripts.
+Source: URECA (arXiv 2504.05305) appendix A; learning rates, warm-up, decay, LoRA alpha and dropout: the authors'
+training scripts.
 """
 
 import math
@@ -13,23 +13,25 @@ from ureca.errors import ConfigError
 Cue = Literal["mask", "box", "none"]
 
 STEP_UNITS = ("regions", "tokens", "images")
-"""What an optimizer step can be measured in."""
+"""Units that can measure an optimizer step."""
 PAPER_BATCH = 16
 """Regions in the paper's batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
+    """Mask encoder to train in stage 1."""
+
     tokens_per_tile: int | None = None
-    """Mask tokens for each mask tile; null takes the preset's."""
+    """Mask tokens per mask tile. Null: the preset's."""
     kind: Literal["tokens", "channels"] = "tokens"
-    """`tokens` knows tile and place, `channels` is the authors' architecture."""
+    """Architecture: `tokens` encodes tile and location, `channels` is the authors' encoder."""
     projection: Literal["linear", "mlp"] = "linear"
-    """Of `channels`, its last part: one layer as in the authors' code, or two as in the paper's text."""
+    """Last layer of `channels`: `linear` as in the authors' code, `mlp` as in the paper's text."""
     input_scale: float = 255.0
-    """Of `channels`: the value that stands for the region's inside; 255 in the authors' code."""
+    """Input value of pixels inside the region, `channels` only. The authors' code uses 255."""
     location_codes: bool = True
-    """Of `tokens`: start the cells' codes as the base's own location tokens, where it has such (nano)."""
+    """Initialize the cell codes of `tokens` from the base's location tokens, if it has any (nano)."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_tile is not None and self.tokens_per_tile < 1:
@@ -40,32 +42,32 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """What an optimizer step holds, over all workers, and how much of it a worker computes at once.
+    """Size of an optimizer step over all workers, and of a worker's microbatch.
 
-    A step is measured in one of three units. Regions are what the paper counts (its batch is 16 of them). Tokens, the
-    image prefix included, are what a step costs: images with 3 or 300 regions then fill it alike, which is what a
-    large training wants. Images are for small ones, whose step should show a few scenes whole. A step's loss is the
-    mean over all its caption tokens, whatever its unit and however it is cut into passes.
+    A step is measured in one of three units. Regions: the paper's unit (its batch is 16 regions). Tokens, image prefix
+    included: the actual cost, so images with 3 or 300 regions fill a step alike; best for large runs. Images: for small
+    runs, where a step should hold a few complete scenes. The loss of a step is the mean over all its caption tokens,
+    for every unit and every split into microbatches.
     """
 
     regions_per_step: int | None = None
-    """Regions in an optimizer step. With none of the three given: 16, the paper's."""
+    """Regions per optimizer step. If none of the three units is set: 16, the paper's batch."""
     tokens_per_step: int | None = None
-    """Tokens in an optimizer step, at most; an image's prefix is counted with it."""
+    """Maximum tokens per optimizer step, image prefixes included."""
     images_per_step: int | None = None
-    """Images in an optimizer step (their visits, where `regions_per_visit` is set)."""
+    """Images per optimizer step; with `regions_per_visit`, chunks of images."""
     tokens_per_device: int = 8192
-    """Tokens in one forward pass of a worker, at most: what its memory must hold. An image with more regions than fit
-    is split over several passes. Changes memory and speed, not the result, but for what LoRA's dropout draws."""
+    """Maximum tokens per microbatch: what a worker's memory must hold. Larger images are split over microbatches.
+    Changes memory and speed; the result changes only through LoRA dropout."""
     regions_per_image: int | None = None
-    """Regions of an image shown in an epoch; of more, some are drawn anew each time. Null: all of them."""
+    """Maximum regions of an image per epoch; above that, a new random subset each epoch. Null: all regions."""
     regions_per_visit: int | None = None
-    """Null: an image's regions come together, which is what packing lives on. A number: in portions of so many at
-    different places of the epoch; 1 mixes regions as a batch of separate sequences does."""
+    """Null: pack all regions of an image together (fastest). N: split them into chunks of N, spread over the epoch;
+    1 mixes regions like a batch of separate sequences."""
     prefetch_steps: int = 1
-    """Steps that are read, decoded and packed ahead while the model computes; 0: none."""
+    """Steps to read, decode and pack ahead while the model computes. 0: no prefetching."""
     prefetch_threads: int = 1
-    """Threads of each worker that do so."""
+    """Prefetching threads per worker."""
 
     def __post_init__(self) -> None:
         for name in ("regions_per_step", "tokens_per_step", "images_per_step", "tokens_per_device"):
@@ -73,17 +75,17 @@ class BatchConfig:
         for name in ("regions_per_image", "regions_per_visit", "prefetch_threads"):
             _refuse_below_1(name, getattr(self, name))
         if self.prefetch_steps < 0:
-            raise ConfigError(f"batch.prefetch_steps={self.prefetch_steps}: must be 0 (none) or more.")
+            raise ConfigError(f"batch.prefetch_steps={self.prefetch_steps}: must be 0 (no prefetching) or more.")
         given = [f"{unit}_per_step" for unit in STEP_UNITS if getattr(self, f"{unit}_per_step") is not None]
         if len(given) > 1:
             raise ConfigError(
-                f"batch: {' and '.join(f'{name}={getattr(self, name)}' for name in given)}: a step is measured in one "
-                f"of them. Set the other to null, e.g. --batch.{given[-1]}=null."
+                f"batch: {' and '.join(f'{name}={getattr(self, name)}' for name in given)}: only one of these may "
+                f"measure a step. Set the others to null, e.g. --batch.{given[-1]}=null."
             )
 
     @property
     def step_size(self) -> tuple[str, int]:
-        """The unit that a step is measured in (one of STEP_UNITS), and how many of it a step holds."""
+        """Unit of a step (one of STEP_UNITS) and its size in that unit."""
         for unit in STEP_UNITS:
             amount = getattr(self, f"{unit}_per_step")
             if amount is not None:
@@ -98,15 +100,18 @@ def _refuse_below_1(name: str, value: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    """AdamW and its learning-rate schedule."""
+
     learning_rate: float
-    """Peak; rises over the warm-up, then falls to zero along a cosine."""
+    """Peak learning rate: linear warm-up to it, then cosine decay to zero."""
     epochs: float = 1.0
-    """Passes over the images; parts of one are allowed."""
+    """Passes over the images; fractions are allowed."""
     warmup_share: float = 0.03
-    """Share of the steps over which the learning rate rises."""
+    """Share of the steps used for warm-up."""
     weight_decay: float = 0.01
+    """AdamW weight decay."""
     clip_norm: float = 1.0
-    """Gradients longer than this (L2 norm over all trained weights) are shortened to it."""
+    """Maximum L2 norm of the gradient over all trained weights; larger gradients are clipped."""
 
     def __post_init__(self) -> None:
         if not self.epochs > 0:
@@ -117,66 +122,67 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
+    """Training processes, their devices, and how memory is divided among them."""
+
     num_workers: int = 2
-    """Training processes; with GPUs, one on each."""
+    """Training processes; with GPUs, one per GPU."""
     use_gpu: bool = False
+    """Train on GPUs."""
     zero_stage: Literal[1, 2, 3] = 1
-    """DeepSpeed ZeRO: what the workers share out. 1 optimizer states, 2 gradients too, 3 weights too."""
+    """DeepSpeed ZeRO stage: 1 partitions optimizer states, 2 also gradients, 3 also weights."""
     offload_optimizer: bool = False
-    """Keep the optimizer and the 32-bit weights that train in the machine's memory instead of the GPUs'."""
+    """Keep the optimizer and the trained 32-bit weights in host memory. Needs GPUs."""
     offload_weights: bool = False
-    """Keep the shared-out weights there too, the frozen base's included, and fetch them layer by layer; `zero_stage` 3
-    only. For bases that do not fit the GPUs, and slow."""
+    """Keep all partitioned weights, the frozen base included, in host memory and fetch them layer by layer. For bases
+    that exceed GPU memory; slow. Needs `zero_stage` 3."""
     threads: int = 1
-    """CPU threads of each worker. On few cores more workers are faster than more threads, and both at once take
-    turns so badly that they lose most of the speed."""
+    """CPU threads per worker. On few cores, more workers are faster than more threads; both together are slowest."""
     bf16: bool = False
-    """Compute in bfloat16; the weights that train, and the optimizer, stay in 32 bit. On CPUs that have AMX or
-    AVX512-BF16 it is faster, on others slower."""
+    """Compute in bfloat16; trained weights and optimizer stay in 32 bit. Faster on GPUs and on CPUs with AMX or
+    AVX512-BF16, slower on other CPUs."""
     activation_checkpointing: bool = False
-    """Keep of each layer of the language model its input alone and compute the rest once more for the gradient: a
-    third more work for a fraction of the memory."""
-    image_tokens_mb: int = 1024
-    """Memory of each worker for image tokens: the vision tower is frozen, so they are computed once and kept while
-    they fit. With `zero_stage` 3 they are not kept: its workers must compute alike."""
+    """Recompute language-model activations in the backward pass: a third more compute, a fraction of the memory."""
+    image_cache_mb: int = 1024
+    """Memory per worker for cached image features (the vision tower is frozen). 0: no cache. Unused with
+    `zero_stage` 3, whose workers must run the vision tower together."""
     max_failures: int = 2
-    """Restarts from the latest checkpoint after a worker or its machine died."""
+    """Restarts from the latest checkpoint after a worker or its machine failed."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ConfigError(f"workers.num_workers={self.num_workers}: must be at least 1.")
         if self.threads < 1:
             raise ConfigError(f"workers.threads={self.threads}: must be at least 1.")
-        if self.image_tokens_mb < 0:
-            raise ConfigError(f"workers.image_tokens_mb={self.image_tokens_mb}: must be 0 (keep none) or more.")
+        if self.image_cache_mb < 0:
+            raise ConfigError(f"workers.image_cache_mb={self.image_cache_mb}: must be 0 (no cache) or more.")
         if self.offload_weights and self.zero_stage < 3:
             raise ConfigError(
-                f"workers.offload_weights=true with workers.zero_stage={self.zero_stage}: below stage 3 every worker "
-                "holds all weights, so there are no shared-out ones to move. Set --workers.zero_stage=3, or "
+                f"workers.offload_weights=true with workers.zero_stage={self.zero_stage}: only stage 3 partitions "
+                "weights, so there are none to offload. Set --workers.zero_stage=3, or "
                 "--workers.offload_weights=false."
             )
         for name in ("offload_optimizer", "offload_weights"):
             if getattr(self, name) and not self.use_gpu:
                 raise ConfigError(
-                    f"workers.{name}=true with workers.use_gpu=false: no GPU is asked for, so there is no GPU memory "
-                    f"to move anything out of. Set --workers.use_gpu=true, or --workers.{name}=false."
+                    f"workers.{name}=true with workers.use_gpu=false: offloading moves data out of GPU memory. "
+                    f"Set --workers.use_gpu=true, or --workers.{name}=false."
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
+    """Checkpoint frequency, retention and location."""
+
     every_steps: int = 100
-    """Steps between checkpoints: what an interruption can cost at most."""
+    """Steps between checkpoints: the most that an interruption costs."""
     num_to_keep: int = 2
-    """The newest ones that stay. More than one, so that a damaged one has another before it."""
+    """Newest checkpoints to keep. With more than one, a damaged checkpoint has a predecessor to resume from."""
     keep_best: int = 0
-    """Instead, the ones of the highest score that stay, beside the last one; the model of the best goes to `model_best`
-    in the run's folder. The score is that of evaluation in the loop, so checkpoint steps should be among its steps;
-    without scores the newest stay. 0: `num_to_keep` decides."""
+    """Checkpoints with the highest in-loop score to keep, plus the last one; the model of the best is written to
+    `model_best`. Checkpoint and evaluation steps should coincide. 0: keep the newest `num_to_keep`."""
     storage: str = ""
-    """Folder for the run's checkpoints, local or s3://bucket/folder; empty: the run's folder. With S3 the machines need
-    no file system that all of them see: what workers begin with, `init` included, goes there too, and so do metrics,
-    notes, looks and trained models, which are fetched at the end. The base alone each machine must have or fetch."""
+    """Folder for checkpoints, local or s3://bucket/folder. Empty: the run's folder. With S3, machines need no shared
+    file system: inputs, metrics, evaluations and models are synced through S3; only the base must exist on each."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.num_to_keep < 1:
@@ -189,26 +195,26 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Looking at a training while it runs: held-out images captioned now and then, and where the figures go."""
+    """In-loop evaluation on held-out images, and experiment trackers."""
 
     every_steps: int = 0
-    """Steps between two looks, and one after the last step; 0: none. A look captions the same images every time."""
+    """Steps between evaluations; another one follows the last step. 0: no in-loop evaluation."""
     images: int = 8
-    """Held-out images that are captioned; always the same ones."""
+    """Held-out images to caption, the same ones in every evaluation."""
     regions_per_image: int = 8
-    """Most regions of each."""
+    """Maximum regions to caption per image."""
     max_new_tokens: int = 96
-    """Longest caption, in tokens."""
+    """Maximum caption length in tokens."""
     pictures: int = 4
-    """Of how many of the images a picture with captions is kept at each look."""
+    """Images to save with their captions drawn in, per evaluation."""
     score: Literal["rouge_l", "attribute_accuracy", "uniqueness"] = "rouge_l"
-    """The score by which a checkpoint is better than another. Attribute accuracy needs drawn scenes."""
+    """Score that ranks checkpoints. `attribute_accuracy` needs drawn scenes."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Where figures and pictures go besides the run's own files. MLflow and Weights & Biases must be installed, and
-    take their addresses and keys from the environment of the driver."""
+    """Experiment trackers to log to. MLflow and Weights & Biases must be installed; they read addresses and keys from
+    the driver's environment."""
     peak_tflops: float | None = None
-    """What one worker's device can do at most, in 10^12 FLOP/s, for MFU. Null: the GPU's by its name; of a CPU, or a
-    GPU that is in no table, measured by a matrix product when training starts."""
+    """Peak TFLOP/s of one worker's device, for MFU. Null: from the GPU's name, or measured with a matrix product on
+    CPUs and unknown GPUs."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 0:
@@ -224,11 +230,14 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
+    """LoRA adapter of the language model."""
+
     rank: int | None = None
-    """Null takes the preset's."""
+    """LoRA rank. Null: the preset's."""
     alpha: int | None = None
-    """Null takes twice the rank."""
+    """LoRA alpha. Null: twice the rank."""
     dropout: float = 0.05
+    """LoRA dropout."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "alpha"):
@@ -236,104 +245,103 @@ class LoraConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"lora.{name}={value}: must be at least 1, or null.")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout={self.dropout}: give a share, 0 or more, below 1.")
+            raise ConfigError(f"lora.dropout={self.dropout}: must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceConfig:
+    """Stage 3's objective: DPO plus cross-entropy of the chosen captions."""
+
     beta: float = 0.1
-    """How dear it is to move away from stage 2's model, against telling the captions apart (DPO's beta); 0.1 is the
-    usual value. 0 leaves out the preference: the control that only trains on, with the second term."""
+    """DPO beta: weight of the KL penalty towards the stage-2 reference model. 0: no preference term, a control that
+    only continues supervised training."""
     sft_weight: float = 1.0
-    """Of the second term, the cross-entropy of the chosen captions. Chosen and rejected share most of their words here,
-    and DPO alone lowers the likelihood of both."""
+    """Weight of the chosen captions' cross-entropy. Chosen and rejected captions share most words here, and DPO alone
+    lowers the likelihood of both."""
     label_smoothing: float = 0.0
-    """Share of pairs taken to be the wrong way round. Above 0 where labels are noisy, so that some distractor's caption
-    is as good."""
+    """Assumed share of pairs with swapped labels. Raise it for noisy labels, where a distractor's caption may fit."""
     length_normalized: bool = False
-    """Take log-probabilities per token, so that long captions don't weigh more; then `beta` wants to be some ten times
-    larger. Off: both captions of a pair come from one describer, and differ little in length."""
+    """Use log-probabilities per token, so that long captions do not weigh more; then raise `beta` about tenfold. Off:
+    both captions of a pair come from one describer and have similar lengths."""
     rejected_per_region: int = 2
-    """Distractors' captions shown against a region's own in one step; of more, some are drawn anew each epoch."""
+    """Maximum rejected captions per region and step; above that, a new random subset each epoch."""
 
     def __post_init__(self) -> None:
         for name in ("beta", "sft_weight"):
             if not (math.isfinite(value := getattr(self, name)) and value >= 0):
-                raise ConfigError(f"preference.{name}={value}: give a number, 0 or more.")
+                raise ConfigError(f"preference.{name}={value}: must be a number, 0 or more.")
         if not self.beta and not self.sft_weight:
-            raise ConfigError("preference.beta=0.0, sft_weight=0.0: nothing is left to train on; set one of them.")
+            raise ConfigError("preference.beta=0.0, sft_weight=0.0: the loss is empty; set one of them above 0.")
         if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(
-                f"preference.label_smoothing={self.label_smoothing}: give a share, 0 or more, below 0.5 (a coin)."
-            )
+            raise ConfigError(f"preference.label_smoothing={self.label_smoothing}: must be at least 0 and below 0.5.")
         if self.rejected_per_region < 1:
             raise ConfigError(f"preference.rejected_per_region={self.rejected_per_region}: must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _StageConfig:
+    """Fields that all stages share."""
+
     table: str
-    """Region table to learn from: a parquet file or a folder of them, written by label_corpus."""
+    """Region table to train on: a parquet file or a folder of them, as label_corpus writes it."""
     heldout: float = 0.1
-    """Share of the table's images, chosen by their ids, that training never sees; jobs/evaluate.py takes them
-    with the same two values. 0 trains on everything."""
+    """Share of the images, chosen by id, that training never sees; evaluate uses the same two values. 0: train on
+    all."""
     heldout_seed: int = 0
+    """Seed of the held-out split."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     preset: str = "nano"
     """Base by name: nano, internvl2.5-1b to -78b, internvl3-1b to -78b (docs/bases.md)."""
     base: str | None = None
-    """Folder or hub name of another HF-native InternVL in place of the preset's. Every machine loads it for itself: a
-    folder must lie at the same path on each of them; s3:// is refused."""
+    """HF-native InternVL in place of the preset's: a hub name, or a folder at the same path on every machine. s3://
+    is refused."""
     tile_limit: int | None = None
-    """Most tiles an image is cut into, the thumbnail not counted; null takes the preset's (6; nano's 1), after stage 1
-    that of `init`. It is part of the trained model's configuration."""
+    """Maximum tiles per image, thumbnail not counted; part of the trained model's configuration. Null: the preset's (6;
+    nano: 1), after stage 1 that of `init`."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
-    """Of the mask encoder's and LoRA's first weights, the order of images, and every draw."""
+    """Seed of initial weights, image order and every random draw."""
     run_directory: str = ""
-    """Where the run keeps its files; the same folder again goes on where it was. Empty: runs/<job>.
-    Workers write there too: with several machines it must be on a file system that all of them see, unless
-    `checkpoints.storage` is in S3."""
+    """Folder of the run; starting again with the same folder resumes it. Empty: runs/<job>. With several machines it
+    must be on a shared file system, unless `checkpoints.storage` is in S3."""
 
     def __post_init__(self) -> None:
         if "://" in (self.base or ""):
             raise ConfigError(
-                f"base={self.base}: every machine loads the base for itself, by its hub name or from a folder. Copy it "
-                "to the same path on each of them, or into a file system that all of them see, and give that path."
+                f"base={self.base}: every machine loads the base by its hub name or from a folder. Copy it to the same "
+                "path on each machine, or to a shared file system, and give that path."
             )
         if not 0 <= self.heldout < 1:
-            raise ConfigError(f"heldout={self.heldout}: give the share of images to leave out, 0 or more, below 1.")
+            raise ConfigError(f"heldout={self.heldout}: must be at least 0 and below 1.")
         if self.eval.every_steps and not self.heldout:
             raise ConfigError(
-                f"eval.every_steps={self.eval.every_steps} with heldout=0: looks caption held-out images. "
-                "Hold some out, or set --eval.every_steps=0."
+                f"eval.every_steps={self.eval.every_steps} with heldout=0: in-loop evaluation needs held-out images. "
+                "Raise --heldout, or set --eval.every_steps=0."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(_StageConfig):
-    """Stage 1: the mask encoder learns, everything else is frozen."""
+    """Stage 1: train the mask encoder; everything else is frozen."""
 
     mask: MaskConfig = field(default_factory=MaskConfig)
-    """The mask encoder to train."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-4))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(_StageConfig):
-    """Stage 2: LoRA on the language model learns; the mask encoder is frozen unless told otherwise."""
+    """Stage 2: train LoRA on the language model; the mask encoder is frozen by default."""
 
     init: str = ""
-    """Model directory of stage 1, local or s3://bucket/folder. Only with `cue: mask` it is needed."""
+    """Model directory of stage 1, local or s3://bucket/folder. Required with `cue` mask."""
     tokens_per_tile: int | None = None
-    """Mask tokens for each mask tile that `init` must have been trained with; null takes what it has."""
+    """Mask tokens per mask tile that `init` must have. Null: any."""
     cue: Cue = "mask"
-    """The controls: `box`, the same training told the region's box in words; `none`, without any sign of which region
-    is meant."""
+    """Cue for the region. Controls: `box` gives the box as text, `none` gives no cue at all."""
     tune_mask_encoder: bool = False
-    """Let the mask encoder learn on. The paper freezes it. Without masks (`cue` box or none) it never learns."""
+    """Also train the mask encoder. The paper freezes it. Has no effect with `cue` box or none."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-5))
 
@@ -342,31 +350,30 @@ class Stage2Config(_StageConfig):
         if self.cue == "mask" and not self.init:
             raise ConfigError(
                 "init is missing: stage 2 starts from stage 1's model directory. "
-                "Run jobs/train_stage1.py and give its runs/train_stage1/model with --init."
+                "Run jobs/train_stage1.py and set --init to its runs/train_stage1/model."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage3Config(_StageConfig):
-    """Stage 3, beyond the paper: stage 2's LoRA learns to prefer a region's caption over its distractors'."""
+    """Stage 3, beyond the paper: tune stage 2's LoRA to prefer a region's caption over its distractors'."""
 
     init: str = ""
-    """Model directory of stage 2, local or s3://bucket/folder: where training starts, and what it is measured
-    against."""
+    """Model directory of stage 2, local or s3://bucket/folder: start of training, and the reference model."""
     tokens_per_tile: int | None = None
-    """Mask tokens for each mask tile that `init` must have been trained with; null takes what it has."""
+    """Mask tokens per mask tile that `init` must have. Null: any."""
     tune_mask_encoder: bool = False
-    """Let the mask encoder learn on too."""
+    """Also train the mask encoder."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-6))
-    """Its learning rate is an eighth of stage 2's: a pair asks for a small change of a model that is right already."""
+    """The learning rate is an eighth of stage 2's: a pair asks for a small change of a model that already works."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.init:
             raise ConfigError(
                 "init is missing: stage 3 starts from stage 2's model directory. "
-                "Run jobs/train_stage2.py and give its runs/train_stage2/model with --init."
+                "Run jobs/train_stage2.py and set --init to its runs/train_stage2/model."
             )
 
 

@@ -1,9 +1,9 @@
-"""DeepSpeed: its configuration, and the learning rate.
+"""DeepSpeed configuration, loss scaling and learning-rate schedule.
 
-Gradients. The loss of a step is the sum over its caption tokens (in stage 3 its pairs) divided by their number, over
-all workers and passes. DeepSpeed averages gradients over workers (and would divide each pass's loss by the number of
-passes); `loss_for_backward` undoes that, so the step's gradient is the gradient of the step's loss however the step
-was cut up. With a mean of means a worker with few tokens would count as much as one with many.
+The loss of a step is the sum over its caption tokens (in stage 3: pairs) divided by their number, over all workers and
+microbatches. DeepSpeed averages gradients over workers and would divide each microbatch's loss by the number of
+microbatches. `loss_for_backward` undoes both, so the gradient is that of the step's loss for every split. A mean of
+means would weigh a worker with few tokens like one with many.
 """
 
 import math
@@ -15,16 +15,16 @@ from ureca.errors import UrecaError
 from ureca.training.config import OptimizerConfig, WorkersConfig
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients that are reduced at once. DeepSpeed allocates the whole bucket, two of them on GPUs, however few weights
-train: at its own 500 million that is 2 GB of a GPU's memory in bfloat16 where LoRA has 0.6 GB of gradients."""
+"""Gradient elements per reduction. DeepSpeed allocates the full bucket (two on GPUs) even when few weights train: its
+default of 500 million costs 2 GB of GPU memory in bfloat16, where LoRA has 0.6 GB of gradients."""
 
 
 class TrainingError(UrecaError):
-    """Training can't go on: the loss or the gradient is no longer a number, or a disk is full."""
+    """Training can't continue: loss or gradient became non-finite, or a disk is full."""
 
 
 def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict[str, Any]:
-    """DeepSpeed's JSON for a plan."""
+    """Return the DeepSpeed configuration."""
     # A CPU has no streams to overlap communication with.
     sharing: dict[str, Any] = {
         "stage": workers.zero_stage,
@@ -36,13 +36,13 @@ def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict
     if workers.offload_weights:
         sharing["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
-        # Steps have as many passes as their tokens need: the loop says which is the last, and counts for itself.
+        # The number of microbatches varies by step: the worker counts them and marks the last one.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "optimizer": {
             "type": "AdamW",
-            # torch_adam: DeepSpeed's own would be compiled at run time. torch's fused form comes compiled, for GPUs and
-            # for the CPUs that an offloaded optimizer steps on.
+            # torch_adam: DeepSpeed's own Adam is compiled at run time. torch's fused Adam ships compiled, for GPUs and
+            # for the CPUs that run an offloaded optimizer.
             "params": {
                 "torch_adam": True,
                 "fused": workers.use_gpu,
@@ -53,8 +53,8 @@ def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict
             },
         },
         "gradient_clipping": optimizer.clip_norm,
-        # On a CPU the loop computes under torch's autocast: DeepSpeed's way would put the weights that train into
-        # bfloat16 too, and reduce gradients in it.
+        # On CPUs the worker uses torch autocast: DeepSpeed's bf16 mode would also keep trained weights in bfloat16 and
+        # reduce gradients in it.
         "bf16": {"enabled": workers.bf16 and workers.use_gpu},
         "zero_optimization": sharing,
         "zero_allow_untested_optimizer": True,
@@ -64,15 +64,18 @@ def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict
 
 
 def loss_for_backward(share: Tensor, num_workers: int) -> Tensor:
-    """A pass's share of the step's loss, scaled so that DeepSpeed's average over workers is the sum of all shares.
+    """Scale a microbatch's loss share so that DeepSpeed's average over workers equals the sum of all shares.
 
-    For `engine.backward(..., scale_wrt_gas=False)`, which leaves out the division by the number of passes.
+    For `engine.backward(..., scale_wrt_gas=False)`, which skips the division by the number of microbatches.
     """
     return share * num_workers
 
 
 def learning_rate(step: int, num_steps: int, optimizer: OptimizerConfig) -> float:
-    """Linear warm-up to the peak, then a cosine to zero. A function of the step: nothing to restore."""
+    """Return the learning rate of a step: linear warm-up, then cosine decay to zero.
+
+    A function of the step only, so there is no state to restore.
+    """
     warmup = max(1, round(num_steps * optimizer.warmup_share))
     if step < warmup:
         return optimizer.learning_rate * (step + 1) / warmup
@@ -81,10 +84,10 @@ def learning_rate(step: int, num_steps: int, optimizer: OptimizerConfig) -> floa
 
 
 def refuse_non_finite(step: int, *, loss: float, grad_norm: float) -> None:
-    """Raise TrainingError, naming the step (counted from 1), if either figure is infinite or no number."""
-    for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
+    """Raise TrainingError, naming the step (counted from 1), if loss or gradient norm is not finite."""
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
             raise TrainingError(
-                f"step {step}: the {name} is {value}; nothing after the latest checkpoint was kept. "
-                "Start again with a lower --optimizer.learning_rate and another --run_directory."
+                f"step {step}: the {name} is {value}; the run keeps its latest checkpoint. "
+                "Restart with a lower --optimizer.learning_rate and another --run_directory."
             )

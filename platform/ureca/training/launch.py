@@ -1,4 +1,9 @@
-"""The driver's side of training: start the workers, show where they are, hand back what they made."""
+"""Driver of a training run: check everything, start the workers, show progress, collect the results.
+
+fit(config)   Plan, table index, number of steps          everything that can be refused is refused here
+  _run        Ray Train starts training/worker.py         a thread; this one prints progress and the worker log
+  results     model, best model, their records, a plot    pulled from S3 when workers ran elsewhere
+"""
 
 import os
 import sys
@@ -11,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.train import UserCallback
 
 from ureca.cluster import connect
 from ureca.config import config_to_dict
-from ureca.errors import StorageError, UrecaError
+from ureca.errors import StorageError
 from ureca.runs import Progress
-from ureca.storage.files import filesystem, is_full_disk, write_bytes
+from ureca.storage.files import filesystem, write_bytes
 from ureca.training.checkpoint.best import BEST_DIRECTORY, BestModel, make_best_model
 from ureca.training.checkpoint.files import (
     CHECKPOINTS_DIRECTORY,
@@ -40,40 +44,41 @@ from ureca.training.plan import Plan
 from ureca.training.sizing.placement import require_room
 from ureca.viewer import plots
 
-_LOOK_EVERY_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _PLOT_FILE = "training.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a training leaves: its model directory, and figures for the run's summary."""
+    """Model directory of a finished training, and figures for the run's summary."""
 
     model: str
-    """Folder of the trained model."""
+    """Path of the trained model directory."""
     images: int
-    """Labeled images it learned from."""
+    """Labeled images trained on."""
     steps: int
     regions: int
-    """Regions shown, repetitions counted."""
+    """Regions trained on, repetitions included."""
     loss_first: float
-    """Mean over the first twentieth of the steps: cross-entropy a caption token, in nats."""
+    """Mean cross-entropy per caption token, in nats, over the first twentieth of the steps."""
     loss_last: float
+    """The same over the last twentieth."""
     regions_per_second: float
-    """Over all workers, while training; start and interruptions left out."""
+    """Throughput of all workers while training; start-up and interruptions excluded."""
     heldout: dict[str, float]
-    """Scores of the last look at held-out images; empty without one."""
+    """Scores of the last in-loop evaluation; empty without one."""
     best: dict[str, Any]
-    """Of the best checkpoint, where `checkpoints.keep_best` asks for it: `model`, `step`, `score`; else empty."""
+    """`model`, `step` and `score` of the best checkpoint with `checkpoints.keep_best`; otherwise empty."""
 
 
 def fit(config: StageConfig, directory: Path) -> TrainingResult:
-    """Train a stage on Ray, with its files in `directory`; there already begun, go on; there finished, don't.
+    """Train a stage on Ray with its files in `directory`; resume an interrupted run, return a finished one.
 
     Raises:
-        ConfigError, CheckpointError, InputError: before any process starts, as far as they can be known then.
+        ConfigError, CheckpointError, InputError: before any process starts, where the cause is known by then.
         TrainingError: the loss or a gradient became non-finite.
     """
-    plan = Plan.of(config, directory)
+    plan = Plan.from_config(config, directory)
     refuse_missing_trackers(plan.eval.trackers)
     storage = RunStorage(plan.directory, plan.checkpoints.storage)
     done = completed_steps(storage.checkpoints, plan.identity())
@@ -90,9 +95,9 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
     num_steps = make_sampler(plan.loader_settings(), table, processor).num_steps(plan.optimizer.epochs)
     model = directory / MODEL_DIRECTORY
     if done == num_steps and model.is_dir():
-        print(f"train  {model} is there already: all {num_steps} steps were done", file=sys.stderr)
+        print(f"train  {model} exists already: all {num_steps} steps are done", file=sys.stderr)
     else:
-        if not done:  # an earlier start that came to no checkpoint
+        if not done:  # an earlier start may have failed before its first checkpoint
             delete_all_checkpoints(storage.checkpoints)
             (directory / FILE).unlink(missing_ok=True)
             delete_tensorboard_files(directory)
@@ -105,7 +110,7 @@ def fit(config: StageConfig, directory: Path) -> TrainingResult:
         with tail_metrics(Path(plan.directory), plan.eval.trackers, plan.identity(), done) as tailer:
             _run(plan, storage, num_steps, done, tailer)
             delete_unindexed_checkpoints(storage.checkpoints)
-            storage.pull_results(num_steps, evaluates=evaluates)  # before trackers get what has come last
+            storage.pull_results(num_steps, evaluates=evaluates)  # before the trackers get the last lines
     best = _best_model(plan, storage)
     lines = read_metrics(directory / FILE)
     result = _result(lines, model, len(table), best)
@@ -134,8 +139,8 @@ def _best_model(plan: Plan, storage: RunStorage) -> BestModel | None:
     best = make_best_model(storage.directory, storage.checkpoints, plan.eval.score)
     if best is None:
         print(
-            f"train  no checkpoint has a score, so there is no {BEST_DIRECTORY}: let --eval.every_steps and "
-            "--checkpoints.every_steps fall on the same steps",
+            f"train  no checkpoint has a score, so {BEST_DIRECTORY} is not written: make --checkpoints.every_steps a "
+            "multiple of --eval.every_steps",
             file=sys.stderr,
         )
     return best
@@ -146,24 +151,24 @@ def _run(plan: Plan, storage: RunStorage, num_steps: int, done: int, tailer: Met
     require_room(plan.workers)
     if repair_checkpoint_index(storage.checkpoints):
         print(
-            "train  Ray Train's list of checkpoints could not be read and is made anew; the checkpoints are as they "
-            "were",
+            "train  Ray Train's checkpoint index was unreadable and is rebuilt; the checkpoints are unchanged",
             file=sys.stderr,
         )
     # Workers stay in the driver's working folder: a table may name its images by relative paths.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    if not plan.workers.use_gpu:  # or DeepSpeed, imported here too, warns that it finds no GPU
+    if not plan.workers.use_gpu:  # otherwise DeepSpeed warns that it finds no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Only now: what Ray reads from the environment has to be settled before it is first imported.
+    # Imported late: Ray reads the environment variables above when it is first imported.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    from ureca.training.failures import StopOnUserErrors, find_user_error
     from ureca.training.worker import train_worker
 
     workers = plan.workers
     if workers.bf16 and not workers.use_gpu and not computes_in_bfloat16(torch.cpu.get_capabilities()):
-        print("train  this CPU has no bfloat16 instructions: --workers.bf16=false is faster on it", file=sys.stderr)
+        print("train  this CPU has no bfloat16 instructions: --workers.bf16=false is faster here", file=sys.stderr)
     start = f"at step {done + 1} of {num_steps}" if done else f"{num_steps} steps"
     print(f"train  starting {workers.num_workers} workers, {start}", file=sys.stderr, flush=True)
     remote, storage_path = filesystem(plan.checkpoints.storage or plan.directory)
@@ -177,49 +182,49 @@ def _run(plan: Plan, storage: RunStorage, num_steps: int, done: int, tailer: Met
             storage_filesystem=remote,
             checkpoint_config=ray_checkpoint_config(plan.checkpoints),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            callbacks=[EndAtUsersErrors()],  # type: ignore[list-item]
+            callbacks=[StopOnUserErrors()],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": worker_environment(workers)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    notes = WorkerLogReader(plan.directory)
+    log = WorkerLogReader(plan.directory)
     outcome: dict[str, BaseException] = {}
 
     def train() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # handed to the thread that waits
+        except BaseException as error:  # raised again in the main thread
             outcome["error"] = error
 
-    # Not in the main thread: there Ray Train would take Ctrl-C for itself and end the job with exit code 0.
+    # In a thread, because in the main thread Ray Train catches Ctrl-C and ends the job with exit code 0.
     thread = threading.Thread(target=train, name="ray-train", daemon=True)
     thread.start()
     progress = Progress("train", num_steps, counted="step")
     while thread.is_alive():
-        thread.join(_LOOK_EVERY_SECONDS)
-        _tell(notes)
+        thread.join(_POLL_SECONDS)
+        _print_events(log)
         if (line := tailer.poll()) is not None:
             progress.update(line["step"], *progress_fields(line))
     progress.close()
-    with suppress(StorageError):  # how the training ended is what must be told
+    with suppress(StorageError):  # the outcome of the training matters more than its log
         storage.pull_log()
-    _tell(notes)
+    _print_events(log)
     if "error" in outcome:
-        raise users_error(outcome["error"]) from outcome["error"]
+        raise find_user_error(outcome["error"]) from outcome["error"]
 
 
-def _tell(notes: WorkerLogReader) -> None:
-    for text in notes.new():
+def _print_events(log: WorkerLogReader) -> None:
+    for text in log.new():
         print(f"train  {text}", file=sys.stderr, flush=True)
 
 
 def computes_in_bfloat16(capabilities: Mapping[str, object]) -> bool:
-    """Whether a CPU, by `torch.cpu.get_capabilities()`, multiplies in bfloat16 itself (AMX, AVX512-BF16, ...)."""
+    """Return whether a CPU has bfloat16 instructions (AMX, AVX512-BF16), given `torch.cpu.get_capabilities()`."""
     return any("bf16" in name and bool(has) for name, has in capabilities.items())
 
 
 def ray_checkpoint_config(checkpoints: CheckpointConfig) -> Any:
-    """Ray Train's own, which throws checkpoints away. By a score it keeps the best, and the last beside them."""
+    """Return Ray Train's retention policy. Ranked by score, it keeps the best checkpoints and the last one."""
     from ray.train import CheckpointConfig as RayCheckpointConfig
 
     return RayCheckpointConfig(
@@ -229,11 +234,11 @@ def ray_checkpoint_config(checkpoints: CheckpointConfig) -> Any:
 
 
 def worker_environment(workers: WorkersConfig) -> dict[str, str]:
+    """Return the environment variables of a training worker."""
     environment = {
         "OMP_NUM_THREADS": str(workers.threads),
         "TOKENIZERS_PARALLELISM": "false",
-        # Each batch has other shapes, for each of which oneDNN keeps compiled code: at its own limit, 1024, a worker
-        # grew to 5 GB.
+        # oneDNN keeps compiled code for every batch shape: with its default limit of 1024 a worker grew to 5 GB.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     }
     if not workers.use_gpu:
@@ -256,36 +261,3 @@ def _result(lines: list[dict[str, Any]], model: Path, num_images: int, best: Bes
         heldout=last_eval_scores(lines),
         best={"model": str(best.directory), "step": best.step, "score": round(best.score, 4)} if best else {},
     )
-
-
-class EndAtUsersErrors(UserCallback):
-    """Lives in Ray Train's controller, which does not go on after an error raised here."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Raise what a user has to mend."""
-        for failure in worker_exceptions.values():
-            error = _of_user(failure)
-            if error is not None and not isinstance(error, StorageError):
-                raise error
-
-
-def users_error(error: BaseException) -> BaseException:
-    """The error that was raised for the user, out of what Ray Train wraps it in; else as it came."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    controller = getattr(error, "controller_failure", None)
-    for failure in [*failures.values(), *([controller] if controller else [])]:
-        if (found := _of_user(failure)) is not None:
-            return found
-    if controller is not None and is_full_disk(controller):
-        return StorageError(
-            f"Ray Train can't write its list of checkpoints, the disk is full ({controller}). Free some space; the "
-            "same command goes on from the newest checkpoint."
-        )
-    return error
-
-
-def _of_user(failure: BaseException) -> UrecaError | None:
-    for candidate in (failure, getattr(failure, "_base_exc", None), getattr(failure, "cause", None)):
-        if isinstance(candidate, UrecaError):
-            return candidate
-    return None

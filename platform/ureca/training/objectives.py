@@ -1,7 +1,8 @@
-"""What a training step minimizes: the cross-entropy of the captions here, preferences in preference.py.
+"""Training objectives: caption cross-entropy (stages 1 and 2) and preference tuning (stage 3).
 
-The loop asks an objective twice: once what it counts in each batch of the step, then, with the counts summed over all
-passes and workers, for each pass's share of the step's loss. Shares add up to the loss of the step however it was cut.
+The worker calls an objective twice per step: `counts` for every microbatch, then, with the counts summed over all
+microbatches and workers, `loss` for each microbatch's share. The shares add up to the loss of the step, for every split
+into microbatches.
 """
 
 from collections.abc import Mapping
@@ -18,14 +19,18 @@ from ureca.training.config import PreferenceConfig
 
 
 class Objective(Protocol):
+    """Loss of a step, computed microbatch by microbatch."""
+
     def counts(self, batch: PackedBatch) -> dict[str, float]:
-        """What the step's loss is normalized by, and what its metrics report; `tokens` and `regions` among them."""
+        """Return the counts that normalize the step's loss and metrics; `tokens` and `regions` are always included."""
         ...
 
     def loss(self, engine: Any, batch: PackedBatch, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """A pass's share of the step's loss, a scalar to go backward from, and of further metrics by name.
+        """Return the microbatch's share of the step's loss (a scalar with gradient) and of further metrics, by name.
 
-        `engine` runs the captioner forward; `counts` are those of the whole step.
+        Args:
+            engine: runs the captioner's forward.
+            counts: sums over the entire step.
         """
         ...
 
@@ -44,9 +49,13 @@ class CaptionLoss:
 def preference_losses(
     policy: Tensor, reference: Tensor, *, beta: float, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Loss and margin of each pair, `(K,)`, from log-probabilities `(K, 2)`: chosen, rejected; in nats.
+    """Compute DPO loss and margin of each pair, both `(K,)`, in nats.
 
-    `label_smoothing`: the share of pairs taken to be the wrong way round.
+    Args:
+        policy: `(K, 2)` log-probabilities of chosen and rejected captions under the model in training.
+        reference: the same under the reference model.
+        beta: DPO beta.
+        label_smoothing: assumed share of pairs with swapped labels.
     """
     gained = policy - reference
     margins = gained[:, 0] - gained[:, 1]
@@ -56,6 +65,8 @@ def preference_losses(
 
 @dataclass(frozen=True)
 class PreferenceLoss(CaptionLoss):
+    """DPO against the stage-2 reference, plus cross-entropy of the chosen captions."""
+
     config: PreferenceConfig
 
     def counts(self, batch: PackedBatch) -> dict[str, float]:
@@ -67,8 +78,11 @@ class PreferenceLoss(CaptionLoss):
         }
 
     def loss(self, engine: Any, batch: PackedBatch, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Further metrics: both terms, and of the pairs the share whose margin is above 0 (`preference_accuracy`), the
-        share whose own caption is the likelier one (`ranking_accuracy`), and the mean margin in nats."""
+        """Return the loss share and metrics.
+
+        Metrics: both loss terms; `preference_accuracy`, the share of pairs with a margin above 0; `ranking_accuracy`,
+        the share whose own caption is likelier; `margin`, the mean margin in nats.
+        """
         settings, pairs, num_pairs = self.config, batch.pairs, counts["pairs"]
         with as_reference(engine.module):
             before, _ = engine.module(batch, by_branch=True)

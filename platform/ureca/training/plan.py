@@ -1,7 +1,7 @@
-"""One stage of training, settled: what all stages come down to before any process starts.
+"""Plan of a training run: a stage's configuration with all defaults resolved, checked before any process starts.
 
-The driver makes a plan from a stage's configuration, the workers get it as plain values, and a checkpoint
-holds it, so that another plan is refused where it would silently change the run.
+The driver makes the plan (`Plan.from_config`), workers receive it as plain values, and every checkpoint records its
+`identity`, so that resuming with settings that would silently change the run is refused.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from ureca.config import config_to_dict
+from ureca.config import config_to_dict, flatten
 from ureca.errors import CheckpointError, ConfigError
 from ureca.model.captioner import CONFIG_FILE, MASK_ENCODER_FILE, Captioner, CaptionerConfig
 from ureca.model.internvl.architectures import check_base
@@ -40,10 +40,12 @@ from ureca.training.config import (
 )
 from ureca.training.data.loader import LoaderSettings
 
+T = TypeVar("T", bound=StageConfig)
+
 _STAGES: dict[type, Literal[1, 2, 3]] = {Stage1Config: 1, Stage2Config: 2, Stage3Config: 3}
 
-# What may change between an interruption and its continuation: none of it bears on the weights but for the order in
-# which numbers are added up, and for what LoRA's dropout draws (states.taken_up says so where it does).
+# Settings that may differ when a run resumes. They affect the weights only through the order of floating-point sums and
+# through LoRA dropout (checkpoint/optimizer_state.py logs that case).
 _MAY_CHANGE = (
     "directory",
     "checkpoints",
@@ -55,7 +57,7 @@ _MAY_CHANGE = (
     "workers.offload_optimizer",
     "workers.offload_weights",
     "workers.threads",
-    "workers.image_tokens_mb",
+    "workers.image_cache_mb",
     "workers.activation_checkpointing",
     "workers.max_failures",
     "batch.tokens_per_device",
@@ -64,28 +66,76 @@ _MAY_CHANGE = (
 )
 
 
+def resolve_base(config: StageConfig) -> str:
+    """Return the hub name or absolute path of the base, as a model directory records it.
+
+    Raises:
+        ConfigError: unknown preset.
+    """
+    chosen = preset(config.preset).base
+    base = config.base or chosen
+    return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
+
+
+def resolve_defaults(config: T) -> T:
+    """Fill in base, tile limit, mask tokens per tile, LoRA rank and alpha where they are null.
+
+    A run's config.yaml is the result; passed to `--config` it reproduces the run.
+
+    Raises:
+        ConfigError: unknown preset; a tile limit below 1.
+        CheckpointError: `init` holds no captioner, or was trained with another tile limit.
+        StorageError: `init` is in S3, which refuses or does not answer.
+    """
+    chosen = preset(config.preset)
+    if config.tile_limit is not None and config.tile_limit < 1:
+        raise ConfigError(f"tile_limit={config.tile_limit}: must be at least 1.")
+    init = "" if isinstance(config, Stage1Config) else config.init
+    # A missing folder is refused by Plan.from_config.
+    start = CaptionerConfig.load(init) if init and is_folder(init) else None
+    tile_limit = config.tile_limit or (start.tile_limit if start else chosen.tile_limit)
+    if start and tile_limit != start.tile_limit:
+        raise CheckpointError(
+            f"{init}: was trained with up to {start.tile_limit} tiles per image, but this run asks for {tile_limit}. "
+            f"Set --tile_limit={start.tile_limit} or omit it, or repeat stage 1 with "
+            f"--tile_limit={tile_limit}."
+        )
+    filled: dict[str, Any] = {"base": config.base or chosen.base, "tile_limit": tile_limit}
+    if isinstance(config, Stage1Config):
+        tokens = config.mask.tokens_per_tile or chosen.tokens_per_tile
+        filled["mask"] = replace(config.mask, tokens_per_tile=tokens)
+    if isinstance(config, Stage2Config):
+        rank = config.lora.rank or chosen.lora_rank
+        filled["lora"] = replace(config.lora, rank=rank, alpha=config.lora.alpha or 2 * rank)
+    return replace(config, **filled)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a training worker needs to know. Paths are absolute: workers have another working folder."""
+    """Settings of one training run, as workers receive them.
+
+    Paths are absolute because workers have another working folder.
+    """
 
     stage: Literal[1, 2, 3]
     directory: str
-    """The run's folder, seen by driver and workers."""
+    """Folder of the run, on driver and workers."""
     table: str
+    """Path of the region table."""
     heldout: float
     heldout_seed: int
     init: str
-    """Model directory to start from, local or in S3; empty: the base itself."""
+    """Model directory to start from, local or in S3; empty: the base."""
     init_copy: str = ""
-    """Folder below `directory` that holds a copy of it, named by its content: where it or the checkpoints are in S3,
-    each machine has one. Empty: `init` is read where it lies."""
+    """Name of the copy of `init` below `directory`, derived from its content. Used when `init` or the checkpoints are
+    in S3. Empty: `init` is read in place."""
     preset: str
     base: str
     """Folder or hub name of the base."""
     tile_limit: int
-    """Most image tiles, the thumbnail not counted."""
+    """Maximum tiles per image, thumbnail not counted."""
     mask: MaskConfig | None
-    """The mask encoder to make; None takes the one in `init`, or the default where no mask is shown."""
+    """Mask encoder to create. None: that of `init`, or the default if the cue is not a mask."""
     batch: BatchConfig
     optimizer: OptimizerConfig
     workers: WorkersConfig
@@ -95,18 +145,18 @@ class Plan:
     cue: Cue
     tune_mask_encoder: bool
     lora: LoraConfig | None
-    """The adapter to make; stage 3 goes on with the one in `init`."""
+    """LoRA adapter to create. None in stages 1 and 3; stage 3 continues with the adapter in `init`."""
     preference: PreferenceConfig | None = None
-    """Stage 3's objective; None where captions alone are learned."""
+    """Objective of stage 3; None trains on captions only."""
 
     @classmethod
-    def of(cls, config: StageConfig, directory: Path) -> "Plan":
-        """The plan of a stage's configuration.
+    def from_config(cls, config: StageConfig, directory: Path) -> "Plan":
+        """Resolve and check a stage's configuration.
 
         Raises:
             ConfigError: unknown preset.
-            CheckpointError: the base is no HF-native InternVL, lacks weights or has no place for LoRA; `init` is no
-                model directory of the stage before, or was trained on another base or with other mask tokens.
+            CheckpointError: the base is not an HF-native InternVL, lacks weights or has no LoRA targets; `init` is not
+                a model directory of the previous stage, or was trained on another base or with other mask tokens.
             StorageError: `init` is in S3, which refuses or does not answer.
         """
         config = resolve_defaults(config)
@@ -125,7 +175,7 @@ class Plan:
             tokens = None if isinstance(config, Stage1Config) else config.tokens_per_tile
             _check_init(init, base, stage, tokens)
             if "://" in init or "://" in checkpoints.storage:
-                init_copy = _copied(init, directory.resolve())
+                init_copy = _copy_init(init, directory.resolve())
             with open_weights((directory.resolve() / init_copy if init_copy else Path(init)) / MASK_ENCODER_FILE):
                 pass
         return cls(
@@ -138,7 +188,7 @@ class Plan:
             init_copy=init_copy,
             preset=config.preset,
             base=base,
-            tile_limit=config.tile_limit or preset(config.preset).tile_limit,  # settled: it is given
+            tile_limit=config.tile_limit or preset(config.preset).tile_limit,
             mask=config.mask if isinstance(config, Stage1Config) else None,
             batch=config.batch,
             optimizer=config.optimizer,
@@ -153,8 +203,8 @@ class Plan:
         )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that a continuation must share, flat: `{"batch.images_per_step": 8, …}`."""
-        flat = _flatten(config_to_dict(self))
+        """Return the settings that a resumed run must share, flat: `{"batch.images_per_step": 8, …}`."""
+        flat = flatten(config_to_dict(self))
         return {key: value for key, value in flat.items() if not _may_change(key)}
 
     def loader_settings(self) -> LoaderSettings:
@@ -171,7 +221,7 @@ class Plan:
             only_touched_tiles=only_touched_tiles,
             rejected_per_region=self.preference.rejected_per_region if self.preference else None,
             # Under ZeRO 3 all workers must run the vision tower together.
-            image_cache_bytes=workers.image_tokens_mb * 2**20 if workers.zero_stage < 3 else 0,
+            image_cache_bytes=workers.image_cache_mb * 2**20 if workers.zero_stage < 3 else 0,
         )
 
     def checkpoint_record(self, base_hash: str) -> dict[str, Any]:
@@ -192,21 +242,21 @@ class Plan:
 
     @property
     def init_directory(self) -> str:
-        """Where this machine has `init`."""
+        """Path of `init` on this machine."""
         return f"{self.directory}/{self.init_copy}" if self.init_copy else self.init
 
     def processor(self) -> CaptionerProcessor:
-        """The processor of the model this plan starts from, without the model.
+        """Load the processor of the initial model, without the model.
 
         Raises:
-            CheckpointError: there is none at base or model directory.
+            CheckpointError: the base or model directory has no processor.
         """
         if self.init:
             return CaptionerProcessor.from_pretrained(self.init_directory, tile_limit=self.tile_limit)
         return CaptionerProcessor.from_pretrained(preset_path(self.base), tile_limit=self.tile_limit)
 
     def mask_shape(self) -> tuple[int, bool]:
-        """Mask tokens a tile, and whether only those tiles are shown that a region touches."""
+        """Return the mask tokens per tile, and whether only tiles that a region touches are encoded."""
         if self.init:
             mask = CaptionerConfig.load(self.init_directory).mask
             return mask.tokens_per_tile, mask.kind == "tokens"
@@ -214,10 +264,10 @@ class Plan:
         return config.tokens_per_tile or preset(self.preset).tokens_per_tile, config.kind == "tokens"
 
     def captioner(self) -> Captioner:
-        """Build the model this plan starts from, its parts that train switched on (32-bit, on the CPU).
+        """Build the initial model with its trainable parts enabled (float32, on the CPU).
 
         Raises:
-            CheckpointError: base or model directory can't be loaded, or don't belong together.
+            CheckpointError: the base or model directory can't be loaded, or they do not match.
         """
         chosen = preset(self.preset)
         if self.init:
@@ -255,8 +305,8 @@ def _may_change(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
 
 
-def _copied(init: str, directory: Path) -> str:
-    """Copy a model directory into a run's, unless it is there; the copy's name, which its content decides."""
+def _copy_init(init: str, directory: Path) -> str:
+    """Copy a model directory into the run's folder; return the copy's name, a digest of its content."""
     partial = directory / f".init.{uuid.uuid4().hex}.partial"
     try:
         copy_folder(init, partial)
@@ -278,7 +328,11 @@ def _absolute_storage(checkpoints: CheckpointConfig) -> CheckpointConfig:
 
 
 def _check_weights(base: Path) -> None:
-    """Of a folder; a hub is left to the workers. Raises CheckpointError where a file is missing or cut off."""
+    """Check the weight files of a local base; workers check a hub's.
+
+    Raises:
+        CheckpointError: a file is missing or truncated.
+    """
     if base.is_dir():
         for path in set(weight_files(base).values()):
             with open_weights(path):
@@ -286,80 +340,28 @@ def _check_weights(base: Path) -> None:
 
 
 def _check_init(init: str, base: str, stage: int, tokens_per_tile: int | None) -> None:
-    """All but the weights, of a folder that may be in S3."""
+    """Check everything but the weights of `init`, which may be in S3."""
     config = CaptionerConfig.load(init)
     if config.base != base:
         raise CheckpointError(
-            f"{init}: was trained on the base {config.base}, this run asks for {base}. "
-            "Set --preset or --base to the one it was trained on, or run stage 1 on the other."
+            f"{init}: was trained on base {config.base}, but this run uses {base}. "
+            "Set --preset or --base to the base of `init`, or run stage 1 on this run's base."
         )
     if tokens_per_tile not in (None, config.mask.tokens_per_tile):
         raise CheckpointError(
-            f"{init}: was trained with {config.mask.tokens_per_tile} mask tokens a tile, this run asks for "
-            f"{tokens_per_tile}. Set --tokens_per_tile={config.mask.tokens_per_tile} or leave it out, or train stage 1 "
-            f"again with --mask.tokens_per_tile={tokens_per_tile}."
+            f"{init}: was trained with {config.mask.tokens_per_tile} mask tokens per tile, but this run asks for "
+            f"{tokens_per_tile}. Set --tokens_per_tile={config.mask.tokens_per_tile} or omit it, or repeat stage 1 "
+            f"with --mask.tokens_per_tile={tokens_per_tile}."
         )
     has_adapter, exported = is_folder(f"{init}/adapter"), file_bytes(f"{init}/config.json") is not None
     if stage == 2 and (has_adapter or exported):
         raise CheckpointError(
-            f"{init}: already went through stage 2. Give the model directory of stage 1, as train_stage1 wrote it."
+            f"{init}: is a model of stage 2 already. Set --init to a model directory of stage 1, written by "
+            "train_stage1."
         )
     if stage == 3 and not has_adapter:
-        found = "is an export, whose adapter is merged" if exported else "has no LoRA adapter, so it is of stage 1"
+        found = "is an export (its adapter is merged)" if exported else "has no LoRA adapter (a model of stage 1)"
         raise CheckpointError(
-            f"{init}: {found}; stage 3 goes on with stage 2's adapter. "
-            "Give the model directory of stage 2, as train_stage2 wrote it."
+            f"{init}: {found}; stage 3 continues with stage 2's adapter. "
+            "Set --init to a model directory of stage 2, written by train_stage2."
         )
-
-
-def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-T = TypeVar("T", bound=StageConfig)
-
-
-def resolve_base(config: StageConfig) -> str:
-    """Hub name or absolute folder of the base, as a trained model records it. Raises ConfigError: unknown preset."""
-    chosen = preset(config.preset).base
-    base = config.base or chosen
-    return str(Path(base).resolve()) if base != chosen and Path(base).is_dir() else base
-
-
-def resolve_defaults(config: T) -> T:
-    """`config` with base, tile limit, mask tokens a tile and LoRA's rank and alpha filled in where they are null.
-
-    What it names stays as it is: a run's config.yaml shows it, and given to `--config` trains the same again.
-
-    Raises:
-        ConfigError: unknown preset; a tile limit below 1.
-        CheckpointError: `init` holds no captioner, or was trained with another tile limit.
-        StorageError: `init` is in S3, which refuses or does not answer.
-    """
-    chosen = preset(config.preset)
-    if config.tile_limit is not None and config.tile_limit < 1:
-        raise ConfigError(f"tile_limit={config.tile_limit}: the most tiles an image is cut into, 1 or more.")
-    init = "" if isinstance(config, Stage1Config) else config.init
-    # Of a folder that is not there yet nothing can be said: the plan refuses it.
-    start = CaptionerConfig.load(init) if init and is_folder(init) else None
-    tile_limit = config.tile_limit or (start.tile_limit if start else chosen.tile_limit)
-    if start and tile_limit != start.tile_limit:
-        raise CheckpointError(
-            f"{init}: was trained with images of up to {start.tile_limit} tiles, this run asks for {tile_limit}. "
-            f"Set --tile_limit={start.tile_limit} or leave it out, or train stage 1 again with "
-            f"--tile_limit={tile_limit}."
-        )
-    filled: dict[str, Any] = {"base": config.base or chosen.base, "tile_limit": tile_limit}
-    if isinstance(config, Stage1Config):
-        tokens = config.mask.tokens_per_tile or chosen.tokens_per_tile
-        filled["mask"] = replace(config.mask, tokens_per_tile=tokens)
-    if isinstance(config, Stage2Config):
-        rank = config.lora.rank or chosen.lora_rank
-        filled["lora"] = replace(config.lora, rank=rank, alpha=config.lora.alpha or 2 * rank)
-    return replace(config, **filled)

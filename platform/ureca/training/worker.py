@@ -1,16 +1,13 @@
-"""What each training worker runs: build the model, go on where the latest checkpoint stands, step, save.
+"""Training worker: build the model, resume from the latest checkpoint, run the steps, save.
 
-    step k:  its packed batches, one a pass, made ahead (batches.py) -> tokens of the whole step
-             (all-reduce) -> forward, backward for each pass -> clip, AdamW -> loss of the whole step
+    step k:  prefetched packed microbatches (data/loader.py)  -> token counts of the step (all-reduce)
+             -> forward and backward per microbatch           -> clip, AdamW -> loss of the step
 
-Ray Train starts one process per worker and joins them in a process group (gloo on CPUs, nccl on GPUs);
-DeepSpeed shares out optimizer states, gradients or weights among them.
+Ray Train starts one process per worker and joins them in a process group (gloo on CPUs, nccl on GPUs). DeepSpeed
+partitions optimizer states, gradients or weights among them.
 """
 
-import os
-import shutil
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from torch import Tensor
 from ureca.config import config_from_dict
 from ureca.model.captioner import Captioner
 from ureca.storage.files import is_full_disk
+from ureca.storage.local import atomic_folder
 from ureca.training.checkpoint.files import MODEL_DIRECTORY
 from ureca.training.checkpoint.optimizer_state import load_checkpoint, report_checkpoint, restore
 from ureca.training.checkpoint.s3_sync import RunStorage
@@ -47,31 +45,33 @@ from ureca.training.plan import Plan
 
 @dataclass(frozen=True)
 class _StepResult:
+    """Outcome of one optimizer step."""
+
     loss: float
-    """Of the whole step, as the objective has it."""
+    """Loss of the step, as the objective defines it."""
     grad_norm: float
     """Before clipping."""
     counts: dict[str, int]
-    """What the objective counted: `tokens`, `regions`, ..."""
+    """Counts of the objective: `tokens`, `regions`, ..."""
     figures: dict[str, float]
-    """The objective's further metrics."""
+    """Further metrics of the objective."""
     work: dict[str, float]
-    """What the batches of all workers held: `flops` needed, `sequence_tokens`, `places` for them; and `data_wait`, the
-    seconds that a worker waited for its batches, mean over the workers."""
+    """Work of all workers: `flops`, `sequence_tokens`, `places` (token slots, padding included), and `data_wait`, the
+    mean seconds that a worker waited for its batches."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Train one plan (`config_to_dict(plan)`) from its latest checkpoint to its end. Ray Train calls this.
+    """Train a plan (`config_to_dict(plan)`) from its latest checkpoint to the end. Ray Train calls this.
 
     Raises:
-        CheckpointError: the latest checkpoint was made from another base or another plan.
-        TrainingError: loss or gradient became non-finite, or a disk is full; names the step.
+        CheckpointError: the latest checkpoint belongs to another base or plan.
+        TrainingError: loss or gradient became non-finite (the step is named), or a disk is full.
         InputError: an image or a caption can't be read.
     """
     plan = config_from_dict(Plan, settings, where="training plan")
     if not plan.workers.use_gpu:
-        # DeepSpeed would compile a shared-memory all-reduce at run time: a minute, or an error without a
-        # compiler. Its table of operators that may be compiled is left empty instead; gloo does the work.
+        # Without operators to compile, DeepSpeed uses gloo. Otherwise it compiles a shared-memory all-reduce at run
+        # time, which takes a minute, or fails without a compiler.
         deepspeed.ops.__compatible_ops__ = {}
     worker = _Worker(plan)
     try:
@@ -80,15 +80,15 @@ def train_worker(settings: dict[str, Any]) -> None:
         if not is_full_disk(error):
             raise
         raise TrainingError(
-            f"{plan.directory}: can't be written, the disk is full ({error}). Free some space; the same command then "
-            "goes on from the newest checkpoint."
+            f"{plan.directory}: can't be written, the disk is full ({error}). Free some space and run the same command "
+            "again; it resumes from the newest checkpoint."
         ) from error
     finally:
         worker.engine.destroy()
 
 
 class _Worker:
-    """One process of a training: its model in a DeepSpeed engine, its share of every step."""
+    """One training process: the model in a DeepSpeed engine, and the worker's share of every step."""
 
     def __init__(self, plan: Plan) -> None:
         context = ray.train.get_context()
@@ -112,9 +112,9 @@ class _Worker:
             restore(self.engine, resumed)
         self.first_step = resumed.step if resumed else 0
         self.device = self.engine.device
-        self.autocast = plan.workers.bf16 and not plan.workers.use_gpu  # on a GPU DeepSpeed sees to it
+        self.autocast = plan.workers.bf16 and not plan.workers.use_gpu  # on GPUs DeepSpeed handles bf16
         if self.autocast and plan.workers.zero_stage < 3:
-            # Only now: DeepSpeed has just put all weights into float32.
+            # After deepspeed.initialize, which converts all weights to float32.
             self.captioner.hold_frozen_base(torch.bfloat16)
         self.batches.enable_feature_cache()
         self.evaluator = InLoopEvaluator(
@@ -129,7 +129,7 @@ class _Worker:
         self.throughput = Throughput(self.captioner, peak=peak, device=self.device)
 
     def train(self) -> None:
-        """Step from the latest checkpoint to the end, then write the model directory."""
+        """Run the steps from the latest checkpoint to the end, then write the model directory."""
         plan, num_steps = self.plan, self.batches.num_steps
         metrics = MetricsWriter(plan.directory, first_step=self.first_step) if self.rank == 0 else None
         with self.batches.begin(self.first_step) as steps:
@@ -161,7 +161,7 @@ class _Worker:
         self._save_model()
 
     def _evaluate(self, done: int) -> dict[str, float]:
-        """Scores of held-out images after so many steps, and the seconds that it took; nothing where none is due."""
+        """Return in-loop scores and the seconds they took after `done` steps; empty if no evaluation is due."""
         if not self.evaluator.due(done, self.batches.num_steps):
             return {}
         started = time.monotonic()
@@ -171,8 +171,8 @@ class _Worker:
         return {**result.scores, "seconds": round(time.monotonic() - started, 2)}
 
     def _step(self, step: Step, rate: float) -> _StepResult:
-        """One optimizer step. Counts come first: every pass's loss is divided by the whole step's tokens."""
-        # Dropout: the same draws whether or not the run was interrupted before this step.
+        """Run one optimizer step. Counts come first: every microbatch's loss is divided by the step's total tokens."""
+        # Dropout: the same draws for an interrupted and an uninterrupted run.
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, step.number, self.rank]).generate_state(1)[0]))
         waited = self.batches.waited_seconds
         with self._autocast():
@@ -192,11 +192,11 @@ class _Worker:
             group["lr"] = rate
         shares: list[dict[str, float]] = []
         for left, one in zip(reversed(range(len(microbatches))), microbatches, strict=True):
-            # DeepSpeed must know before the forward pass whether the weights change after this pass.
+            # DeepSpeed must know before the forward whether the optimizer steps after this microbatch.
             self.engine.set_gradient_accumulation_boundary(left == 0)
             with self._autocast():
-                share, told = self.objective.loss(self.engine, one.batch.to(self.device), counts)
-            values = {"loss": float(share.detach()), **{name: float(value) for name, value in told.items()}}
+                share, metrics = self.objective.loss(self.engine, one.batch.to(self.device), counts)
+            values = {"loss": float(share.detach()), **{name: float(value) for name, value in metrics.items()}}
             shares.append(one.weighted(values))
             self.engine.backward(loss_for_backward(share * one.weight, self.num_workers), scale_wrt_gas=False)
             self.engine.step()
@@ -204,11 +204,11 @@ class _Worker:
         loss = figures.pop("loss")
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         refuse_non_finite(step.number + 1, loss=loss, grad_norm=grad_norm)
-        whole = {name: round(count) for name, count in counts.items()}
+        totals = {name: round(count) for name, count in counts.items()}
         return _StepResult(
             loss=loss,
             grad_norm=grad_norm,
-            counts=whole,
+            counts=totals,
             figures=figures,
             work=work,
         )
@@ -216,26 +216,21 @@ class _Worker:
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
 
-    def _sum_by_name(self, of_passes: list[dict[str, float]]) -> dict[str, float]:
-        """Sums over all passes and workers; all have the same names."""
-        values = [list(each.values()) for each in of_passes]
+    def _sum_by_name(self, by_microbatch: list[dict[str, float]]) -> dict[str, float]:
+        """Sum values by name over all microbatches and workers; the names must agree."""
+        values = [list(each.values()) for each in by_microbatch]
         total = torch.tensor(values, dtype=torch.float64, device=self.device).sum(dim=0)
         torch.distributed.all_reduce(total)
-        return dict(zip(of_passes[0], total.tolist(), strict=True))
+        return dict(zip(by_microbatch[0], total.tolist(), strict=True))
 
     def _save_model(self) -> None:
-        """Write `<run>/model` in one piece: it is either absent or whole."""
+        """Write `<run>/model` atomically."""
         target = Path(self.plan.directory) / MODEL_DIRECTORY
-        # ZeRO 3 spreads weights over the workers; elsewhere there is nothing to gather.
+        # Only ZeRO 3 partitions weights; in other stages this gathers nothing.
         with deepspeed.zero.GatheredParameters(self._parameters_to_save()):
             if self.rank == 0:
-                partial = target.with_name(f".{MODEL_DIRECTORY}.{uuid.uuid4().hex}.partial")
-                try:
+                with atomic_folder(target) as partial:
                     self.captioner.save_pretrained(partial)
-                    shutil.rmtree(target, ignore_errors=True)
-                    os.replace(partial, target)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
                 self.storage.push_model()
         torch.distributed.barrier()
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ureca.corpus.schema import ImageRow, Status
+from ureca.corpus.split import evenly_spaced
 from ureca.corpus.table import iter_batches
 from ureca.errors import InputError
 from ureca.runs import Progress
@@ -73,7 +74,7 @@ def write_gallery(path: str | os.PathLike[str], table: str, *, images: int = 200
     if not survey.matching:
         held = ", ".join(f"{survey.counts[name]:,} {name}" for name in _COUNTED if survey.counts[name])
         raise InputError(f"{table}: no image is {only!r}. It holds {held}." if only else f"{table}: holds no image.")
-    chosen = _spread(survey.matching, images)
+    chosen = evenly_spaced(survey.matching, images)
     num_bytes = 0
     with io.open_output(path) as file:
         for piece in _page(table, survey, chosen, only):
@@ -113,13 +114,6 @@ def _flagged(batch: pa.RecordBatch, counts: Counter[str]) -> np.ndarray:
     counts["flagged regions"] += int(has_flag.sum())
     images = np.repeat(np.arange(batch.num_rows), lengths)
     return np.bincount(images, weights=has_flag, minlength=batch.num_rows) > 0
-
-
-def _spread(rows: list[int], count: int) -> list[int]:
-    """At most `count` of the rows, evenly spread."""
-    if len(rows) <= count:
-        return rows
-    return [rows[place * len(rows) // count] for place in range(count)]
 
 
 def _rows(table: str, chosen: list[int]) -> Iterator[ImageRow]:

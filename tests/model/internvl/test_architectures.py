@@ -58,7 +58,7 @@ def model(request: pytest.FixtureRequest) -> InternVLForConditionalGeneration:
 
 def test_every_preset_has_its_architecture() -> None:
     assert set(PUBLISHED) == set(PRESETS) - {"nano"}
-    with pytest.raises(ConfigError, match="unknown model preset 'internvl9'"):
+    with pytest.raises(ConfigError, match="'internvl9'"):
         describe("internvl9")
 
 
@@ -160,18 +160,18 @@ def test_a_base_is_checked_before_its_weights_are_loaded(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2_vl"}, r"bad: no InternVL but qwen2_vl; give an HF-native InternVL"),
-        ({"model_type": "internvl_chat"}, r"official layout.*jobs/convert_base\.py --source .*bad --output FOLDER"),
+        ({"model_type": "qwen2_vl"}, "InternVL.*qwen2_vl;.*HF-native InternVL"),
+        ({"model_type": "internvl_chat"}, r"jobs/convert_base\.py --source.*--output FOLDER"),
         (
             {"text_config": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2}},
-            r"bad: its language model \(gpt2\) lacks q_proj, k_proj, .*give an InternVL whose language model is Qwen2",
+            r"\(gpt2\).*q_proj, k_proj,.*InternVL.*Qwen2",
         ),
         (
             {
                 "text_config": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2},
                 "tie_word_embeddings": True,
             },
-            r"bad: its language model \(gpt2\) lacks q_proj, k_proj, .*give an InternVL whose language model is Qwen2",
+            r"\(gpt2\).*q_proj, k_proj,.*InternVL.*Qwen2",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_base_that_can_not_be_trained_is_refused(changes: dict, message: str, 
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no configuration could be read"):
+    with pytest.raises(CheckpointError, match="configuration"):
         check_base(str(tmp_path))
 
 

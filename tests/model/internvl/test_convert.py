@@ -154,7 +154,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_there_is_left_alone(one_official: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is there already; give another --output"):
+    with pytest.raises(CheckpointError, match="--output"):
         convert_base(one_official, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -258,7 +258,7 @@ def test_a_token_that_would_get_another_id_is_named(internlm2: Path, tmp_path: P
     config = json.loads((tmp_path / "wrong" / "tokenizer_config.json").read_text())
     config["added_tokens_decoder"]["9000"] = {"content": "<box>"}
     (tmp_path / "wrong" / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="tokens came out with other ids than <box>=9000"):
+    with pytest.raises(CheckpointError, match="<box>=9000"):
         convert_base(tmp_path / "wrong", tmp_path / "native")
 
 

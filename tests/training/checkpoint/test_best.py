@@ -19,11 +19,11 @@ from ureca.training.plan import Plan
 def plan(tiny_base: Path, tmp_path: Path) -> Plan:
     """Of a stage 2 that has ended: its model is there."""
     first = tmp_path / "stage1"
-    Plan.of(Stage1Config(table="t", base=str(tiny_base)), first).captioner().save_pretrained(first / "model")
+    Plan.from_config(Stage1Config(table="t", base=str(tiny_base)), first).captioner().save_pretrained(first / "model")
     config = Stage2Config(
         table="t", base=str(tiny_base), init=str(first / "model"), lora=LoraConfig(rank=2), tune_mask_encoder=True
     )
-    plan = Plan.of(config, tmp_path / "run")
+    plan = Plan.from_config(config, tmp_path / "run")
     plan.captioner().save_pretrained(tmp_path / "run" / "model")
     return plan
 

@@ -17,7 +17,7 @@ DATA = {"images": 4, "regions": 9}
 def test_a_stage_carries_on_what_its_start_records(tiny_base: Path, region_table: Path, tmp_path: Path) -> None:
     stage1 = Stage1Config(table=str(region_table), base=str(tiny_base))
     first = tmp_path / "stage1" / "model"
-    plan = Plan.of(stage1, first.parent)
+    plan = Plan.from_config(stage1, first.parent)
     plan.captioner().save_pretrained(first)
     figures = {"model": str(first), "steps": 3, "loss_last": 1.5, "heldout": {}}
     record_training(
@@ -35,7 +35,7 @@ def test_a_stage_carries_on_what_its_start_records(tiny_base: Path, region_table
     stage2 = Stage2Config(table=str(region_table), base=str(tiny_base), init=str(first))
     second = tmp_path / "stage2" / "model"
     second.mkdir(parents=True)
-    plan = Plan.of(stage2, second.parent)
+    plan = Plan.from_config(stage2, second.parent)
     for _ in range(2):  # a finished run that is started again writes it again
         record_training(
             stage2,

@@ -93,7 +93,7 @@ def test_a_full_disk_ends_the_training_and_with_space_it_goes_on(
     take_over(two_workers, (56,), tmp_path / "run")
     shutil.move(tmp_path / "run" / "checkpoints", small_disk)
     config = replace(two_workers.config, checkpoints=CheckpointConfig(every_steps=8, storage=str(small_disk)))
-    plan = Plan.of(config, tmp_path / "run")
+    plan = Plan.from_config(config, tmp_path / "run")
     assert steps_of(plan) == 56
     with pytest.raises(TrainingError) as ended:
         fit(config, tmp_path / "run")
@@ -112,10 +112,10 @@ def test_a_full_disk_ends_the_training_and_with_space_it_goes_on(
 def test_workers_that_the_cluster_cannot_hold_are_refused(two_workers: Trained, tmp_path: Path) -> None:
     config = two_workers.config
     too_many = replace(config, batch=replace(config.batch, images_per_step=64), workers=WorkersConfig(num_workers=64))
-    with pytest.raises(ConfigError, match=r"workers.num_workers=64: the cluster has 1 machine with 4 logical CPUs"):
+    with pytest.raises(ConfigError, match="workers.num_workers=64:.*1.*4.*CPUs"):
         fit(too_many, tmp_path)
     gpu = WorkersConfig(use_gpu=True, bf16=True, offload_optimizer=True)
-    with pytest.raises(ConfigError, match="use_gpu=true, bf16=true, offload_optimizer=true: .* with no GPU"):
+    with pytest.raises(ConfigError, match="use_gpu=true, bf16=true, offload_optimizer=true:.*GPU"):
         fit(replace(config, workers=gpu), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 

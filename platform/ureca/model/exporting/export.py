@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from ureca.errors import CheckpointError
 from ureca.model.captioner import MASK_ENCODER_FILE, Captioner
 from ureca.model.exporting.card import CardText, model_card
 from ureca.model.internvl.licenses import license_of
+from ureca.storage.local import atomic_folder
 
 CARD_FILE = "README.md"
 TRAINING_FILE = "training.json"
@@ -60,9 +59,7 @@ def export(
     captioner = merged(model_dir, dtype)
     base: Any = captioner.base
     base = base.to(dtype)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with atomic_folder(out) as scratch:
         base.save_pretrained(scratch)
         _write_index(scratch)
         captioner.processor.save_pretrained(str(scratch))
@@ -85,12 +82,6 @@ def export(
             checked=checked,
         )
         (scratch / CARD_FILE).write_text(text, encoding="utf-8")
-        scratch.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 

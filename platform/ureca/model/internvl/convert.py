@@ -10,9 +10,7 @@ weights keep their type.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from ureca.errors import CheckpointError, StorageError
 from ureca.model.internvl.architectures import skeleton
 from ureca.model.internvl.official_layout import native_config, native_parts, native_processor, read_official_config
 from ureca.model.internvl.weights import INDEX, SINGLE, open_weights, weight_files
+from ureca.storage.local import atomic_folder
 
 
 def convert_base(
@@ -57,8 +56,7 @@ def convert_base(
     if needed > free:
         raise StorageError(f"{output}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free there")
 
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
+    with atomic_folder(output) as scratch:
         config.dtype = _write_weights(weights, config, scratch, shard_bytes, progress)
         tokenizer: Any = processor.tokenizer
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -70,12 +68,6 @@ def convert_base(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
         ).save_pretrained(scratch)
         processor.save_pretrained(scratch)
-        scratch.chmod(0o755)
-        if output.exists():
-            output.rmdir()
-        os.replace(scratch, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return output
 
 

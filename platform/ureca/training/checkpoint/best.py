@@ -1,15 +1,13 @@
-"""The model of a run's best checkpoint, beside the one of its last step.
+"""Model directory of a run's best checkpoint.
 
     <run>/model         after the last step
-          model_best    of the checkpoint with the highest score, where `checkpoints.keep_best` asks for it
+          model_best    of the checkpoint with the highest score, with `checkpoints.keep_best`
 
-The two differ in what trains alone: `model_best` is a copy of `model` with a checkpoint's weights in it. So the driver
-makes it, with neither the base nor a worker.
+`model_best` is a copy of `model` with the checkpoint's trained weights, so the driver writes it without loading the
+base or starting a worker.
 """
 
-import os
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ureca.model.captioner import MASK_ENCODER_FILE
+from ureca.storage.local import atomic_folder
 from ureca.training.checkpoint.files import MODEL_DIRECTORY, Checkpoint, best_checkpoint
 
 BEST_DIRECTORY = "model_best"
@@ -27,9 +26,9 @@ _ADAPTER_FILE = "adapter/adapter_model.safetensors"
 class BestModel:
     directory: Path
     step: int
-    """Steps behind its checkpoint."""
+    """Step of the checkpoint."""
     score: float
-    """Its `eval.score`."""
+    """Value of `eval.score`."""
 
 
 def make_best_model(directory: Path, checkpoints: str, score: str) -> BestModel | None:
@@ -50,23 +49,18 @@ def make_best_model(directory: Path, checkpoints: str, score: str) -> BestModel 
 
 
 def make_model_of(checkpoint: Checkpoint, model: Path, target: Path) -> None:
-    """Write `target`, in one piece: the run's trained `model` with the weights of one of its checkpoints."""
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        shutil.copytree(model, partial)
+    """Write `target` atomically: a copy of `model` with the weights of `checkpoint`."""
+    with atomic_folder(target) as partial:
+        shutil.copytree(model, partial, dirs_exist_ok=True)
         for file, weights in _by_file(checkpoint.parts["weights"]).items():
             stored = load_file(partial / file)
             assert weights.keys() <= stored.keys(), sorted(weights.keys() - stored.keys())
             stored |= {name: weight.to(stored[name].dtype) for name, weight in weights.items()}
             save_file(stored, partial / file, metadata={"format": "pt"})
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _by_file(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Parameters of a captioner under their names in the files of its model directory, the adapter's as peft has it."""
+    """Group parameters by file of the model directory, under that file's names (peft's for the adapter)."""
     files: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights.items():
         if name.startswith("mask_encoder."):

@@ -1,15 +1,14 @@
-"""Checkpoints of a training: for going on, not for using (that is the model directory).
+"""Checkpoints for resuming a training. For use, a run writes a model directory instead.
 
-    <storage>/checkpoints/checkpoint_<step>_<id>/weights.safetensors      what trains: 32 bit, by parameter name
-                                                 exp_avg.safetensors      AdamW's first moments, by the same names
-                                                 exp_avg_sq.safetensors   its second moments
-                                                 record.json              written last: step, score, seed, the base's
-                                                                          hash, plan, workers, each file's size, SHA-256
+    <storage>/checkpoints/checkpoint_<step>_<id>/weights.safetensors      trained weights, 32 bit, by parameter name
+                                                 exp_avg.safetensors      AdamW's first moments, same names
+                                                 exp_avg_sq.safetensors   AdamW's second moments
+                                                 record.json              written last: step, score, seed, base hash,
+                                                                          plan, workers, each file's size and SHA-256
 
-Nothing in them tells how many workers there were or what they shared out: `states.py` gathers and hands out
-again. The frozen base is not in them but loaded from its own source; hence its hash is, and another base is refused.
-A checkpoint says itself whether it is whole. Ray Train's own list of them decides which are thrown away, and nothing
-else: it can be lost without losing a checkpoint.
+A checkpoint is independent of the number of workers and of ZeRO partitioning (`optimizer_state.py` gathers and
+restores). The frozen base is not stored; its hash is, and another base is refused. A checkpoint proves its own
+completeness. Ray Train's index only decides which checkpoints are deleted, so losing the index loses no checkpoint.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ from ureca.storage.files import (
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 MODEL_DIRECTORY = "model"
-"""Where in a run's folder the trained model directory appears when training is done."""
+"""Folder in the run's folder that receives the trained model directory."""
 
 CheckpointPart = Literal["weights", "exp_avg", "exp_avg_sq"]
 PARTS: tuple[CheckpointPart, ...] = ("weights", "exp_avg", "exp_avg_sq")
@@ -51,21 +50,21 @@ _NAME = re.compile(r"checkpoint_\d{8}_\w+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole, as far as it was looked at."""
+    """A checkpoint that passed the checks made so far."""
 
     path: str
     record: dict[str, Any]
     parts: dict[CheckpointPart, dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
-    """On the CPU; those that were asked for."""
+    """Tensors of the requested parts, on the CPU."""
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """Completed steps."""
         return int(self.record["step"])
 
     @property
     def score(self) -> float | None:
-        """Of evaluation at its very step; None where there was none."""
+        """Score of the evaluation at this step; None without one."""
         score = self.record.get("score")
         return None if score is None else float(score)
 
@@ -75,15 +74,15 @@ class Checkpoint:
 
 
 class _DamagedError(Exception):
-    """Its text says what is wrong with a checkpoint."""
+    """A damaged checkpoint; the message names the fault."""
 
 
 class _UnfinishedError(_DamagedError):
-    """A save that was cut off before its record."""
+    """A save that was interrupted before its record was written."""
 
 
 class CheckpointWriter:
-    """Writes one checkpoint part by part; only `finish` makes it one. For one process."""
+    """Writes one checkpoint part by part from one process; `finish` makes it valid."""
 
     def __init__(self, folder: str, step: int) -> None:
         self.name = f"checkpoint_{step:08d}_{uuid.uuid4().hex[:8]}"
@@ -94,7 +93,7 @@ class CheckpointWriter:
         """Write a part.
 
         Raises:
-            StorageError: the disk is full, or S3 refuses or does not answer; nothing of the checkpoint is left.
+            StorageError: the disk is full, or S3 refuses or does not answer; the partial checkpoint is removed.
         """
         name = f"{part}.safetensors"
         data = save(tensors, metadata={"format": "pt"})
@@ -103,7 +102,7 @@ class CheckpointWriter:
         self._files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Write the record. Raises as `add`."""
+        """Write the record. Raises like `add`."""
         with self._giving_up():
             write_json(f"{self._path}/{_RECORD}", {**record, "files": self._files})
 
@@ -112,7 +111,7 @@ class CheckpointWriter:
         try:
             yield
         except BaseException:
-            with contextlib.suppress(Exception):  # what made the write fail is what must be told
+            with contextlib.suppress(Exception):  # the write error matters more than the cleanup
                 remove_folder(self._path)
             raise
 
@@ -144,8 +143,8 @@ def newest_checkpoint(
         return checkpoint, damaged
     if finished:
         raise CheckpointError(
-            f"{folder}: none of its checkpoints is whole: {'; '.join(damaged)}. Copy one back from elsewhere, or "
-            "remove them to start from the beginning."
+            f"{folder}: all checkpoints are damaged: {'; '.join(damaged)}. Restore one from a copy, or remove them to "
+            "start from the beginning."
         )
     return None, damaged
 
@@ -171,7 +170,7 @@ def best_checkpoint(folder: str, score: str) -> Checkpoint | None:
 
 
 def complete_checkpoints(folder: str) -> Iterator[Checkpoint]:
-    """The whole ones in a run's folder of checkpoints, oldest first, with their weights; one is read at a time.
+    """Yield the complete checkpoints of a folder, oldest first, weights loaded, one at a time.
 
     Raises:
         StorageError: S3 refuses or does not answer.
@@ -182,25 +181,26 @@ def complete_checkpoints(folder: str) -> Iterator[Checkpoint]:
 
 
 def completed_steps(folder: str, settings: dict[str, Any]) -> int:
-    """Return the number of steps of the newest complete checkpoint; 0 without one. Starts no process.
+    """Return the step of the newest complete checkpoint; 0 without one. Starts no process.
 
     Raises:
-        CheckpointError, StorageError: as `newest_checkpoint`.
+        CheckpointError, StorageError: like `newest_checkpoint`.
     """
     checkpoint, _ = newest_checkpoint(folder, settings, with_content=False)
     return checkpoint.step if checkpoint else 0
 
 
 def repair_checkpoint_index(folder: str) -> bool:
-    """Remove Ray Train's index of checkpoints if it is unreadable or names missing ones; return whether it was removed.
+    """Remove Ray Train's checkpoint index if it is unreadable or lists missing checkpoints; return whether it was
+    removed.
 
-    Ray Train writes its index in place, so a full disk leaves an empty file, with which Ray Train refuses to start.
+    Ray Train writes the index in place, so a full disk leaves an empty file, and Ray Train then refuses to start.
     """
     if file_bytes(f"{folder}/{_RAY_LIST}") is None:
         return False
     try:
         _listed(folder)
-    except Exception:  # Ray Train raises many kinds
+    except Exception:  # Ray Train raises many types
         where, inner = filesystem(f"{folder}/{_RAY_LIST}")
         where.delete_file(inner)
         return True
@@ -217,7 +217,7 @@ def delete_all_checkpoints(folder: str) -> None:
 
 
 def delete_unindexed_checkpoints(folder: str) -> None:
-    """Remove checkpoints that Ray Train's index lacks and that are older than its newest: interrupted saves."""
+    """Remove interrupted saves: checkpoints that are older than Ray Train's newest and missing from its index."""
     if file_bytes(f"{folder}/{_RAY_LIST}") is None:
         return
     listed = _listed(folder)
@@ -251,12 +251,12 @@ def _listed(folder: str) -> set[str]:
 
 
 def _names(folder: str) -> list[str]:
-    """Oldest first: names begin with the step."""
+    """List checkpoint names, oldest first: names begin with the step."""
     return [name for name in list_folders(folder) if _NAME.fullmatch(name)]
 
 
 def _open(path: str, content: Sequence[CheckpointPart] = ()) -> Checkpoint:
-    """With the parts named in `content`; the others' sizes alone are compared."""
+    """Open a checkpoint and load the parts named in `content`; other parts are checked by size only."""
     if file_bytes(f"{path}/{_RECORD}") is None:
         raise _UnfinishedError(f"no {_RECORD}")
     try:
@@ -277,9 +277,9 @@ def _open(path: str, content: Sequence[CheckpointPart] = ()) -> Checkpoint:
         if part in content:
             data = read_bytes(f"{path}/{name}")
             if hashlib.sha256(data).hexdigest() != file["sha256"]:
-                raise _DamagedError(f"{name} is not what was written (SHA-256)")
+                raise _DamagedError(f"{name} has a different SHA-256 than recorded")
             try:
                 parts[part] = load(data)
             except SafetensorError as error:
-                raise _DamagedError(f"{name} is no safetensors file ({error})") from None
+                raise _DamagedError(f"{name} is not a safetensors file ({error})") from None
     return Checkpoint(path, record, parts)

@@ -1,15 +1,15 @@
-"""What trains and its optimizer, apart from how DeepSpeed has shared them out: gathered, saved, taken up again.
+"""Gather, save and restore weights and optimizer state independently of ZeRO partitioning.
 
-    worker 0..W-1, ZeRO 1, 2 or 3  --gather-->  {parameter name: whole tensor, 32 bit}  --restore-->  worker 0..V-1
+    worker 0..W-1, ZeRO 1, 2 or 3  --gather-->  {parameter name: full tensor, 32 bit}  --restore-->  worker 0..V-1
 
-So any number of workers and any stage can go on where others stopped, and with the same number of workers and stage
-bit for bit (tests/training/checkpoint/test_optimizer_state.py). DeepSpeed's own checkpoints hold shards, which no other number of workers
-can load.
+Any number of workers and any ZeRO stage can resume a checkpoint; the same number and stage resume it bit for bit
+(tests/training/checkpoint/test_optimizer_state.py). DeepSpeed's own checkpoints hold shards, which only the same number
+of workers can load.
 
-Three parts for each parameter that trains: the weight, and AdamW's exp_avg and exp_avg_sq. `deepspeed.utils.safe_get_*`
-gathers them in every stage, offloaded or not. Of the ways back, `safe_set_full_*` fails in stage 3 where a parameter
-does not divide by the number of workers, so there each worker sets its own piece; and both expect an optimizer that has
-stepped, so its states are made here first.
+Each trained parameter has three parts: the weight, and AdamW's exp_avg and exp_avg_sq. `deepspeed.utils.safe_get_*`
+gathers them in every stage, with or without offloading. Restoring is harder. `safe_set_full_*` fails in stage 3 for
+parameters whose size is not divisible by the number of workers, so there each worker sets its own partition. And the
+setters expect an optimizer that has stepped, so its states are created here first.
 """
 
 import sys
@@ -43,7 +43,10 @@ from ureca.training.monitor.tail import log_event
 
 
 def gather(engine: Any, part: CheckpointPart) -> dict[str, Tensor]:
-    """One part of all that trains, by parameter name: on the CPU of worker 0, empty elsewhere. All must call this."""
+    """Gather one part of all trained parameters, by name. All workers must call this.
+
+    Worker 0 receives the tensors on the CPU; the result is empty on other workers.
+    """
     keep = torch.distributed.get_rank() == 0
     whole = {}
     for name, parameter in _trained(engine.module):
@@ -57,15 +60,15 @@ def gather(engine: Any, part: CheckpointPart) -> dict[str, Tensor]:
 
 
 class ResumeState:
-    """A checkpoint in the memory of worker 0, whose tensors go to all workers one by one."""
+    """A checkpoint in worker 0's memory, broadcast to all workers tensor by tensor."""
 
     def __init__(self, step: int, parts: dict[CheckpointPart, dict[str, Tensor]], device: torch.device) -> None:
         self.step = step
-        """Steps that are done."""
+        """Completed steps."""
         self._parts, self._device = parts, device
 
     def tensors(self, part: CheckpointPart, module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each parameter of `module` that trains, with its tensor. All workers must iterate to the end."""
+        """Yield each trained parameter of `module` with its tensor. All workers must iterate to the end."""
         for name, parameter in _trained(module):
             shape = getattr(parameter, "ds_shape", parameter.shape)  # in ZeRO 3 the parameter itself is empty
             tensor = torch.empty(shape, dtype=torch.float32, device=self._device)
@@ -80,22 +83,24 @@ def load_checkpoint(
 ) -> ResumeState | None:
     """Load the weights of the newest complete checkpoint into `module`, before DeepSpeed partitions them.
 
-    Logs what was found and kept to the worker log. All workers must call this. None without a checkpoint.
+    Writes what was found and kept to the worker log. All workers must call this. Returns None without a checkpoint.
 
     Args:
-        record: of this run (`Plan.checkpoint_record`), compared with the checkpoint's.
+        record: record of this run (`Plan.checkpoint_record`), compared with the checkpoint's.
 
     Raises:
-        CheckpointError: it was made from another base, under another plan, or holds other parameters; or there are
-            checkpoints and none is whole. Worker 0 raises it, the others wait for their end.
+        CheckpointError: the checkpoint was made from another base, with other settings, or holds other parameters; or
+            all checkpoints are damaged. Worker 0 raises it; the other workers wait until Ray Train ends them.
     """
     found = [0, 0]
     checkpoint = None
     if torch.distributed.get_rank() == 0:
         storage.directory.mkdir(parents=True, exist_ok=True)
         checkpoint, damaged = newest_checkpoint(storage.checkpoints, record["plan"], with_content=True)
-        storage.pull_log()  # this machine may not have run the last start
-        where = f"going on from the one before, step {checkpoint.step}" if checkpoint else "starting at the beginning"
+        storage.pull_log()  # the last start may have run on another machine
+        where = (
+            f"resuming from the previous one, step {checkpoint.step}" if checkpoint else "starting from the beginning"
+        )
         if damaged:
             log_event(storage.directory, f"checkpoint damaged: {'; '.join(damaged)}; {where}")
         if checkpoint:
@@ -115,18 +120,18 @@ def load_checkpoint(
 
 
 def restore(engine: Any, resumed: ResumeState) -> None:
-    """Give a fresh engine, whose module `load_checkpoint` has filled, the 32-bit weights and the optimizer of a checkpoint."""
+    """Restore 32-bit weights and optimizer state in a new engine, after `load_checkpoint` filled its module."""
     shared = engine.optimizer
     adam = shared.optimizer
     for flat in _flat_partitions(shared):
-        # As AdamW makes them at its first step. Its fused form counts steps on the device.
+        # The states that AdamW creates at its first step. Fused AdamW keeps its step count on the device.
         fused = adam.defaults.get("fused")
         adam.state[flat] = {
             "step": torch.tensor(float(resumed.step), device=flat.device if fused else "cpu"),
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }
-    if hasattr(shared, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2: parameters find their states
+    if hasattr(shared, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2: link parameters to their states
         shared._lazy_init_hp_params_optimizer_state()
     for part in PARTS:
         for parameter, tensor in resumed.tensors(part, engine.module):
@@ -136,17 +141,18 @@ def restore(engine: Any, resumed: ResumeState) -> None:
 def report_checkpoint(
     storage: RunStorage, engine: Any, record: dict[str, Any], *, step: int, score: float | None = None
 ) -> None:
-    """Save what trains after `step` steps and report it to Ray Train. All workers must call this.
+    """Save trained weights and optimizer state after `step` steps and report them to Ray Train. All workers must call
+    this.
+
+    Earlier checkpoints are unaffected by a failure, which worker 0 raises.
 
     Args:
-        record: of this run (`Plan.checkpoint_record`), stored with the checkpoint.
-        score: of the evaluation after this step, higher is better; None without an evaluation.
-
-    What was saved before is as it was in either case; worker 0 raises it.
+        record: record of this run (`Plan.checkpoint_record`), stored with the checkpoint.
+        score: score of the evaluation after this step, higher is better; None without an evaluation.
 
     Raises:
         TrainingError: the disk is full.
-        StorageError: S3 refuses or does not answer, which may pass: failures.py lets it be tried again.
+        StorageError: S3 refuses or does not answer. This may pass, so `failures.py` allows a retry.
     """
     first = torch.distributed.get_rank() == 0
     writer = CheckpointWriter(storage.checkpoints, step) if first else None
@@ -162,14 +168,14 @@ def report_checkpoint(
         if not is_full_disk(error):
             raise
         raise TrainingError(
-            f"step {step}: its checkpoint can't be saved. {error} The same command then goes on from the checkpoint "
-            "before."
+            f"step {step}: the checkpoint can't be saved. {error} The same command then resumes from the previous "
+            "checkpoint."
         ) from error
     report_saved(writer, step=step, score=score)
 
 
 def report_saved(writer: CheckpointWriter | None, *, step: int, score: float | None) -> None:
-    """Enter what worker 0's `writer` has written into Ray Train's list. All workers must call this."""
+    """Register the checkpoint written by worker 0's `writer` with Ray Train. All workers must call this."""
     import ray.train
     from ray.train import CheckpointUploadMode
 
@@ -177,27 +183,27 @@ def report_saved(writer: CheckpointWriter | None, *, step: int, score: float | N
     if writer:
         storage = ray.train.get_context().get_storage()
         saved = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{writer.name}", storage.storage_filesystem)
-    # Without a score: behind all that have one. Ray Train keeps its list in JSON, which has no infinity.
+    # Without a score, rank behind all that have one. Ray Train keeps its index in JSON, which has no infinity.
     metrics = {"step": step, "score": -sys.float_info.max if score is None else float(score)}
     ray.train.report(metrics, checkpoint=saved, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
 def resume_message(checkpoint: Checkpoint, record: dict[str, Any]) -> str:
-    """One line: where a run goes on, and what it kept of its checkpoint."""
+    """Describe in one line where a run resumes and what is kept."""
     now = record["workers"]
-    before = {**now, **checkpoint.record["workers"]}  # older checkpoints don't tell all of it
-    where = f"going on after step {checkpoint.step}"
+    before = {**now, **checkpoint.record["workers"]}  # older checkpoints lack some keys
+    where = f"resuming after step {checkpoint.step}"
     if before == now:
         return f"{where} with the weights and optimizer of {checkpoint.name}"
     workers = "worker" if before["num_workers"] == 1 else "workers"
     text = (
-        f"{where}: weights and optimizer of {before['num_workers']} {workers} ({before['sharing']}) taken up by "
-        f"{now['num_workers']} ({now['sharing']}): all kept"
+        f"{where}: weights and optimizer of {before['num_workers']} {workers} ({before['sharing']}) restored on "
+        f"{now['num_workers']} ({now['sharing']}), nothing lost"
     )
-    # Each step's draws are seeded by its number and the worker, and go by that worker's passes and device.
+    # Draws are seeded by step and worker, and depend on the worker's microbatches and device.
     others = [name for name in ("num_workers", "tokens_per_device", "use_gpu") if before[name] != now[name]]
     if record["plan"].get("lora.dropout") and others:
-        text += f"; dropout draws otherwise than it would have (another {', '.join(others)})"
+        text += f"; LoRA dropout differs from an uninterrupted run (changed: {', '.join(others)})"
     return text
 
 
@@ -206,7 +212,7 @@ def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _flat_partitions(shared: Any) -> list[Tensor]:
-    """This worker's pieces of all that trains, 32 bit: what the optimizer works on. ZeRO 3, 1 and 2, 1 in bf16."""
+    """Return this worker's flat 32-bit partitions of the trained weights (ZeRO 3; 1 and 2; 1 in bf16)."""
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(shared, name):
             return list(getattr(shared, name))
@@ -221,7 +227,7 @@ def _set(parameter: nn.Parameter, tensor: Tensor, part: CheckpointPart) -> None:
             safe_set_full_optimizer_state(parameter, tensor, part)
         return
     piece: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed's
-    size = piece.numel()  # of each worker's piece; the last one is padded
+    size = piece.numel()  # of each worker's partition; the last one is padded
     padded = nn.functional.pad(tensor.flatten(), (0, size * torch.distributed.get_world_size() - tensor.numel()))
     mine = padded.narrow(0, size * torch.distributed.get_rank(), size)
     if part == "weights":
@@ -234,8 +240,9 @@ def _refuse_other_model(checkpoint: Checkpoint, module: nn.Module, record: dict[
     recorded, base_hash = checkpoint.record["base_hash"], record["base_hash"]
     if recorded != base_hash:
         raise CheckpointError(
-            f"{checkpoint.path}: was made from a base with weights {recorded[:12]}, the base {record['plan']['base']} "
-            f"now has {base_hash[:12]}. Put the former base back, or give another --run_directory."
+            f"{checkpoint.path}: was made from a base with weights {recorded[:12]}, but the base "
+            f"{record['plan']['base']} now has {base_hash[:12]}. Restore the former base, or set another "
+            "--run_directory."
         )
     mine = {name: tuple(parameter.shape) for name, parameter in _trained(module)}
     saved = {name: tuple(tensor.shape) for name, tensor in checkpoint.parts["weights"].items()}
@@ -243,9 +250,9 @@ def _refuse_other_model(checkpoint: Checkpoint, module: nn.Module, record: dict[
     if differing:
         name = differing[0]
         raise CheckpointError(
-            f"{checkpoint.path}: {len(differing)} of the weights that train are not those of this model, "
-            f"{name} for one: {saved.get(name, 'absent')} there, {mine.get(name, 'absent')} here. Go on with the "
-            "version of this project that wrote it, or give another --run_directory."
+            f"{checkpoint.path}: {len(differing)} trained weights do not match this model, e.g. {name}: "
+            f"{saved.get(name, 'absent')} in the checkpoint, {mine.get(name, 'absent')} here. Resume with the version "
+            "of this project that wrote it, or set another --run_directory."
         )
 
 

@@ -1,9 +1,9 @@
-"""training.json of a model directory: what it learned from, how, and what came of it, stage by stage.
+"""Training record of a model directory (training.json): data, settings and results, stage by stage.
 
     {"stages": [{"stage", "settings", "data", "figures", "weights", "eval_scores", "machine", "code"}, ...]}
 
-Written by the driver when a stage has ended; a stage that starts from another's model directory carries that one's
-record on. Export makes the model card from it, so it names no folder of this machine beyond its last two parts.
+The driver writes it after each stage; a stage that starts from a model directory extends that directory's record.
+Export renders the model card from it, so paths are shortened to their last two parts.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def record_training(
     eval_scores: Mapping[str, float],
     weights: Mapping[str, Any],
 ) -> None:
-    """Write the record of a stage that has ended into its model directory.
+    """Write the record of a finished stage into its model directory.
 
     Args:
         stage: 1, 2 or 3.
         table: absolute path of the region table.
-        init_directory: model directory that the stage started from; empty for the base itself.
-        figures: of the run's summary.
-        data: images and regions that it learned from.
-        eval_scores: the last scores on held-out images; may be empty.
-        weights: after which `step` they are; and of a best checkpoint `best_by`, `score`.
+        init_directory: model directory that the stage started from; empty for the base.
+        figures: figures of the run's summary.
+        data: numbers of images and regions trained on.
+        eval_scores: scores of the last in-loop evaluation; may be empty.
+        weights: `step` of the weights; for a best checkpoint also `best_by` and `score`.
     """
     before = read_training(init_directory).get("stages", []) if init_directory else []
     record = {
@@ -63,7 +63,7 @@ def record_training(
 
 
 def describers_of(files: list[TableFile]) -> dict[str, int]:
-    """Who wrote a table's captions -> for how many of its images; of those that are not labeled nothing is said."""
+    """Count the labeled images of a table by the describer of their captions."""
     groups, found = RowGroups(files), Counter[str]()
     leaves = {"status", "provenance.describer", "provenance.model"}
     for number in range(len(files)):
@@ -75,13 +75,13 @@ def describers_of(files: list[TableFile]) -> dict[str, int]:
 
 
 def last_eval_scores(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """The newest scores on held-out images among a run's metrics."""
+    """Return the newest in-loop scores among a run's metrics; empty without any."""
     scores: dict[str, float] = next((line["heldout"] for line in reversed(lines) if line.get("heldout")), {})
     return {name: value for name, value in scores.items() if name != "seconds"}
 
 
 def shortened(value: Any) -> Any:
-    """Settings in which a path from a machine's root is its last two parts."""
+    """Shorten absolute paths in settings to their last two parts."""
     if isinstance(value, Mapping):
         return {key: shortened(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

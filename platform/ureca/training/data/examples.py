@@ -1,4 +1,4 @@
-"""From a row of the region table to what the model learns from it."""
+"""Training examples from rows of the region table: queries, captions, preference pairs."""
 
 import random
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from ureca.training.data.sampler import STYLES, Visit
 
 
 def caption_of(image_id: str, region: RegionRow, style: str) -> str:
-    """The caption of a region that answers a query style: brief, detailed or unique."""
+    """Return the caption of a region for a query style: brief, detailed or unique."""
     captions = {"brief": region.short_caption, "detailed": region.long_caption, "unique": region.caption}
     caption = captions[style]
     if not caption:
         raise InputError(
-            f"image {image_id!r}, region {region.region_id!r}: labeled, but has no caption for the style "
-            f"{style!r}. Label the image again with jobs/label_corpus.py."
+            f"image {image_id!r}, region {region.region_id!r}: labeled, but without a caption for style {style!r}. "
+            "Label the image again with jobs/label_corpus.py."
         )
     return caption
 
@@ -28,10 +28,11 @@ def caption_of(image_id: str, region: RegionRow, style: str) -> str:
 def region_examples(
     row: ImageRow, visit: Visit, styles: Sequence[int] | np.ndarray, processor: CaptionerProcessor, *, cue: Cue
 ) -> tuple[RegionExample, ...]:
-    """The regions of a visit, each asked for in its style (a place in `STYLES`), with the caption that answers.
+    """Build one example per region of a visit: the query in the region's style (an index into `STYLES`) and its
+    caption.
 
     Raises:
-        InputError: a region has no such caption.
+        InputError: a region has no caption for its style.
     """
     examples = []
     for place, number in zip(visit.regions, styles, strict=True):
@@ -47,13 +48,13 @@ def region_examples(
 
 
 STYLE = "unique"
-"""The query: pairs are of the caption that shall fit its region alone."""
+"""Query style of preference pairs: the chosen caption must fit its region only."""
 
 JUDGED_FALSE = "judged_false"
 
 
 def rejected_captions(regions: Sequence[RegionRow]) -> dict[int, list[str]]:
-    """Places of the regions that have a pair -> captions to reject for them, of the most alike distractor first."""
+    """Map the index of each region with pairs to its rejected captions, most similar distractor first."""
     return rejected_of(
         [region.caption for region in regions],
         [region.flags for region in regions],
@@ -64,7 +65,7 @@ def rejected_captions(regions: Sequence[RegionRow]) -> dict[int, list[str]]:
 def rejected_of(
     captions: Sequence[str | None], flags: Sequence[Sequence[str]], distractors: Sequence[Sequence[int]]
 ) -> dict[int, list[str]]:
-    """`rejected_captions` of an image's regions by their columns."""
+    """Compute `rejected_captions` of an image from the columns of its regions."""
     found = {}
     for place, own in enumerate(captions):
         if not own or JUDGED_FALSE in flags[place]:
@@ -79,9 +80,9 @@ def rejected_of(
 def make_pairs(
     row: ImageRow, visit: Visit, processor: CaptionerProcessor, *, rejected_per_region: int, seed: int
 ) -> tuple[tuple[RegionExample, ...], tuple[tuple[int, int], ...]]:
-    """The pairs that a visit draws: each region with its own caption, then with rejected ones; (chosen, rejected).
+    """Draw the preference pairs of a visit: each region with its own (chosen) caption, then with rejected ones.
 
-    The visit's regions are places among those that have a pair.
+    The visit's region indices count only the regions that have pairs.
     """
     rejected = rejected_captions(row.regions)
     paired = list(rejected)

@@ -1,10 +1,10 @@
-"""Image tokens of the frozen vision tower, computed once for each image and kept while there is room.
+"""Cache of image features: the vision tower is frozen, so each image is encoded once while memory lasts.
 
-What came first stays. Every image comes once an epoch, in another order each time: throwing out what was used least
-recently would throw out just what is about to come.
+Entries are never evicted. Every epoch visits each image once, in a new order, so evicting the least recently used entry
+would evict the one needed next.
 
-They are kept in one piece of memory, taken from the system as it fills: each in its own, they would lie between the
-passing tensors of the training steps and keep the memory around them from being given back.
+All entries share one allocation, which the system backs as it fills. Separate allocations would lie between the
+temporary tensors of training steps and keep their memory from being freed.
 """
 
 import mmap
@@ -15,38 +15,38 @@ from torch import Tensor
 from ureca.model.captioner import Captioner
 
 _ALIGNMENT = 64
-"""Bytes: a cache line, and a multiple of every element's size."""
+"""Bytes: a cache line, and a multiple of every element size."""
 
 
 class ImageFeatureCache:
-    """Gives the image tokens of images by their ids: `(T, 256, D)`, on the CPU.
+    """Image features by image id: `(T, 256, D)`, on the CPU.
 
-    One thread computes; others may ask meanwhile what is kept, for what is kept stays.
+    One thread computes features; other threads may query which images are cached.
     """
 
     def __init__(self, captioner: Captioner, *, budget_bytes: int) -> None:
-        """`budget_bytes`: what the kept tokens may take, 1 or more."""
+        """Create an empty cache of at most `budget_bytes` (1 or more)."""
         self._captioner = captioner
         self._memory = torch.frombuffer(mmap.mmap(-1, budget_bytes), dtype=torch.uint8)
         self._used = 0
         self._kept: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        """Images kept."""
+        """Number of cached images."""
         return len(self._kept)
 
     def __contains__(self, image_id: str) -> bool:
-        """Whether the tokens of an image are kept, so that its pixels need not be read."""
+        """Return whether an image is cached, so that its pixels need not be read."""
         return image_id in self._kept
 
     def __call__(self, image_id: str, pixels: Tensor | None) -> Tensor:
-        """The image's tokens, in the type that autocast or the weights say.
+        """Return the image's features, in the dtype of autocast or of the weights.
 
-        An image is always computed by itself: what it is batched with would change the last bits, and with them a
-        training that goes on after an interruption.
+        Images are always encoded one at a time: batching changes the last bits, and a resumed training would then
+        differ from an uninterrupted one.
 
         Args:
-            pixels: `(T, 3, tile, tile)` of the processor; None only where the tokens are kept.
+            pixels: `(T, 3, tile, tile)` from the processor; None only for a cached image.
         """
         if image_id in self._kept:
             return self._kept[image_id]

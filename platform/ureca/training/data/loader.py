@@ -1,10 +1,10 @@
-"""What a worker is fed: its packed batches of each step, made ahead in the background.
+"""Batch loader of a worker: packed microbatches of each step, prepared ahead in background threads.
 
-    step k  ->  visits (index.py)  ->  parts of them for each pass of each worker (passes.py)
-    a pass  ->  rows of the table, pixels, mask tiles, packed (examples.py, model/packing.py)    in threads
-            ->  image tokens, where they are kept (image_tokens.py)                              in the training thread
+    step k      ->  visits (sampler.py)  ->  slices of them for each microbatch of each worker (microbatches.py)
+    microbatch  ->  table rows, pixels, mask tiles, packed (examples.py, model/packing.py)    in threads
+                ->  image features, if cached (image_feature_cache.py)                        in the training thread
 
-Everything but the vision tower is done ahead: the model is used by one thread alone.
+Threads do everything but the vision tower: only the training thread uses the model.
 """
 
 import time
@@ -37,35 +37,35 @@ from ureca.training.data.table_index import TableIndex, open_index
 from ureca.training.data.table_scan import check_masks
 
 _LARGEST_BOX = (111.0, 222.0, 666.0, 777.0)
-"""In an image of 1000 x 1000: a box whose corners take three digits each, where they are said in digits."""
+"""Box in a 1000 x 1000 image whose corners take three digits each: the longest box text."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step, as far as it is known before anything is read."""
+    """A step as planned, before any data is read."""
 
     number: int
-    """Counted from 0."""
+    """Step number, counted from 0."""
     num_tokens: int
-    """Of all workers' sequences, at most: prefixes, masks, queries and captions."""
+    """Upper bound of the tokens of all workers' sequences: prefixes, masks, queries and captions."""
     num_microbatches: int
-    """Forward passes of each worker."""
+    """Microbatches of each worker."""
     load_balance: float
-    """See passes.py."""
+    """Load balance of the workers (`microbatches.load_balance`)."""
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """What a worker computes at once."""
+    """A packed batch for one forward and backward."""
 
     batch: PackedBatch
-    """On the CPU."""
+    """The batch, on the CPU."""
     weight: float
-    """1; or 0 for an idle pass: a worker that has nothing to do computes something that others do too, for in ZeRO 3
-    all must, and nothing of it counts."""
+    """1, or 0 for an idle microbatch. A worker without work computes one anyway, because ZeRO 3 needs all workers in
+    every forward; its results have no weight."""
 
     def weighted(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Counts or shares of the pass as they enter the step's."""
+        """Scale counts or shares of the microbatch by its weight."""
         return {name: self.weight * value for name, value in counts.items()}
 
 
@@ -74,7 +74,7 @@ class _Prepared:
     batch: PackedBatch
     weight: float
     images: tuple[tuple[str, Tensor | None], ...]
-    """Id and pixels of each image; None where its tokens are kept already."""
+    """Id and pixels of each image; pixels are None for cached images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +98,10 @@ class LoaderSettings:
 
 
 def make_sampler(settings: LoaderSettings, index: TableIndex, processor: CaptionerProcessor) -> StepSampler:
-    """The steps of a plan over the images of its table.
+    """Create the step sampler of a run from its table index.
 
     Raises:
-        ConfigError: an image with one of its regions is longer than a pass or a step may be.
+        ConfigError: an image with one region exceeds the token limit of a microbatch or a step.
     """
     images = index.images
     sizes, which = np.unique(np.stack([images["height"], images["width"]]), axis=1, return_inverse=True)
@@ -132,47 +132,48 @@ def make_sampler(settings: LoaderSettings, index: TableIndex, processor: Caption
         if budget is not None and longest[image] > budget:
             row = index.rows()[image]
             raise ConfigError(
-                f"batch.{name}={budget}: image {row.image_id!r} ({row.height} x {row.width}) with one of its regions "
-                f"is {longest[image]} tokens long, {lengths.prefix[image]} of them the image. Give at least that many."
+                f"batch.{name}={budget}: image {row.image_id!r} ({row.height} x {row.width}) with one region has "
+                f"{longest[image]} tokens, {lengths.prefix[image]} of them for the image. Set the limit to at least "
+                "that number."
             )
     return StepSampler(lengths, settings.batch, seed=settings.seed)
 
 
 class BatchLoader:
-    """The batches of one worker of a plan: a context, iterated over step by step, in which threads work ahead.
+    """Batches of one worker: a context manager that yields steps while threads prepare the next ones.
 
-    with batches.begin(first_step):
-        for step in batches:
-            for one in batches.passes(step): ...
+    with loader.begin(first_step):
+        for step in loader:
+            for microbatch in loader.microbatches(step): ...
     """
 
     def __init__(
         self, directory: Path, settings: LoaderSettings, captioner: Captioner, *, rank: int, num_workers: int
     ) -> None:
-        """Open the index that the driver left in the run's folder. Raises InputError if it is not of this plan."""
+        """Open the table index in the run's folder. Raises InputError if the index belongs to another plan."""
         self._settings, self._rank, self._num_workers = settings, rank, num_workers
         self._captioner = captioner
         table = open_index(directory)
         self._rows = table.rows()
         self._index = make_sampler(settings, table, captioner.processor)
         self.num_steps = self._index.num_steps(settings.epochs)
-        """Optimizer steps of the whole training."""
-        # Asked for twice: when a step's passes are made, and when they are taken.
+        """Optimizer steps of the run."""
+        # Each step is partitioned twice: when its microbatches are prepared, and when they are consumed.
         self._shared_out = lru_cache(maxsize=2 + settings.batch.prefetch_steps)(self._partition)
         self._tokens: ImageFeatureCache | None = None
         self._prefetch: Prefetch[_Prepared] | None = None
         self._first = 0
 
     def enable_feature_cache(self) -> None:
-        """Compute image tokens once for each image and keep them, where the plan gives memory for it.
+        """Cache image features, if the settings reserve memory for it.
 
-        The captioner's weights must be in the type they will be used in.
+        Call this after the captioner's weights have their final dtype.
         """
         if self._settings.image_cache_bytes:
             self._tokens = ImageFeatureCache(self._captioner, budget_bytes=self._settings.image_cache_bytes)
 
     def begin(self, first_step: int) -> Self:
-        """Go on at a step; what is read ahead begins there."""
+        """Start at a step; prefetching starts there too."""
         self._first = first_step
         return self
 
@@ -190,12 +191,12 @@ class BatchLoader:
 
     @property
     def waited_seconds(self) -> float:
-        """That this worker has waited for data since it began."""
+        """Seconds that this worker has waited for data since the start."""
         assert self._prefetch is not None
         return self._prefetch.waited_seconds
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps from the first on. All passes of one must be taken before the next."""
+        """Yield the steps from the first on. Consume all microbatches of a step before the next step."""
         for number in range(self._first, self.num_steps):
             workers = self._shared_out(number)
             yield Step(
@@ -206,10 +207,10 @@ class BatchLoader:
             )
 
     def microbatches(self, step: Step) -> Iterator[Microbatch]:
-        """This worker's passes of a step. Must be iterated over under the autocast of the training.
+        """Yield this worker's microbatches of a step. Iterate under the training's autocast.
 
         Raises:
-            ImageError: an image is missing, truncated, or not of the size that the table says.
+            ImageError: an image is missing, truncated, or differs from the size in the table.
             MaskError: a region's mask can't be decoded.
             InputError: the table has changed.
         """
@@ -237,7 +238,7 @@ class BatchLoader:
                     yield partial(self._prepare, [shortest.slice(0, 1)], weight=0.0)
 
     def _prepare(self, parts: list[ImageSlice], *, weight: float) -> _Prepared:
-        """Read, decode, cut masks and pack. In a thread of its own."""
+        """Read, decode, cut mask tiles and pack. Runs in a prefetching thread."""
         processor = self._captioner.processor
         examples, images, whole = [], [], []
         for part in parts:
@@ -247,7 +248,7 @@ class BatchLoader:
             is_kept = self._tokens is not None and row.image_id in self._tokens
             images.append((row.image_id, None if is_kept else processor.image_inputs(load_image(row))))
             columns, rows = processor.grid(row.size)
-            # Stands for the image's tokens: packing asks for nothing but their number.
+            # Placeholder for the image features: packing only needs their number.
             examples.append(Example(torch.empty(columns * rows + (columns * rows > 1), 0, 0), regions, pairs))
         try:
             batch = pack(examples, processor, **self._captioner.pack_options())
@@ -280,24 +281,24 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """The results of calls, in the order of the calls, some of them made ahead.
+    """Results of calls, in call order, computed ahead by threads.
 
-    What a call raises is raised where its result is due: errors come in the order of the calls too.
+    An exception of a call is raised when its result is due, so errors keep the order of the calls.
     """
 
     def __init__(self, calls: Iterator[Callable[[], T]], *, threads: int = 1) -> None:
-        """`threads`: that make calls; with 0 each is made when it is due."""
+        """Take the calls and the number of threads; with 0 threads each call runs when its result is due."""
         self._calls = calls
         self._waiting: deque[Future[T]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch") if threads else None
         self.waited_seconds = 0.0
-        """That `next` has taken so far: the time that whoever uses the results has waited for them."""
+        """Total time spent in `next`: how long the consumer has waited."""
 
     def next(self, *, ahead: int) -> T:
-        """The next result; `ahead` more wait at most, or are being made, when it is given out.
+        """Return the next result, keeping at most `ahead` further results computed or in progress.
 
         Raises:
-            StopIteration: there are no more.
+            StopIteration: no calls are left.
         """
         started = time.monotonic()
         try:
@@ -319,7 +320,7 @@ class Prefetch(Generic[T]):
             self._waiting.append(self._pool.submit(call))
 
     def close(self) -> None:
-        """Leave off: what has not begun is not begun, and what has is waited for."""
+        """Cancel calls that have not started and wait for the running ones."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._waiting.clear()

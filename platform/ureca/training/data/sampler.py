@@ -1,17 +1,17 @@
-"""Which regions of which images a step trains on, from seed and step alone, for any number of workers.
+"""Step sampler: the regions of each step, from seed and step number alone, for any number of workers.
 
-    visit       an image's turn in an epoch: all its regions, or a portion of them where `regions_per_visit` is set
+    visit       an image's turn in an epoch: all its regions, or a chunk of them with `regions_per_visit`
     stream      [ visits of epoch 0, shuffled by its seed | visits of epoch 1, shuffled by its seed | ... ]
     step k      the next piece of the stream: `images_per_step` visits, `regions_per_step` regions, or as many regions
-                as `tokens_per_step` has room for; where a piece ends within a visit, the next begins there
+                as fit `tokens_per_step`; a piece that ends within a visit is continued by the next step
 
-So the step number alone says where to go on after an interruption, every region comes once per epoch, and a step may
-hold the end of one epoch and the start of the next. Which of a region's three captions is asked for, and which regions
-are shown where not all are (`regions_per_image`), is drawn from a hash of (seed, epoch, image id, region's place).
+The step number alone determines where a run resumes, every region appears once per epoch, and a step may span two
+epochs. A hash of (seed, epoch, image id, region index) draws the query style of each region, and the regions shown when
+`regions_per_image` limits them.
 
-Tokens are counted as they stand in the packed sequence: an image's prefix once for each step that shows any of it, and
-for each region its mask tokens (at most as many as its box touches tiles), query and caption. With `tokens_per_step`
-a step ends within an image only where what it takes of it outweighs the prefix, which is then computed twice.
+Tokens are counted as in the packed sequence: an image's prefix once per step that shows any of the image, plus each
+region's mask tokens (an upper bound: the tiles its box touches), query and caption. With `tokens_per_step` a step ends
+within an image only where the tokens gained outweigh the prefix, which is then computed twice.
 """
 
 import math
@@ -27,51 +27,51 @@ STYLES = ("brief", "detailed", "unique")
 """Query styles, in the order of `short_caption`, `long_caption`, `caption` of the region table."""
 
 STYLE_WEIGHTS = (1, 1, 2)
-"""How often each is asked for: `unique` is what a captioner is for, and what it is scored by."""
+"""Relative frequency of the styles. `unique` is twice as frequent: captioners are used and scored with it."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """An image's turn in a step: which of its regions are shown, and the epoch, which seeds the draws."""
+    """An image's turn in a step: its regions, and the epoch that seeds the draws."""
 
     image: int
-    """Its number in the order of image ids."""
+    """Index of the image in the order of image ids."""
     epoch: int
     regions: tuple[int, ...]
-    """Places in the image's list, ascending."""
+    """Indices of the regions in the image's list, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """How long everything is, in tokens. I images, R regions, those of one image after those of the one before."""
+    """Token counts of I images with R regions in total; the regions of an image are consecutive."""
 
     keys: np.ndarray
-    """(I,) uint64: a hash of each image's id."""
+    """(I,) uint64 hashes of the image ids."""
     regions: np.ndarray
-    """(I,) how many regions each image has to learn from, 1 or more."""
+    """(I,) number of trainable regions per image, 1 or more."""
     prefix: np.ndarray
-    """(I,) tokens of the image's prefix."""
+    """(I,) tokens of the image prefix."""
     mask: np.ndarray
-    """(R,) mask tokens, delimiters included: at most so many."""
+    """(R,) mask tokens including delimiters, an upper bound."""
     query: np.ndarray
-    """(3,) tokens between mask and caption, for each of `STYLES`."""
+    """(3,) tokens between mask and caption, per style."""
     captions: np.ndarray
-    """(R, 3) tokens of the captions, the end marker included."""
+    """(R, 3) caption tokens including the end token."""
     branches: np.ndarray | int = 1
-    """(R,) with how many captions a region is shown: each has a branch of its own."""
+    """(R,) captions shown per region; each has its own branch."""
 
     @cached_property
     def first(self) -> np.ndarray:
-        """(I + 1,) int64: the number of each image's first region, and R."""
+        """(I + 1,) int64: index of each image's first region, and R."""
         return np.concatenate([[0], np.cumsum(self.regions, dtype=np.int64)])
 
     def branch(self, regions: np.ndarray, styles: np.ndarray) -> np.ndarray:
-        """(n,) int64 tokens of the branches of regions, given by their numbers."""
+        """Return `(n,)` int64: tokens of the branches of regions, by region index and style."""
         of_each = self.mask[regions].astype(np.int64) + self.query[styles]
         return of_each * np.broadcast_to(self.branches, len(self.mask))[regions] + self.captions[regions, styles]
 
     def longest(self) -> np.ndarray:
-        """(I,) tokens of each image's prefix with the longest of its branches."""
+        """Return `(I,)`: tokens of each image's prefix with its longest branch."""
         every = np.arange(len(self.mask))
         branch = np.max([self.branch(every, np.full_like(every, style)) for style in range(len(STYLES))], axis=0)
         return self.prefix + np.maximum.reduceat(branch, self.first[:-1])
@@ -79,16 +79,16 @@ class Lengths:
 
 class _Epoch(NamedTuple):
     order: np.ndarray
-    """(U,) units in the order of their visits."""
+    """(U,) units in visiting order."""
     ends: np.ndarray
     """(U,) int64: regions of the epoch up to the end of each visit."""
 
 
 class StepSampler:
-    """The visits of every step."""
+    """Computes the visits of every step."""
 
     def __init__(self, lengths: Lengths, batch: BatchConfig, *, seed: int) -> None:
-        """`seed`: of the shuffles and draws."""
+        """Take token counts, batch settings, and the seed of shuffles and draws."""
         self.lengths, self.seed = lengths, seed
         self._unit, self._amount = batch.step_size
         shown = lengths.regions.astype(np.int64)
@@ -99,20 +99,20 @@ class StepSampler:
         self._parts = parts
         self._image = np.repeat(np.arange(len(shown)), parts)
         part = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
-        # Portions as equal as they can be: 17 regions at most 16 at a time are 8 and 9.
+        # Chunks as equal as possible: 17 regions in chunks of at most 16 become 8 and 9.
         self._low = part * shown[self._image] // parts[self._image]
         self._high = (part + 1) * shown[self._image] // parts[self._image]
         self.num_visits = len(self._image)
-        """Of an epoch."""
+        """Visits per epoch."""
         self.num_regions = int(shown.sum())
-        """Shown in an epoch."""
+        """Regions shown per epoch."""
         self._starts = [0]
-        """Of the steps found so far, as regions of the stream before them; only with `tokens_per_step`."""
+        """Starts of the steps known so far, as positions in the stream of regions; used with `tokens_per_step` only."""
         self._epochs_cut, self._used = 0, 0
         self._epoch = lru_cache(maxsize=2)(self._ordered)
 
     def num_steps(self, epochs: float) -> int:
-        """Optimizer steps of so many passes over the images, at least one."""
+        """Return the number of optimizer steps for `epochs` passes over the images, at least one."""
         if self._unit == "tokens":
             target = max(1, round(epochs * self.num_regions))
             while self._epochs_cut * self.num_regions < target:
@@ -122,7 +122,7 @@ class StepSampler:
         return max(1, math.ceil(round(epochs * whole, 6) / self._amount))
 
     def visits(self, step: int) -> list[Visit]:
-        """What a step shows, all workers together, in the order of the stream."""
+        """Return the visits of a step, for all workers, in stream order."""
         start, stop = self._start(step), self._start(step + 1)
         visits = []
         for epoch in range(start // self.num_regions, (stop - 1) // self.num_regions + 1):
@@ -139,16 +139,16 @@ class StepSampler:
         return visits
 
     def styles(self, visit: Visit) -> np.ndarray:
-        """(n,) places in `STYLES`: what each region of a visit is asked for."""
+        """Return `(n,)` style indices: the query style of each region of a visit."""
         keys = np.full(len(visit.regions), self.lengths.keys[visit.image])
         return draw_styles(self.seed, visit.epoch, keys, np.array(visit.regions))
 
     def branch_tokens(self, visit: Visit) -> np.ndarray:
-        """(n,) int64 tokens of the branches of a visit."""
+        """Return `(n,)` int64: tokens of each branch of a visit."""
         return self.lengths.branch(self.lengths.first[visit.image] + np.array(visit.regions), self.styles(visit))
 
     def _start(self, step: int) -> int:
-        """How many regions of the stream come before a step."""
+        """Return the stream position of a step's first region."""
         if self._unit == "regions":
             return step * self._amount
         if self._unit == "images":
@@ -163,7 +163,7 @@ class StepSampler:
         return _Epoch(order, np.cumsum((self._high - self._low)[order]))
 
     def _regions_of(self, unit: int, epoch: int) -> list[int]:
-        """Places of the regions of a unit in its image's list."""
+        """Return the indices of a unit's regions in its image's list."""
         image = int(self._image[unit])
         num_regions = int(self.lengths.regions[image])
         if self._parts[image] == 1 and self._shown[image] == num_regions:
@@ -172,7 +172,7 @@ class StepSampler:
         return sorted(shuffled[int(self._low[unit]) : int(self._high[unit])].tolist())
 
     def _cut_next_epoch(self) -> None:
-        """Find where steps of `tokens_per_step` start in the next epoch, the open step's tokens carried over."""
+        """Find the starts of `tokens_per_step` steps in the next epoch, carrying over the open step's tokens."""
         epoch, lengths = self._epochs_cut, self.lengths
         order, ends = self._epoch(epoch)
         counts = self._high[order] - self._low[order]
@@ -183,7 +183,7 @@ class StepSampler:
         prefix = lengths.prefix[image].astype(np.int64)
         tokens = lengths.branch(regions, styles)
         tokens[begins] += prefix
-        upto = np.concatenate([[0], np.cumsum(tokens)])  # tokens of the epoch before each of its regions
+        upto = np.concatenate([[0], np.cumsum(tokens)])  # tokens of the epoch before each region
         before, start = epoch * self.num_regions, 0
         while True:
             visit = int(np.searchsorted(ends, start, side="right"))
@@ -201,7 +201,7 @@ class StepSampler:
                 if taken < prefix[cut]:
                     stop = begin
             if stop == start and not self._used:
-                stop = start + 1  # longer than a step's budget: alone
+                stop = start + 1  # longer than the budget: a step with only this region
             self._starts.append(before + stop)
             self._used, start = 0, stop
             if start == self.num_regions:
@@ -209,7 +209,7 @@ class StepSampler:
         self._epochs_cut += 1
 
     def _stream_of(self, epoch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Every region of an epoch in the order of its visits: its number, and its place in its image's list."""
+        """Return the regions of an epoch in visiting order: global index, and index in the image's list."""
         lengths = self.lengths
         image, low = self._image[order], self._low[order]
         counts = self._high[order] - low
@@ -227,20 +227,20 @@ class StepSampler:
 
 
 def choose_regions(num_regions: int, *, seed: int, epoch: int, key: int) -> np.ndarray:
-    """(n,) places of an image's regions in the order in which an epoch takes them; `key`: a hash of the image's id."""
+    """Return `(n,)` indices of an image's regions in the order an epoch takes them; `key` is the image id's hash."""
     draws = _draws(seed, epoch, "regions", np.full(num_regions, key, np.uint64), np.arange(num_regions))
     return np.argsort(draws, kind="stable")
 
 
 def draw_styles(seed: int, epoch: int, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(n,) places in `STYLES`: what regions are asked for in an epoch, by their image's key and place in its list."""
+    """Draw `(n,)` style indices for an epoch from the image keys and region indices."""
     share = (_draws(seed, epoch, "styles", keys, places) >> np.uint64(11)) * 2.0**-53
     borders = np.cumsum(STYLE_WEIGHTS) / sum(STYLE_WEIGHTS)
     return np.searchsorted(borders[:-1], share, side="right")
 
 
 def _draws(seed: int, epoch: int, purpose: str, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(n,) uint64, evenly spread, each a function of its arguments alone.
+    """Return `(n,)` uniformly distributed uint64, each a function of its arguments only.
 
     Source of the mixing: splitmix64, Steele, Lea and Flood, Fast splittable pseudorandom number generators (2014).
     """

@@ -1,23 +1,20 @@
-"""What training must know of a region table before its first step, in a few bytes an image; rows stay on disk.
+"""Index of a region table for training: lengths and locations in a few bytes per image; rows stay on disk.
 
-    <run>/table_index/index.json     the table's files and their digests, what the lengths were counted with
-                      images.npy     one record for each image to learn from, in the order of their ids: where its row
-                                     lies (file, row group, row), its size, its number of regions, a hash of its id
-                      captions.npy   (R, 3) tokens of the three captions of each region, images one after the other
-                      tiles.npy      (R,)   mask tiles that the region's box touches: at most so many are shown
-                      branches.npy   (R,)   captions that a region is shown with: 1, or in stage 3 those rejected too
+    <run>/table_index/index.json     the table's files and digests, and the tokenizer settings of the counts
+                      images.npy     one record per training image, sorted by id: location of the row (file, row group,
+                                     row), image size, number of regions, hash of the id
+                      captions.npy   (R, 3) tokens of the three captions of each region, image by image
+                      tiles.npy      (R,)   mask tiles that the region's box touches, an upper bound of those encoded
+                      branches.npy   (R,)   captions shown per region: 1, in stage 3 also the rejected ones
 
-The driver makes it in one pass over the table's small columns (table_scan.py), which is where a table that can't be
-trained on is refused. It is made once for a run: a start that finds it, and the table's files as
-they were, takes it; a table that has changed under a begun run is refused, by the driver and by each worker.
+The driver builds the index in one pass over the table's small columns (table_scan.py), which also refuses tables that
+can't be trained on. It is built once per run: later starts reuse it while the table's files are unchanged. A table that
+changed after the first step is refused by the driver and by each worker.
 
-Sizes: 32 bytes an image and 9 a region, mapped into memory and so shared by the workers of a machine.
+Size: 32 bytes per image and 9 per region, memory-mapped and shared by the workers of a machine.
 """
 
 import hashlib
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +27,7 @@ from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError
 from ureca.model.processor import CaptionerProcessor
 from ureca.storage import files as io
+from ureca.storage.local import atomic_folder
 from ureca.training.data.table_scan import scan_table
 
 INDEX_DIRECTORY = "table_index"
@@ -39,37 +37,37 @@ _ARRAYS = ("images", "captions", "tiles", "branches")
 
 @dataclass(frozen=True)
 class TableIndex:
-    """See the module's docstring. I images to learn from, R regions of theirs.
+    """Index of I training images with R regions; the module docstring describes the arrays.
 
-    In stage 3 these are the regions that have a pair, and the images that have such regions.
+    In stage 3 only regions with a preference pair count, and only images with such regions.
     """
 
     files: tuple[TableFile, ...]
     images: np.ndarray
     """(I,) records."""
     captions: np.ndarray
-    """(R, 3) uint16 tokens, the end marker included, in the order of `STYLES`; of all branches together."""
+    """(R, 3) uint16 tokens including the end token, in the order of `STYLES`, summed over all branches."""
     tiles: np.ndarray
     """(R,) uint16."""
     branches: np.ndarray
     """(R,) uint8."""
 
     def __len__(self) -> int:
-        """Images to learn from."""
+        """Number of training images."""
         return len(self.images)
 
     @cached_property
     def first(self) -> np.ndarray:
-        """(I + 1,) int64: the number of each image's first region, and R."""
+        """(I + 1,) int64: index of each image's first region, and R."""
         return np.concatenate([[0], np.cumsum(self.images["regions"], dtype=np.int64)])
 
     def rows(self) -> "IndexedRows":
-        """A reader of the rows."""
+        """Return a reader of the table rows."""
         return IndexedRows(self)
 
 
 class IndexedRows:
-    """The rows of a table's images to learn from, by number, each read when it is asked for. Thread-safe."""
+    """Rows of the training images by index, read on demand. Thread-safe."""
 
     def __init__(self, index: TableIndex) -> None:
         self._images = index.images
@@ -79,7 +77,7 @@ class IndexedRows:
         return len(self._images)
 
     def __getitem__(self, number: int) -> ImageRow:
-        """Raises InputError if the table has changed since its index was made."""
+        """Read a row. Raises InputError if the table has changed since the index was built."""
         place = self._images[number]
         return self._groups.row(int(place["file"]), int(place["group"]), int(place["row"]))
 
@@ -94,18 +92,18 @@ def prepare_index(
     has_begun: bool,
     rejected_per_region: int | None = None,
 ) -> TableIndex:
-    """The index of a run in `directory`: the one that is there, if it is of this table; else made from the table.
+    """Open the run's index in `directory`, or build it if it is missing or belongs to another table.
 
     Args:
-        has_begun: the run has steps behind it, so that another table would silently change it.
-        rejected_per_region: of stage 3, which learns from pairs.
+        has_begun: the run has completed steps, so another table would silently change it.
+        rejected_per_region: preference pairs per region, in stage 3 only.
 
     Raises:
-        InputError: there is no such table, it is of another schema or version, it has nothing to learn from, a
-            caption is empty, an image id occurs twice, or it has changed under a run that has begun.
-        MaskSizeError: a region's mask is of another size than its image.
-        MaskError: a mask can't be decoded, among those looked at.
-        ImageError: an image's file is missing or of another size than the table says, among those looked at.
+        InputError: the table is missing, has another schema or version, or no trainable images; a caption is empty; an
+            image id is repeated; or the table changed after the run's first step.
+        MaskSizeError: the size of a region's mask differs from its image's.
+        MaskError: a mask can't be decoded, among those sampled.
+        ImageError: an image file is missing or differs in size from the table, among those sampled.
         StorageError: S3 refuses or does not answer.
     """
     files = table_files(table)
@@ -135,21 +133,15 @@ def prepare_index(
         heldout_seed=heldout_seed,
         rejected_per_region=rejected_per_region,
     )
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as partial:
         for name, values in arrays.items():
             np.save(partial / f"{name}.npy", values)
         io.write_json(partial / INDEX_RECORD, record)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return open_index(directory)
 
 
 def open_index(directory: Path) -> TableIndex:
-    """The index that `prepare_index` left in a run's directory."""
+    """Open the index that `prepare_index` wrote."""
     folder = directory / INDEX_DIRECTORY
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
     files = io.read_json(folder / INDEX_RECORD)["files"]
@@ -165,9 +157,11 @@ def _refuse_changed(table: str, directory: Path, found: dict[str, Any], record: 
     before = {file[0]: file for file in found["files"]}
     now = {file[0]: file for file in record["files"]}
     differing = sorted(path for path in {**before, **now} if before.get(path) != now.get(path))
-    if not differing:  # what was counted with, or the share held out: a checkpoint of another plan, refused as such
+    if (
+        not differing
+    ):  # only the tokenizer or the held-out share differ: the checkpoint's plan differs too and is refused there
         return
     raise InputError(
-        f"{table}: has changed since the run in {directory} began ({len(differing)} of its files, the first "
-        f"{differing[0]}). Put the former table back, or start again with another --run_directory."
+        f"{table}: has changed since the run in {directory} started ({len(differing)} of its files, first "
+        f"{differing[0]}). Restore the former table, or set another --run_directory."
     )

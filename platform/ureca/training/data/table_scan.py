@@ -1,7 +1,7 @@
-"""The pass over a region table before training: what its images and regions are, and whether they can be trained on.
+"""Scan of a region table before training: lengths of its images and regions, and whether they can be trained on.
 
-It reads the small columns of one row group after the other: ids, sizes, boxes, captions; neither images nor masks. At
-some images it looks closer: at their files' heads, which say the size, and at the runs of their regions' masks.
+The scan reads the small columns row group by row group: ids, sizes, boxes, captions; neither images nor masks. A sample
+of the images is checked more closely: the size in the file header, and the runs of the region masks.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from ureca.corpus.images import MOST_PIXELS, check_image_size
 from ureca.corpus.row_groups import RowGroups, TableFile
 from ureca.corpus.schema import ImageRow
-from ureca.corpus.split import split_heldout
+from ureca.corpus.split import evenly_spaced, split_heldout
 from ureca.errors import ImageError, InputError, MaskError, MaskSizeError, UrecaError
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import check_rles
@@ -27,16 +27,16 @@ from ureca.training.data.examples import rejected_of
 from ureca.training.data.sampler import STYLES
 
 CAPTION_COLUMNS = ("short_caption", "long_caption", "caption")
-"""In the order of `STYLES`."""
+"""Caption columns, in the order of `STYLES`."""
 
 _MOST = np.iinfo(np.uint16).max
 
 
 class RowGroupStats(NamedTuple):
-    """What is learned from the images of a row group: all their regions, or those that have a pair."""
+    """Statistics of a row group's training images: all their regions, in stage 3 those with a preference pair."""
 
     lengths: np.ndarray
-    """Regions of each image."""
+    """Regions per image."""
     captions: np.ndarray
     tiles: np.ndarray
     branches: np.ndarray
@@ -50,15 +50,15 @@ class TrainableRows:
         lengths = pc.fill_null(pc.list_value_length(batch["regions"]), 0).to_numpy()
         is_labeled = pc.fill_null(pc.equal(batch["status"], "labeled"), False).to_numpy(zero_copy_only=False)
         self.rows = np.flatnonzero(is_labeled & (lengths > 0))
-        """Their places in the row group."""
+        """Row numbers within the row group."""
         kept = batch.take(pa.array(self.rows)).combine_chunks()
         self.ids: list[str] = kept["image_id"].to_pylist()
         self.lengths = lengths[self.rows]
-        """Regions of each."""
+        """Regions per image."""
         self.paths: list[str | None] = pc.struct_field(kept["image"], "path").to_pylist()
         heights, widths = (pc.fill_null(kept[name].cast(pa.int32()), 0).to_numpy() for name in ("height", "width"))
         self.sizes = np.stack([heights, widths], axis=1)
-        """(height, width) of each."""
+        """(height, width) per image."""
         regions = kept["regions"]
         self._regions = (regions.combine_chunks() if len(regions) else pa.array([], regions.type)).flatten()
 
@@ -66,7 +66,7 @@ class TrainableRows:
         return len(self.ids)
 
     def _named(self, region: int) -> str:
-        """How an error names a region, given by its number among all of the row group."""
+        """Name a region in errors, given its index in the row group."""
         image = int(np.searchsorted(np.cumsum(self.lengths), region, side="right"))
         return f"{self._path}: image {self.ids[image]!r}, region {self._field('region_id')[region].as_py()!r}"
 
@@ -74,12 +74,13 @@ class TrainableRows:
         return pc.struct_field(self._regions, name)
 
     def check_images(self, num_with_bytes: int) -> None:
-        """Raises ImageError if an image has neither a path nor bytes; `num_with_bytes` images of the row group have."""
+        """Raise ImageError if an image has neither path nor bytes; `num_with_bytes` images of the row group have
+        bytes."""
         without_path = [image_id for image_id, path in zip(self.ids, self.paths, strict=True) if path is None]
         if len(without_path) > num_with_bytes:
             raise ImageError(
-                f"{self._path}: {len(without_path)} images of a row group have no path, {without_path[0]!r} the first, "
-                f"but only {num_with_bytes} bytes. Write the table again with one of them for each image."
+                f"{self._path}: {len(without_path)} images of a row group have no path (first: {without_path[0]!r}), "
+                f"but only {num_with_bytes} have bytes. Rewrite the table with a path or bytes for each image."
             )
 
     def check_masks(self) -> None:
@@ -101,7 +102,7 @@ class TrainableRows:
         )
 
     def check_boxes(self) -> None:
-        """Raises InputError if a region has no box of four numbers, or one that lies outside of its image."""
+        """Raise InputError if a region's box is not four numbers, or lies outside the image."""
         boxes, sizes = self._field("bbox"), np.repeat(self.sizes, self.lengths, axis=0)
         wrong = np.flatnonzero(pc.fill_null(pc.list_value_length(boxes), 0).to_numpy() != 4)
         if not len(wrong):
@@ -112,11 +113,11 @@ class TrainableRows:
             region = int(wrong[0])
             raise InputError(
                 f"{self._named(region)} has the box {boxes[region].as_py()}, its image is {sizes[region].tolist()} "
-                "(height, width). Write x, y, width, height in pixels, as ureca.regions.rle.rle_bbox has them."
+                "(height, width). Write x, y, width, height in pixels, as ureca.regions.rle.rle_bbox returns them."
             )
 
     def check_distractors(self) -> None:
-        """Raises InputError if a region's distractor is none of its image's regions."""
+        """Raise InputError if a distractor is not a region of the same image."""
         distractors = self._field("distractors")
         counts = pc.fill_null(pc.list_value_length(distractors), 0).to_numpy()
         indices = pc.fill_null(pc.struct_field(distractors.flatten(), "index"), -1).to_numpy()
@@ -126,13 +127,13 @@ class TrainableRows:
         if len(outside):
             first = outside[0]
             raise InputError(
-                f"{self._named(int(owner[first]))} has the distractor {indices[first]}, but the {num_regions[first]} "
-                f"regions of its image are counted from 0 to {num_regions[first] - 1}. Label the image again with "
-                "jobs/label_corpus.py, or let stage 2 be the last."
+                f"{self._named(int(owner[first]))} has the distractor {indices[first]}, but its image's "
+                f"{num_regions[first]} regions have indices 0 to {num_regions[first] - 1}. Label the image again with "
+                "jobs/label_corpus.py, or skip stage 3."
             )
 
     def stats(self, processor: CaptionerProcessor, rejected_per_region: int | None) -> RowGroupStats:
-        """Raises InputError where a caption is empty."""
+        """Compute the statistics. Raises InputError if a caption is empty."""
         captions, tiles = self._caption_tokens(processor), self._touched_tiles(processor)
         if rejected_per_region is None:
             return RowGroupStats(self.lengths, captions, tiles, np.ones(len(tiles), np.uint8))
@@ -156,22 +157,22 @@ class TrainableRows:
         return RowGroupStats(np.array(lengths), together, tiles[np.array(kept, np.int64)], np.array(branches, np.uint8))
 
     def _caption_tokens(self, processor: CaptionerProcessor) -> np.ndarray:
-        """(R, 3) uint16."""
+        """Count caption tokens: (R, 3) uint16."""
         tokens = np.zeros((len(self._regions), len(STYLES)), np.uint16)
         for place, (style, column) in enumerate(zip(STYLES, CAPTION_COLUMNS, strict=True)):
             texts = self._field(column)
             is_empty = pc.equal(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0), 0)
             if pc.any(is_empty).as_py():
                 raise InputError(
-                    f"{self._named(is_empty.index(True).as_py())} is labeled, but its {column} is empty: there is no "
-                    f"caption for the style {style!r} ({pc.sum(is_empty).as_py()} of {len(texts)} regions of this row "
+                    f"{self._named(is_empty.index(True).as_py())} is labeled, but its {column} is empty: it has no "
+                    f"caption for style {style!r} ({pc.sum(is_empty).as_py()} of {len(texts)} regions of this row "
                     "group). Label the image again with jobs/label_corpus.py."
                 )
             tokens[:, place] = np.minimum(processor.caption_lengths(texts.to_pylist()), _MOST)
         return tokens
 
     def _touched_tiles(self, processor: CaptionerProcessor) -> np.ndarray:
-        """(R,) uint16: tiles of the grid that the region's box touches, and the thumbnail where there is one."""
+        """Count the tiles that each region's box touches, plus the thumbnail if there is one: (R,) uint16."""
         grids = np.array([processor.grid((int(height), int(width))) for height, width in self.sizes])
         columns, rows = np.repeat(grids, self.lengths, axis=0).T
         height, width = np.repeat(self.sizes, self.lengths, axis=0).T
@@ -182,7 +183,7 @@ class TrainableRows:
 
 
 def _touched(low: np.ndarray, high: np.ndarray, length: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """How many of so many equal cells of an axis a stretch of it touches."""
+    """Count the equal cells of an axis that a range touches."""
     first = np.clip(np.floor(low * cells / length), 0, cells - 1)
     last = np.clip(np.ceil(high * cells / length), first + 1, cells)
     return (last - first).astype(np.int64)
@@ -192,18 +193,18 @@ _LEAVES = {
     *("image_id", "status", "height", "width", "image.path"),
     *(f"regions.{name}" for name in ("region_id", "segmentation.size", "bbox", *CAPTION_COLUMNS)),
 }
-"""What the pass over the table reads."""
+"""Columns that the scan reads."""
 _LEAVES_OF_PAIRS = {"regions.flags", "regions.distractors.index"}
 _IMAGES_LOOKED_AT = 64
-"""Whose files and masks are tried, of those that a table names by their paths."""
+"""Images to check closely, for tables that name images by path."""
 _INSIDE_LOOKED_AT = 8
-"""The same of images that lie in the table: each costs reading a row group with its images."""
+"""The same for images stored in the table: each check reads a row group with its images."""
 _AT_ONCE = 8
-"""Of them: in S3 each takes a few round trips."""
+"""Parallel checks: with S3 each takes a few round trips."""
 _HEAD_BYTES = 2**18
-"""Of an image's file: its size stands near its beginning, seldom behind a large color profile."""
+"""Bytes to read of an image file: the size is near the beginning, rarely behind a large color profile."""
 _SILENT_SECONDS = 5
-"""Before the pass shows its progress."""
+"""Seconds before the scan prints progress."""
 
 _IMAGE = np.dtype(
     [
@@ -227,10 +228,10 @@ def scan_table(
     heldout_seed: int,
     rejected_per_region: int | None,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a table's index: `images`, `captions`, `tiles`, `branches`; see table_index.py.
+    """Scan the table; return the index arrays `images`, `captions`, `tiles`, `branches` (see table_index.py).
 
     Raises:
-        InputError, MaskError, ImageError: as `prepare_index`.
+        InputError, MaskError, ImageError: like `prepare_index`.
     """
     groups = RowGroups(files)
     ids: list[str] = []
@@ -243,8 +244,8 @@ def scan_table(
     for number, file in enumerate(files):
         if missing := sorted(wanted.difference(groups.leaves(number))):
             raise InputError(
-                f"{file.path}: {', '.join(missing)} missing. Give a table that jobs/label_corpus.py wrote, or write it "
-                "with ureca.corpus.REGION_TABLE_SCHEMA."
+                f"{file.path}: {', '.join(missing)} missing. Use a table written by jobs/label_corpus.py, or write it "
+                "with ureca.corpus.schema.REGION_TABLE_SCHEMA."
             )
         for group, batch in enumerate(groups.scan(number, wanted.__contains__)):
             ids += batch["image_id"].to_pylist()
@@ -262,8 +263,8 @@ def scan_table(
                 stats = found.stats(processor, rejected_per_region)
             except pa.ArrowException as error:
                 raise InputError(
-                    f"{file.path}: a column has another type than the region table's ({error}). "
-                    "Write it with ureca.corpus.REGION_TABLE_SCHEMA."
+                    f"{file.path}: a column's type differs from the region table's ({error}). Write it with "
+                    "ureca.corpus.schema.REGION_TABLE_SCHEMA."
                 ) from error
             closer.add(found, number, group)
             records = np.zeros(len(found), _IMAGE)
@@ -282,17 +283,17 @@ def scan_table(
     order = sorted((image_id, place) for place, image_id in enumerate(learnable_ids) if image_id not in left_out)
     if not order:
         raise InputError(
-            f"{table}: none of its {len(ids)} images is labeled and not held out, so there is nothing to "
-            "train on. Write captions into it with jobs/label_corpus.py, or hold out a smaller share."
+            f"{table}: none of its {len(ids)} images is labeled and not held out, so there is nothing to train on. "
+            "Label it with jobs/label_corpus.py, or lower --heldout."
         )
     closer.look(table, groups)
     together = np.concatenate(images)
     chosen = np.array([place for _, place in order if together["regions"][place]], dtype=np.int64)
     if not len(chosen):
         raise InputError(
-            f"{table}: none of its {len(order)} labeled images has a region with a distractor of another caption, "
-            "so there are no pairs to learn from. Label with jobs/label_corpus.py and a lower "
-            "--distractors.min_similarity, or let stage 2 be the last."
+            f"{table}: none of its {len(order)} labeled images has a region with a distractor of another caption, so "
+            "there are no preference pairs. Label with jobs/label_corpus.py and a lower "
+            "--distractors.min_similarity, or skip stage 3."
         )
     regions = _gathered(together["regions"].astype(np.int64), chosen)
     return {
@@ -311,11 +312,11 @@ def _check_unique(table: str, ids: list[str]) -> None:
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = next(image_id for image_id in ids if image_id in seen or seen.add(image_id))  # type: ignore[func-returns-value]
-        raise InputError(f"{table}: image id {twice!r} occurs twice. Image ids must be unique in a table.")
+        raise InputError(f"{table}: image id {twice!r} is repeated. Image ids must be unique in a table.")
 
 
 def _gathered(lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Numbers of the elements of chosen groups, of which `lengths` says how many elements each has."""
+    """Return the indices of the elements of chosen groups; `lengths` has the number of elements per group."""
     first = np.cumsum(lengths) - lengths
     counts = lengths[chosen]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -323,7 +324,7 @@ def _gathered(lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def check_masks(table: str, row: ImageRow) -> None:
-    """Raises MaskError, naming the region, if a mask of the row can't be decoded."""
+    """Raise MaskError, naming the region, if a mask of the row can't be decoded."""
     where = [f"{table}: image {row.image_id!r}, region {region.region_id!r}" for region in row.regions]
     check_rles([region.segmentation for region in row.regions], row.size, where=where)
 
@@ -336,23 +337,24 @@ class _Candidate(NamedTuple):
 
 
 class _SpotChecker:
-    """Some of a table's images, evenly spread, at which to look closer."""
+    """Evenly spaced sample of a table's images, for close checks."""
 
     def __init__(self) -> None:
         self._total = 0
         self._candidates: list[_Candidate] = []
 
     def add(self, found: TrainableRows, file: int, group: int) -> None:
-        """The images of a row group: of the first one many, else one."""
+        """Add candidates of a row group: many of the first one, one of each other."""
         self._total += len(found)
         most = 1 if self._candidates else _IMAGES_LOOKED_AT
         for row, path in list(zip(found.rows.tolist(), found.paths, strict=True))[:most]:
             self._candidates.append(_Candidate(file, group, row, is_inside=path is None))
 
     def look(self, table: str, groups: RowGroups) -> None:
-        """Raises ImageError or MaskError if an image's file is missing or of another size, or a mask is damaged."""
-        chosen = _spread([each for each in self._candidates if not each.is_inside], _IMAGES_LOOKED_AT)
-        chosen += _spread([each for each in self._candidates if each.is_inside], _INSIDE_LOOKED_AT)
+        """Check the sample. Raises ImageError if a file is missing or differs in size, MaskError if a mask is
+        damaged."""
+        chosen = evenly_spaced([each for each in self._candidates if not each.is_inside], _IMAGES_LOOKED_AT)
+        chosen += evenly_spaced([each for each in self._candidates if each.is_inside], _INSIDE_LOOKED_AT)
 
         def look_at(candidate: _Candidate) -> tuple[str, UrecaError] | None:
             row = groups.row(candidate.file, candidate.group, candidate.row)
@@ -367,21 +369,16 @@ class _SpotChecker:
             wrong = [found for found in pool.map(look_at, chosen) if found is not None]
         if wrong:
             image_id, problem = wrong[0]
-            if isinstance(problem, MaskError):  # names all of it
+            if isinstance(problem, MaskError):  # already complete
                 raise problem
             raise ImageError(
                 f"{table}: image {image_id!r}: {problem} Of the table's {self._total} labeled images {len(chosen)} "
-                f"were looked at; {len(wrong)} can't be used."
+                f"were sampled; {len(wrong)} can't be used."
             )
 
 
-def _spread(candidates: list[_Candidate], most: int) -> list[_Candidate]:
-    """The first, and others evenly spread."""
-    return [candidates[round(at)] for at in np.linspace(0, len(candidates) - 1, min(most, len(candidates)))]
-
-
 def _check_image(row: ImageRow) -> None:
-    """Raises ImageError, InputError or StorageError if the image is not there, or not of the row's size."""
+    """Check an image file. Raises ImageError, InputError or StorageError if it is missing or differs in size."""
     limit = MOST_PIXELS
     if row.image_path is None:
         check_image_size(row.image_bytes or b"", where="its bytes", size=row.size, max_pixels=limit)

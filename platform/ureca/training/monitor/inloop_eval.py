@@ -1,13 +1,12 @@
-"""Looks at a training while it runs: held-out images captioned, scored, and drawn, every few steps.
+"""In-loop evaluation: caption, score and draw held-out images every few steps of a training.
 
-    <run>/eval/images.json                   where in the table the images are
-                step_000050/captions.jsonl    image, region, caption, label, whether the caption fits its region alone
-                            image_00.jpg      the same as a picture
+    <run>/eval/images.json                  location of the images in the table
+               step_000050/captions.jsonl   image, region, caption, label, whether the caption fits only its region
+                           image_00.jpg     the same as a picture
 
-A look captions the same regions every time, greedily, the image prefix of an image computed once for all of its
-regions. The images are shared out over the workers. With ZeRO 3, where these gather the weights together, all caption
-equally many, and go on until the longest caption of all is done. It leaves the training as it was: no weight, no random
-state, no module's mode differs after it.
+Every evaluation captions the same regions greedily; the image prefix is computed once per image. Workers divide the
+images among them. Under ZeRO 3, which gathers weights collectively, all workers caption the same number of images and
+decode until the longest caption is complete. Weights, random states and module modes are unchanged afterwards.
 """
 
 from __future__ import annotations
@@ -46,18 +45,18 @@ IMAGES_FILE = "images.json"
 
 @dataclass(frozen=True)
 class EvalImage:
-    """One image that is captioned at every look."""
+    """An image that every evaluation captions."""
 
     row: ImageRow
     pixels: np.ndarray
     """(H, W, 3) uint8 RGB."""
     regions: tuple[int, ...]
-    """Those of its regions that are captioned."""
+    """Indices of the regions to caption."""
     candidates: Candidates
 
     @classmethod
     def of(cls, row: ImageRow, *, regions: int) -> EvalImage:
-        """Read the image and measure its regions; at most `regions` of them are captioned. Raises ImageError."""
+        """Read an image and measure its regions; select at most `regions` to caption. Raises ImageError."""
         there = captioned_regions(row)
         chosen = sorted(random.Random(f"watch/{row.image_id}").sample(there, min(regions, len(there))))
         pixels = load_image(row)
@@ -66,30 +65,30 @@ class EvalImage:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What a look found, over all workers."""
+    """Result of an evaluation, over all workers."""
 
     scores: dict[str, float]
-    """Metric -> 0..1; see `ureca.evaluation.inloop`."""
+    """Metric -> value in 0..1; see `ureca.evaluation.inloop`."""
     records: list[dict[str, Any]]
-    """One a region, as in captions.jsonl."""
+    """One record per region, as in captions.jsonl."""
     files: list[Path]
-    """What this worker has written of it."""
+    """Files written by this worker."""
 
 
 def eval_directory(run: str | Path, step: int) -> Path:
-    """Where the pictures and captions of the look after `step` steps are."""
+    """Return the folder of pictures and captions of the evaluation after `step` steps."""
     return Path(run) / EVAL_DIRECTORY / f"step_{step:06d}"
 
 
 def select_eval_images(
     table: str, directory: str | Path, config: EvalConfig, *, heldout: float, heldout_seed: int
 ) -> int:
-    """Choose the held-out images that a run looks at, and leave their places in its folder; returns their number.
+    """Select the held-out images to evaluate on, write their locations to the run's folder, return their number.
 
-    They are the same for every run over the same table. For the driver, before any worker starts.
+    The selection is the same for every run on the same table. The driver calls this before workers start.
 
     Raises:
-        InputError: no held-out image has a caption to compare with, or none the truth that the score needs.
+        InputError: no held-out image has a reference caption, or the score needs true attributes and none has any.
     """
     files = table_files(table)
     groups = RowGroups(files)
@@ -107,55 +106,55 @@ def select_eval_images(
     chosen = [places[image_id] for image_id in ordered[: config.images]]
     if not chosen:
         raise InputError(
-            f"{table}: no held-out image has captions, so there is nothing to look at while training runs. "
-            "Hold out a larger share (--heldout), or set --eval.every_steps=0."
+            f"{table}: no held-out image has captions, so in-loop evaluation has no references. Raise --heldout, or "
+            "set --eval.every_steps=0."
         )
     rows = [groups.row(*place) for place in chosen]
     if config.score == "attribute_accuracy" and not any(each.attributes for row in rows for each in row.regions):
         raise InputError(
-            f"{table}: true attributes are known for drawn scenes only, and it holds none: "
-            "eval.score=attribute_accuracy can't be had. Set --eval.score to rouge_l or uniqueness."
+            f"{table}: eval.score=attribute_accuracy needs true attributes, which only drawn scenes have, and this "
+            "table has none. Set --eval.score to rouge_l or uniqueness."
         )
     write_json(Path(directory) / EVAL_DIRECTORY / IMAGES_FILE, {"files": files, "places": chosen})
     return len(chosen)
 
 
 def _is_captioned(region: dict[str, Any]) -> bool:
-    """As `captioned_regions` has it."""
+    """Return whether a region has a usable caption, like `captioned_regions`."""
     return bool(region["caption"]) and "judged_false" not in (region["flags"] or ())
 
 
 def read_eval_images(directory: str | Path) -> list[ImageRow]:
-    """The images that `select_eval_images` chose for a run. Raises InputError if the table has changed since."""
+    """Read the images that `select_eval_images` selected. Raises InputError if the table has changed since."""
     record = read_json(Path(directory) / EVAL_DIRECTORY / IMAGES_FILE)
     groups = RowGroups([TableFile(*file) for file in record["files"]])
     return [groups.row(*place) for place in record["places"]]
 
 
 class InLoopEvaluator:
-    """One worker's part in the looks of a training. All workers must call it alike."""
+    """One worker's part of in-loop evaluation. All workers must make the same calls."""
 
     def __init__(
         self, directory: str | Path, config: EvalConfig, *, cue: Cue, in_lockstep: bool, rank: int, num_workers: int
     ) -> None:
-        """Reads this worker's images. Raises InputError as `read_eval_images`, ImageError where one can't be read."""
+        """Read this worker's images. Raises InputError like `read_eval_images`, ImageError if one can't be read."""
         self._directory, self._config, self._cue = directory, config, cue
         self._rank, self._num_workers = rank, num_workers
         rows = read_eval_images(directory) if config.every_steps else []
         numbers = range(rank, len(rows), num_workers)
         self._mine = [(number, self._image(rows[number])) for number in numbers]
         self._idle: EvalImage | None = None
-        """Captioned for nothing by a worker that has an image less than others, where ZeRO 3 wants it to."""
+        """Image captioned without effect by a worker that has one image less than others, under ZeRO 3."""
         if in_lockstep and len(numbers) < len(range(0, len(rows), num_workers)):
             self._idle = self._image(rows[0])
 
     def due(self, step: int, num_steps: int) -> bool:
-        """Whether to look after `step` steps."""
+        """Return whether to evaluate after `step` steps."""
         every = self._config.every_steps
         return every > 0 and (step % every == 0 or step == num_steps)
 
     def evaluate(self, captioner: Captioner, step: int) -> EvalResult:
-        """Caption and score; pictures and captions lie in `eval_directory` afterwards."""
+        """Caption and score the images; write pictures and captions to `eval_directory`."""
         records: list[dict[str, Any]] = []
         sums: list[Sums] = []
         files: list[Path] = []
@@ -197,7 +196,7 @@ class InLoopEvaluator:
 
 @contextmanager
 def preserve_state(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; after it every module's mode and the random states are as before."""
+    """Switch to evaluation mode inside the block; restore module modes and random states afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

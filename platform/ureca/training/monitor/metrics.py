@@ -1,6 +1,6 @@
-"""metrics.jsonl of a training run: one line a step, written by the first worker, read by the driver.
+"""Metrics of a training run (metrics.jsonl): one line per step, written by worker 0, read by the driver.
 
-A step that is done again after an interruption replaces its earlier line.
+A step that is repeated after an interruption replaces its earlier line.
 """
 
 import json
@@ -15,14 +15,14 @@ from ureca.storage.files import to_json
 FILE = "metrics.jsonl"
 
 _ENDS_SHARE = 0.05
-"""Share of the steps over which the first and the last loss of a summary are averaged."""
+"""Share of the steps over which first and last loss are averaged."""
 
 
 class MetricsWriter:
-    """Appends steps to a run's metrics.jsonl, going on after `first_step - 1`."""
+    """Appends steps to a run's metrics.jsonl, continuing after `first_step - 1`."""
 
     def __init__(self, directory: str | Path, *, first_step: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Steps are counted from 1 in the file: `first_step` 0-based steps are done already."""
+        """Open the file. It counts steps from 1; `first_step` is 0-based, so that many steps are done."""
         path = Path(directory) / FILE
         done = [line for line in read_metrics(path) if line["step"] <= first_step]
         partial = path.with_suffix(".partial")
@@ -44,7 +44,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """Read the complete lines of a metrics.jsonl; a last line cut off by a kill is skipped."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -58,7 +58,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def last_line(path: str | Path) -> dict[str, Any] | None:
-    """The newest whole line, without reading the rest of the file."""
+    """Read the newest complete line without reading the entire file."""
     path = Path(path)
     if not path.is_file():
         return None
@@ -74,7 +74,7 @@ def last_line(path: str | Path) -> dict[str, Any] | None:
 
 
 def loss_first_last(lines: list[dict[str, Any]]) -> tuple[float, float]:
-    """Mean loss of the first and of the last twentieth of the steps (at least one step each)."""
+    """Return the mean loss of the first and of the last twentieth of the steps (at least one step each)."""
     losses = [float(line["loss"]) for line in lines]
     ends = max(1, round(len(losses) * _ENDS_SHARE))
     return sum(losses[:ends]) / ends, sum(losses[-ends:]) / ends

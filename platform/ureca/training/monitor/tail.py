@@ -1,7 +1,8 @@
-"""The driver's view of a running training: new lines of metrics.jsonl, shown and handed on to the trackers.
+"""Tail of a running training, for the driver: new metrics lines and worker events, for progress and trackers.
 
-worker 0  ──> metrics.jsonl, eval/step_…  ──> MetricsTailer  ──> one line of progress
-                                                           ──> TensorBoard, MLflow, Weights & Biases
+worker 0  ──> metrics.jsonl, eval/step_…  ──> MetricsTailer    ──> one progress line
+                                                               ──> TensorBoard, MLflow, Weights & Biases
+          ──> worker_log.jsonl            ──> WorkerLogReader  ──> messages
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ureca.storage.files import to_json
+from ureca.storage.local import JsonlTail
 from ureca.training.monitor.inloop_eval import CAPTIONS_FILE, eval_directory
 from ureca.training.monitor.metrics import FILE
 from ureca.training.monitor.trackers import Tracker, open_trackers
@@ -30,24 +32,23 @@ _GROUPS = {
     "num_tokens": "train",
     "num_regions": "train",
 }
-"""Group of a figure in a tracker; the others are of the throughput panel."""
+"""Tracker group of a metric; all others belong to "throughput"."""
 
 
 class MetricsTailer:
-    """Hands each new step of a run on, once and in order."""
+    """Forwards each new step of a run to the trackers, once and in order."""
 
     def __init__(self, directory: str | Path, trackers: Mapping[str, Tracker], *, done: int) -> None:
-        """`done`: steps that an earlier start of the driver has handed on already."""
+        """Tail a run's folder; `done` steps were forwarded by an earlier start of the driver."""
         self._directory, self._trackers = Path(directory), dict(trackers)
         self._step = done
-        self._inode: int | None = None
-        self._offset = 0
+        self._lines = JsonlTail(self._directory / FILE)  # worker 0 rewrites the file when it resumes
 
     def poll(self) -> dict[str, Any] | None:
-        """Hand on what is new; returns the newest line, or None where nothing is new."""
+        """Forward new steps; return the newest line, or None without any."""
         newest = None
-        for line in self._new_lines():
-            # A step that is done again after a worker died has the same figures as before.
+        for line in self._lines.new():
+            # A step repeated after a worker died has the same metrics.
             if line["step"] <= self._step:
                 continue
             newest, self._step = line, line["step"]
@@ -57,25 +58,6 @@ class MetricsTailer:
     def close(self) -> None:
         for name in list(self._trackers):
             self._try(name, "close")
-
-    def _new_lines(self) -> Iterator[dict[str, Any]]:
-        path = self._directory / FILE
-        try:
-            inode = path.stat().st_ino
-            with path.open("rb") as file:
-                if inode != self._inode:  # the first worker writes the file anew where it goes on
-                    self._inode, self._offset = inode, 0
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for text in whole.splitlines():
-            try:
-                yield json.loads(text)
-            except ValueError:
-                continue
 
     def _hand_on(self, line: dict[str, Any]) -> None:
         step = line["step"]
@@ -98,22 +80,22 @@ class MetricsTailer:
                 yield f"heldout/{path.stem}", np.asarray(picture.convert("RGB")), "\n".join(texts.get(number, ()))
 
     def _try(self, name: str, method: str, *arguments: Any) -> None:
-        """A tracker that fails is left out from there on: the run's own files hold everything."""
+        """Call a tracker; drop it after an error, because the run's own files hold everything."""
         tracker = self._trackers.get(name)
         if tracker is None:
             return
         try:
             getattr(tracker, method)(*arguments)
-        except Exception as error:  # of any kind: it comes from someone else's client, or the network
+        except Exception as error:  # any type: raised by a third-party client or the network
             del self._trackers[name]
-            print(f"train  {name} is left out from here on: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"train  {name} failed and is disabled: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 @contextmanager
 def tail_metrics(
     directory: Path, trackers: tuple[str, ...], settings: Mapping[str, Any], done: int
 ) -> Iterator[MetricsTailer]:
-    """A follower with the plan's trackers, which at the end gets what has come last, and is closed in any case.
+    """Open a tailer with the given trackers; at exit forward the last lines and close it.
 
     Raises:
         ConfigError: a tracker can't start.
@@ -127,7 +109,7 @@ def tail_metrics(
 
 
 def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """A line of metrics.jsonl as a tracker's figures, grouped: train/, throughput/, heldout/."""
+    """Flatten a metrics line for trackers, in the groups train/, throughput/ and heldout/."""
     found: dict[str, float] = {}
     for name, value in line.items():
         if name == "heldout":
@@ -138,7 +120,7 @@ def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def progress_fields(line: Mapping[str, Any]) -> list[str]:
-    """What a line of progress says of a step."""
+    """Format a metrics line for the progress line."""
     rate = line["regions_per_second"]
     notes = [
         f"loss {line['loss']:.4g}",
@@ -155,26 +137,17 @@ WORKER_LOG_FILE = "worker_log.jsonl"
 
 
 def log_event(directory: str | Path, text: str) -> None:
-    """Append one line. A disk that is full loses it: what goes on then is told by other means."""
+    """Append an event to the worker log. A full disk loses it; the run reports that error itself."""
     with contextlib.suppress(OSError), (Path(directory) / WORKER_LOG_FILE).open("a", encoding="utf-8") as file:
         file.write(to_json({"time": round(time.time(), 3), "text": text}) + "\n")
 
 
 class WorkerLogReader:
-    """Reads those of a run that are written from now on."""
+    """Reads the worker log's events from now on."""
 
     def __init__(self, directory: str | Path) -> None:
-        self._path = Path(directory) / WORKER_LOG_FILE
-        self._read = self._path.stat().st_size if self._path.is_file() else 0
+        self._events = JsonlTail(Path(directory) / WORKER_LOG_FILE, from_end=True)
 
     def new(self) -> list[str]:
-        """The texts since the last call; a line that is still being written is left for the next."""
-        if not self._path.is_file():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._read)
-            whole = file.read().rpartition(b"\n")[0]
-        if not whole:
-            return []
-        self._read += len(whole) + 1
-        return [str(json.loads(line)["text"]) for line in whole.splitlines()]
+        """Return the events since the last call; an incomplete line is left for the next call."""
+        return [str(event["text"]) for event in self._events.new()]

@@ -1,11 +1,11 @@
-"""Where the figures and pictures of a training go besides its own files.
+"""Experiment trackers for metrics and pictures of a training.
 
     tensorboard   event files in <run>/tensorboard            tensorboard --logdir RUN/tensorboard
     mlflow        MLFLOW_TRACKING_URI, else <run>/mlruns      if installed
     wandb         WANDB_MODE, WANDB_API_KEY, ...              if installed
 
-Trackers live in the driver and follow the run's files (`follow.py`): keys stay with the driver, and neither a slow
-network nor a tracker that fails holds up a worker.
+Trackers run in the driver and tail the run's files (`tail.py`): keys stay with the driver, and neither a slow network
+nor a failing tracker delays a worker.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ _EVENTS = "tensorboard"
 
 
 class Tracker(Protocol):
-    """Steps are counted from 1."""
+    """An experiment tracker. Steps are counted from 1."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def picture(self, step: int, name: str, pixels: np.ndarray, text: str) -> None:
-        """`pixels`: (H, W, 3) uint8 RGB; `text`: the same in words, Markdown."""
+        """Log a picture: `pixels` is (H, W, 3) uint8 RGB, `text` its content in Markdown."""
 
     def close(self) -> None: ...
 
 
 def refuse_missing_trackers(names: tuple[str, ...]) -> None:
-    """Raises ConfigError where one that is asked for is not installed."""
+    """Raise ConfigError if a requested tracker is not installed."""
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
-                f"eval.trackers={','.join(names)}: {name} is not installed. "
-                f"pip install {_PACKAGES[name]}, or leave it out of --eval.trackers."
+                f"eval.trackers={','.join(names)}: {name} is not installed. pip install {_PACKAGES[name]}, or remove "
+                "it from --eval.trackers."
             )
 
 
 def open_trackers(
     names: tuple[str, ...], directory: Path, settings: Mapping[str, Any], *, done: int
 ) -> dict[str, Tracker]:
-    """The trackers by their names, going on after `done` steps. `settings`: the run's, flat, for those that show them.
+    """Open trackers by name, continuing after `done` steps. `settings` are the run's, flat.
 
     Raises:
-        ConfigError: one can't start: it has no address, or no key.
+        ConfigError: a tracker can't start, e.g. without an address or key.
     """
     kinds: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
         "tensorboard": _TensorBoard,
@@ -65,22 +65,22 @@ def open_trackers(
     for name in names:
         try:
             trackers[name] = kinds[name](directory, settings, done)
-        except Exception as error:  # of any kind: it comes from someone else's client
+        except Exception as error:  # any type: raised by a third-party client
             raise ConfigError(
-                f"eval.trackers={','.join(names)}: {name} can't start ({type(error).__name__}: {error}). "
-                "Check its settings in the environment, or leave it out of --eval.trackers."
+                f"eval.trackers={','.join(names)}: {name} can't start ({type(error).__name__}: {error}). Check its "
+                "settings in the environment, or remove it from --eval.trackers."
             ) from error
     return trackers
 
 
 def delete_tensorboard_files(directory: Path) -> None:
-    """Remove the event files of a start that came to nothing."""
+    """Remove the event files of a start without a checkpoint."""
     shutil.rmtree(directory / _EVENTS, ignore_errors=True)
 
 
 class _TensorBoard:
-    """Event files, written at once: tensorboardX's SummaryWriter hands them to a thread of its own, which Ctrl-C in the
-    middle of a write can leave waiting for ever."""
+    """TensorBoard event files, written synchronously: tensorboardX's SummaryWriter uses a thread, which Ctrl-C during a
+    write can leave waiting forever."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], done: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -88,9 +88,9 @@ class _TensorBoard:
 
         folder = directory / _EVENTS
         folder.mkdir(parents=True, exist_ok=True)
-        # Named by the second alone, a start soon after another would write over its file.
+        # The default name has a resolution of one second, so a quick restart would overwrite its file.
         self._events = EventsWriter(str(folder / "events"), f".{uuid.uuid4().hex[:8]}")
-        if done:  # what an interrupted start wrote of the steps that are done again is hidden
+        if done:  # hide an interrupted start's records of steps that are repeated
             self._write(done + 1, session_log=SessionLog(status=SessionLog.START))
         else:
             rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
@@ -130,7 +130,7 @@ class _MLflow:
         import mlflow
 
         if not os.environ.get("MLFLOW_TRACKING_URI"):
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3.17 would rather have a database
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3.17 asks for a database otherwise
             mlflow.set_tracking_uri((directory / "mlruns").resolve().as_uri())
         if not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             mlflow.set_experiment(_PROJECT)

@@ -1,7 +1,7 @@
-"""What one stage of training needs and takes on a machine, and what to change where it does not fit.
+"""Estimate memory and time of a training stage on given machines, and changes that make it fit.
 
-Memory by `ureca.training.sizing.memory`, operations by `ureca.model.flops`; nothing is loaded or measured. Where an assumption
-stands for what only a run can tell, it is one of the constants below.
+Memory comes from `ureca.training.sizing.memory`, FLOPs from `ureca.model.flops`; nothing is loaded or measured. The
+constants below are assumptions about quantities that only a run can measure.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 HEADROOM = 0.11
-"""Share of a GPU's memory to leave. The formula says up to 10.5% too little of what torch allocates (two of 26 peaks
-that benchmarks/memory.py measured, of many tiles, by more than 5%), and allocations don't fill a GPU without gaps."""
+"""Share of GPU memory to leave free. The formula underestimates torch's peak by up to 10.5% (by more than 5% in two of
+the 26 peaks that benchmarks/memory.py measured, both with many tiles), and allocations leave gaps."""
 MFU = 0.35
-"""Share of the peak FLOP/s that training reaches, unless told otherwise. An assumption; no GPU was measured here."""
+"""Default share of the peak FLOP/s that training reaches. An assumption; no GPU was measured here."""
 CPU_FLOPS = 2e10
-"""Of one CPU process with one thread: in round figures what nano's training reaches on a core with AMX."""
+"""Peak FLOP/s of one single-threaded CPU process: roughly what nano's training reaches on a core with AMX."""
 QUERY_TOKENS, CAPTION_TOKENS = 24, 32
-"""Of a region, markup included, where no table says how long captions are."""
+"""Tokens per region, markup included, when no table gives caption lengths."""
 REGIONS_PER_IMAGE = 16
 TOUCHED_TILES = 3
-"""Tiles that a region touches, thumbnail included: what the encoder `tokens` keeps."""
+"""Tiles that a region touches, thumbnail included: those that encoder `tokens` keeps."""
 Stage = Literal[1, 2, 3]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What there is to train on."""
+    """The training data."""
 
     regions: int | None
     regions_per_image: float
@@ -51,36 +51,36 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is to train with."""
+    """The machines to train on."""
 
     name: str
     num: int
     memory_bytes: float
     flops: float
-    """Peak of one in the type to compute in."""
+    """Peak FLOP/s of one device in the compute dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One stage: what it needs and takes."""
+    """Estimate of one stage."""
 
     stage: int
     fits: bool
     bytes: float
     memory: Memory
     host_bytes: float
-    """Of the machine's memory, all workers of one machine together, at their start."""
+    """Host memory of one machine for all its workers, at their start."""
     mask_source: str
-    """Where the mask encoder's kind and size are from; empty in stage 1, which makes it."""
+    """Source of the mask encoder's kind and size; empty in stage 1, which creates the encoder."""
     hours: float | None
     settings: dict[str, Any]
     changes: list[dict[str, Any]]
-    """What to change where it does not fit, each alone and together with those before it."""
+    """Changes that would make the stage fit, each alone and combined with those before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A stage with its settings: what may be changed one by one."""
+    """A stage with settings that can be varied one by one."""
 
     stage: Stage
     name: str
@@ -89,12 +89,12 @@ class _Trial:
     sizes: Sizes
     setting: Setting
     tokens: int
-    """Of a pass, at most."""
+    """Maximum tokens of a microbatch."""
     tiles: int
     data: Data
     branches_per_region: float
     in_portions: bool
-    """Regions of an image come so many at a time (`regions_per_visit`)."""
+    """Regions of an image come in chunks (`regions_per_visit`)."""
     mask_source: str
 
     def needs(self) -> Memory:
@@ -109,7 +109,7 @@ class _Trial:
         return context + max(self.needs().total, self.start_bytes())
 
     def start_bytes(self) -> float:
-        """Under ZeRO 3 DeepSpeed moves all weights to the GPU before it shares them out."""
+        """Under ZeRO 3 DeepSpeed moves all weights to the GPU before it partitions them."""
         if self.setting.zero_stage < 3:
             return 0.0
         return float(self.setting.frozen_element * self.sizes.parameters)
@@ -127,14 +127,14 @@ class _Trial:
         return prefix_tokens(self.base, self.tiles), branch
 
     def min_tokens(self) -> int:
-        """One image with one region."""
+        """Tokens of one image with one region."""
         prefix, branch = self._parts()
         return math.ceil(prefix + branch.tokens * self.branches_per_region)
 
     def counts(self) -> Counts:
-        """A pass as full as the tokens allow: as many usual images as fit, or a part of one.
+        """Counts of a full microbatch: as many typical images as fit, or part of one image.
 
-        They have more regions than usual where that fills it, for some images do; not where regions come in portions.
+        If typical images do not fill it, images with more regions do, except when regions come in chunks.
         """
         from ureca.model.flops import Counts, packed_counts
 
@@ -151,7 +151,7 @@ class _Trial:
         return counts
 
     def flops_per_region(self) -> float:
-        """Operations for one region, its share of the image included, recomputation too."""
+        """FLOPs per region, with its share of the image and recomputation."""
         from ureca.model.flops import TrainedParts, packed_counts, total, training_flops
 
         prefix, branch = self._parts()
@@ -161,23 +161,23 @@ class _Trial:
         learns = TrainedParts(mask_encoder=self.sizes.mask is not None, lora_rank=self.sizes.lora_rank)
         parts = training_flops(self.base, self.mask, image, learns, recompute=self.setting.checkpointing)
         operations = total(parts)
-        if self.stage == 3:  # stage 2's model beside it, forward only
+        if self.stage == 3:  # the reference model, forward only
             operations += sum(part.forward for name, part in parts.items() if name != "vision")
         return operations / regions
 
 
 class _Start(NamedTuple):
-    """What a stage after the first takes from the one before."""
+    """Settings that a later stage inherits from the previous one."""
 
     mask: MaskConfig
     tile_limit: int | None
     lora_rank: int | None
-    """Of stage 3's adapter; None: not known."""
+    """LoRA rank of stage 3's adapter; None if unknown."""
     source: str
 
 
 def _start(config: StageConfig, stage1: Stage1Config | None, stage1_source: str) -> _Start:
-    """By `init` where it is there and of this base, else by stage 1's settings, else the defaults."""
+    """Take settings from `init` if it exists and has this base, else from stage 1's settings, else defaults."""
     from ureca.model.captioner import CaptionerConfig
     from ureca.training.config import MaskConfig, Stage1Config
     from ureca.training.plan import resolve_base
@@ -192,7 +192,7 @@ def _start(config: StageConfig, stage1: Stage1Config | None, stage1_source: str)
             MaskConfig(tokens_per_tile=config.tokens_per_tile),
             config.tile_limit,
             None,
-            "assumed: give --init or --mask.kind",
+            "assumed: set --init or --mask.kind",
         )
     if not config.init or file_bytes(f"{config.init}/captioner_config.json") is None:
         return known
@@ -253,11 +253,11 @@ def _trial(
             gpu=workers.use_gpu,
             bf16=workers.bf16,
             bf16_masters=workers.use_gpu,
-            dropout=lora is not None and lora.dropout > 0,  # stage 3 switches it off (ureca.model.reference)
+            dropout=lora is not None and lora.dropout > 0,  # stage 3 disables dropout (ureca.model.reference)
             checkpointing=workers.activation_checkpointing,
             offload_optimizer=workers.offload_optimizer,
             offload_weights=workers.offload_weights,
-            keeps_image_tokens=bool(workers.image_tokens_mb) and workers.zero_stage < 3,
+            keeps_image_tokens=bool(workers.image_cache_mb) and workers.zero_stage < 3,
         ),
         tokens=config.batch.tokens_per_device,
         tiles=tile_limit + (1 if tile_limit > 1 else 0),
@@ -278,21 +278,21 @@ def estimate(
     stage1: Stage1Config | None = None,
     stage1_source: str = "",
 ) -> Planned:
-    """What a stage needs and takes.
+    """Estimate memory and time of a stage.
 
     Args:
-        stage1: of a later stage, how stage 1 is trained: holds where the model in `init` is not there yet.
-        stage1_source: where that is known from, for people.
+        stage1: stage 1's settings, for a later stage whose `init` does not exist yet.
+        stage1_source: where these settings come from, for display.
 
     Raises:
-        ConfigError: a pass can't hold one image with one region, or the base is unknown.
+        ConfigError: a microbatch can't hold one image with one region, or the base is unknown.
         CheckpointError: `init` is damaged.
     """
     trial = _trial(stage, config, machine, data, stage1, stage1_source)
     if trial.tokens < trial.min_tokens():
         raise ConfigError(
             f"batch.tokens_per_device={trial.tokens}: one image of {trial.tiles} tiles with one region has "
-            f"{trial.min_tokens()} tokens. Give at least as many, or fewer tiles with --tile_limit."
+            f"{trial.min_tokens()} tokens. Raise it to at least that, or lower --tile_limit."
         )
     needed, limit = trial.bytes(), machine.memory_bytes * (1 - HEADROOM)
     hours = None
@@ -334,7 +334,7 @@ def estimate(
 
 
 def _changes(trial: _Trial, limit: float) -> Iterator[dict[str, Any]]:
-    """What would make it smaller, in the order to try it; stops where it fits."""
+    """Yield changes that reduce memory, in the order to try them, until the stage fits."""
     from ureca.training.config import WorkersConfig
 
     together = trial
@@ -382,7 +382,7 @@ def _ways(trial: _Trial) -> Iterator[tuple[str, Callable[[_Trial], _Trial | None
 
 
 def _smaller_base(trial: _Trial, limit: float) -> tuple[str, float] | None:
-    """The largest preset of the same series that fits with these settings."""
+    """Return the largest preset of the same series that fits with these settings."""
     from ureca.model.internvl.architectures import describe
     from ureca.model.internvl.presets import PRESETS
     from ureca.training.sizing.memory import Sizes

@@ -1,15 +1,15 @@
-"""How much memory a training worker needs at its peak, from configurations alone.
+"""Peak memory of a training worker, computed from configurations alone.
 
-    sizes = Sizes.of(config, mask, stage=2, lora_rank=128)          what the model brings, counted on the meta device
-    memory = peak_memory(sizes, counts, Setting(num_workers=8))     bytes by part, for passes of `counts`
+    sizes = Sizes.of(config, mask, stage=2, lora_rank=128)          parameters and widths, counted on the meta device
+    memory = peak_memory(sizes, counts, Setting(num_workers=8))     bytes by part, for microbatches of `counts`
 
     held throughout   weights, 32-bit masters, Adam's two moments, and with ZeRO 3 DeepSpeed's bucket
-    a pass            on top: what autograd keeps, the vocabulary's scores, the batch, gradients, buckets
-    an optimizer step on top: gradients in 32 bit, and temporaries
-    peak              the larger of the two, on top of what is held
+    a microbatch      plus saved activations, vocabulary logits, the batch, gradients, buckets
+    an optimizer step plus 32-bit gradients and temporaries
+    peak              what is held, plus the larger of the two
 
-What autograd keeps of a layer follows from what trains. A frozen linear layer keeps its input only under ZeRO 3,
-whose own linear function does so; LoRA's first matrix keeps its input after dropout, and dropout its mask. For a token:
+Saved activations of a layer depend on what trains. A frozen linear layer saves its input only under ZeRO 3, whose
+linear function does so; LoRA's first matrix saves its input after dropout, and dropout saves its mask. Per token:
 
     norms         2 x D in 32 bit
     attention     queries, keys, values; FlexAttention also its output, its sums, and the prefix's keys again
@@ -17,13 +17,13 @@ whose own linear function does so; LoRA's first matrix keeps its input after dro
     LoRA          5 x D + Q + I inputs, as many of dropout's mask (a byte each on GPUs), 7 x rank
     ZeRO 3        2 x D + Q + I inputs
 
-In stage 1 the prefix runs without a gradient and keeps only its keys and values; with LoRA its tokens count as the
-branches' do. With activation checkpointing a layer keeps its input, and one layer at a time the rest.
+In stage 1 the prefix runs without gradient and saves only its keys and values; with LoRA its tokens count like the
+branches'. With activation checkpointing each layer saves its input, and one layer at a time saves the rest.
 
-benchmarks/memory.py holds this against what torch allocates. Not in it: Python, CUDA's context, NCCL, and what is lost
-between allocations; `ureca plan` adds `CONTEXT_BYTES` for GPUs and leaves headroom.
+benchmarks/memory.py compares this with torch's allocations. Excluded: Python, the CUDA context, NCCL, and
+fragmentation; `ureca plan` adds `CONTEXT_BYTES` for GPUs and leaves headroom.
 
-Letters: D language width, Q and K widths of all query and of all key heads, I width of the MLP, V vocabulary.
+Letters: D language width, Q and K widths of all query and all key heads, I width of the MLP, V vocabulary.
 """
 
 from __future__ import annotations
@@ -42,43 +42,43 @@ if TYPE_CHECKING:
 
 
 CONTEXT_BYTES = 1_500_000_000
-"""CUDA's context, NCCL's buffers and compiled kernels on a GPU: an allowance, seen nowhere here."""
+"""CUDA context, NCCL buffers and compiled kernels on a GPU: an allowance, not measured here."""
 _MAX_LIVE = 1_000_000_000
-"""Weights that DeepSpeed's ZeRO 3 keeps gathered at most (its default `max_live_parameters`)."""
+"""Maximum weights that DeepSpeed's ZeRO 3 keeps gathered (default of `max_live_parameters`)."""
 _PREFETCH = 50_000_000
-"""Weights that it gathers ahead (`prefetch_bucket_size`)."""
+"""Weights that ZeRO 3 gathers ahead (`prefetch_bucket_size`)."""
 _PERSISTENT = 100_000
-"""Parameters smaller than this stay whole on every worker (`param_persistence_threshold`)."""
+"""Smaller parameters stay unpartitioned on every worker (`param_persistence_threshold`)."""
 _HEAD_TOKENS = 256
-"""Tokens whose scores over the vocabulary are there at once (ureca.model.loss_head)."""
+"""Tokens whose vocabulary logits exist at the same time (ureca.model.loss_head)."""
 _SCORES = 2**22 // 8
-"""Scores a head that one product of the CPU's attention makes at most (ureca.model.attention)."""
+"""Maximum scores per head of one product in CPU attention (ureca.model.attention)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What memory depends on beside the model and the pass."""
+    """Settings that memory depends on, besides model and microbatch."""
 
     num_workers: int = 1
     zero_stage: Literal[1, 2, 3] = 1
     gpu: bool = True
     bf16: bool = True
-    """On a GPU DeepSpeed's bfloat16: all weights in it, masters in 32 bit. On a CPU autocast: the frozen in it (but
-    with ZeRO 3), what trains in 32 bit."""
+    """GPU: DeepSpeed's bfloat16, all weights in bf16 with 32-bit masters. CPU: autocast, frozen weights in bf16 (except
+    with ZeRO 3), trained weights in 32 bit."""
     bf16_masters: bool = True
-    """DeepSpeed's bfloat16, as on GPUs; False: autocast."""
+    """DeepSpeed's bfloat16 mode, as on GPUs; False: autocast."""
     dropout: bool = True
-    """Of LoRA, above 0."""
+    """LoRA dropout is above 0."""
     checkpointing: bool = False
     """Activation checkpointing."""
     offload_optimizer: bool = False
     offload_weights: bool = False
     keeps_image_tokens: bool = True
-    """Vision tower image by image, before the pass; False: all images of the pass at once, in it."""
+    """Encode images one by one before the microbatch; False: all images of the microbatch at once, within it."""
 
     @property
     def element(self) -> int:
-        """Bytes of an activation."""
+        """Bytes per activation."""
         return 2 if self.bf16 else 4
 
     @property
@@ -92,14 +92,14 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the model brings: parameters, and widths."""
+    """Parameters and widths of the model."""
 
     stage: int
     frozen: int
-    """Parameters that don't train."""
+    """Frozen parameters."""
     trained: int
     persistent: int
-    """Of all parameters, those in tensors so small that ZeRO 3 leaves them whole."""
+    """Parameters in tensors too small for ZeRO 3 to partition."""
     width: int
     query: int
     key: int
@@ -112,11 +112,11 @@ class Sizes:
     vision_width: int
     vision_mlp: int
     vision_tokens: int
-    """Of a tile, before they are gathered to image tokens."""
+    """Vision tokens per tile, before pixel shuffle."""
     tile_px: int
     tile_tokens: int
     mask: MaskEncoderConfig | None
-    """The mask encoder where it learns."""
+    """Mask encoder, if it trains."""
 
     @classmethod
     def of(
@@ -128,7 +128,7 @@ class Sizes:
         lora_rank: int,
         tune_mask_encoder: bool = False,
     ) -> Sizes:
-        """Counted on the meta device."""
+        """Count parameters on the meta device."""
         text: Any = config.text_config
         vision: Any = config.vision_config
         across = vision.image_size[0] // vision.patch_size[0]
@@ -168,21 +168,21 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of a worker at its peak, by part."""
+    """Peak bytes of a worker, by part."""
 
     weights: float
-    """Of model and adapter, and what ZeRO 3 has gathered."""
+    """Model and adapter, and weights gathered by ZeRO 3."""
     optimizer: float
-    """32-bit masters and Adam's moments, of this worker's share."""
+    """32-bit masters and Adam moments of this worker's partition."""
     gradients: float
     buffers: float
     """DeepSpeed's buckets."""
     activations: float
-    """What autograd keeps, the vision tower's and a layer's working set, the batch."""
+    """Saved activations, working set of the vision tower and of one layer, and the batch."""
     logits: float
-    """Scores over the vocabulary, and the gradient that the head keeps."""
+    """Vocabulary logits, and the gradient that the head saves."""
     host: float
-    """In the machine's memory instead, where offloading puts it there. Not part of the sum."""
+    """Offloaded to host memory; not part of the total."""
 
     @property
     def total(self) -> float:
@@ -190,9 +190,9 @@ class Memory:
 
 
 def peak_memory(sizes: Sizes, counts: Counts, setting: Setting, *, bucket: int = BUCKET_ELEMENTS) -> Memory:
-    """Peak of one worker whose passes hold `counts`, with DeepSpeed's bucket of so many elements."""
+    """Compute a worker's peak for microbatches of `counts`, with DeepSpeed buckets of `bucket` elements."""
     share = sizes.trained / setting.num_workers
-    states = 12.0 * share  # in float32 too, ZeRO steps on a copy
+    states = 12.0 * share  # also in float32, because ZeRO steps on a copy
     host = states + 4 * share if setting.offload_optimizer else 0.0
     weights = _weights(sizes, setting)
     if setting.offload_weights:
@@ -206,7 +206,7 @@ def peak_memory(sizes: Sizes, counts: Counts, setting: Setting, *, bucket: int =
         "host": host,
     }
     if sizes.stage == 1 and setting.zero_stage < 3:
-        # The first gradient comes last: by then what the language model kept is gone, and buckets take its place.
+        # The last gradient peaks: by then the language model's activations are freed, and buckets take their place.
         forward = activations + logits
         backward = pass_buffers + gradients
         if backward > forward:
@@ -221,7 +221,7 @@ def peak_memory(sizes: Sizes, counts: Counts, setting: Setting, *, bucket: int =
 def _weights(sizes: Sizes, setting: Setting) -> float:
     frozen, trained = setting.frozen_element * sizes.frozen, setting.trained_element * sizes.trained
     if sizes.stage == 3:
-        trained *= 2  # stage 2's adapter beside it, as the reference
+        trained *= 2  # stage 2's adapter is kept as the reference
     if setting.zero_stage < 3:
         return frozen + trained
     kept = 0.0 if setting.offload_weights else (frozen + trained) / setting.num_workers
@@ -238,7 +238,7 @@ def _gradients(sizes: Sizes, setting: Setting) -> float:
 
 
 def _layer_token(sizes: Sizes, setting: Setting) -> float:
-    """Bytes that autograd keeps of one layer for one token that has a gradient."""
+    """Bytes saved per layer and token with gradient."""
     e, d, q, k, i = setting.element, sizes.width, sizes.query, sizes.key, sizes.mlp
     kept = 2 * 4 * d + (q + 2 * k) * e + 3 * i * e
     if setting.gpu:
@@ -260,15 +260,15 @@ def _activations(sizes: Sizes, counts: Counts, setting: Setting) -> float:
     of_token, prefix = _layer_token(sizes, setting), counts.prefix if lora else 0.0
     states = counts.prefix * 2 * sizes.key * e
     if setting.checkpointing:
-        # Of each layer its input; of one, and one run at a time, the rest.
+        # Every layer saves its input; one layer, one run at a time, saves the rest.
         kept = layers * ((counts.branch + prefix) * sizes.width * e + states) + max(counts.branch, prefix) * of_token
     elif lora:
-        # Of the prefix nobody reads what the last layer makes but its keys and values.
+        # The last layer's prefix output is unused except for keys and values.
         kept = (layers * counts.branch + (layers - 1) * prefix) * of_token + states
     else:
         kept = layers * (counts.branch * of_token + states)
     if setting.gpu:
-        kept += (1 if setting.checkpointing else layers) * states  # beside the branches' own, in one piece
+        kept += (1 if setting.checkpointing else layers) * states  # in one tensor, in addition to the branches' own
     batch = 4.0 * counts.mask_tiles * sizes.tile_px**2 + counts.prefix * sizes.width * e
     encoder = counts.mask_tiles * _mask_bytes(sizes.mask, setting.trained_element) if sizes.mask else 0.0
     vision = 0.0
@@ -277,12 +277,12 @@ def _activations(sizes: Sizes, counts: Counts, setting: Setting) -> float:
         vision = at_once * sizes.vision_tokens * (2 * sizes.vision_width + 2 * sizes.vision_mlp) * e
         if not setting.keeps_image_tokens:
             batch += 4.0 * counts.tiles * 3 * sizes.tile_px**2
-    alone = layers * states + counts.prefix * (3 * sizes.mlp + 3 * sizes.width) * e  # the prefix without a gradient
+    alone = layers * states + counts.prefix * (3 * sizes.mlp + 3 * sizes.width) * e  # the prefix runs without gradient
     return batch + max(vision, alone, kept + encoder + _excess(sizes, counts, setting))
 
 
 def _excess(sizes: Sizes, counts: Counts, setting: Setting) -> float:
-    """What a layer has in hand at once, beyond the vocabulary's scores, which are gone when it comes to that."""
+    """Working set of one layer, beyond the vocabulary logits, which are freed by then."""
     working = counts.branch * (sizes.mlp * setting.element + 8 * sizes.width)
     if not setting.gpu:
         pairs = counts.shared_pairs + counts.branch_pairs
@@ -291,17 +291,17 @@ def _excess(sizes: Sizes, counts: Counts, setting: Setting) -> float:
 
 
 def _logits(sizes: Sizes, counts: Counts, setting: Setting) -> float:
-    """Of some captions' tokens at a time scores and their logarithms, of all the gradient (ureca.model.loss_head)."""
+    """Logits and log-probabilities of a chunk of caption tokens, and the gradient of all (ureca.model.loss_head)."""
     at_once = min(counts.caption, _HEAD_TOKENS) * sizes.vocabulary * (4 + setting.element)
     return at_once + counts.caption * sizes.width * setting.element
 
 
-# ---- counted on the meta device
+# ---- parameter counts on the meta device
 
 
 @functools.cache
 def _base_parameters(config: str) -> tuple[int, ...]:
-    """Sizes of every parameter of an InternVL, by its configuration as JSON."""
+    """Return the size of every parameter of an InternVL, given its configuration as JSON."""
     import json
 
     from transformers import InternVLConfig
@@ -327,7 +327,7 @@ def _mask_encoder(mask: MaskEncoderConfig) -> Any:
 
 @functools.cache
 def _mask_bytes(mask: MaskEncoderConfig, element: int) -> int:
-    """What autograd keeps of the mask encoder's forward pass for one tile, its weights left out."""
+    """Bytes that the mask encoder's forward saves per tile, weights excluded."""
     import torch
     from torch.autograd.graph import saved_tensors_hooks
 
@@ -341,7 +341,7 @@ def _mask_bytes(mask: MaskEncoderConfig, element: int) -> int:
             kept[id(own)] = own
         return tensor
 
-    # Two tiles less one: what does not grow with them (codes, places) is left out.
+    # The difference of two tiles and one tile excludes constant parts (codes, locations).
     found = []
     for tiles in (1, 2):
         kept.clear()

@@ -1,4 +1,4 @@
-"""Whether a cluster can ever hold the workers that a training asks for: without room Ray would wait, silently."""
+"""Placement check: refuse workers that the cluster can never hold, for which Ray would wait silently."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,14 +7,14 @@ from ureca.training.config import WorkersConfig
 
 
 def require_room(workers: WorkersConfig) -> None:
-    """Refuse workers that the cluster this process has joined can't hold, now or when it has grown as far as it may.
+    """Refuse workers that the joined cluster can't hold, now or after scaling to its maximum.
 
     Raises:
-        ConfigError: says what the cluster has.
+        ConfigError: names the cluster's resources.
     """
     import ray
 
-    # The one account of how far a cluster may grow; Ray Train looks there too. None where it does not grow.
+    # The only source of a cluster's maximum size; Ray Train uses it too. None without autoscaling.
     from ray._private.state import state
 
     grown = state.get_max_resources_from_cluster_config()
@@ -31,19 +31,19 @@ def refuse_without_room(workers: WorkersConfig, machines: Sequence[Mapping[str, 
     has = f"the cluster has {len(machines)} machine{'s' if len(machines) != 1 else ''} with {_count(room, unit)}"
     if not workers.use_gpu:
         raise ConfigError(
-            f"workers.num_workers={workers.num_workers}: {has} in all, and each worker takes one. "
-            f"Set --workers.num_workers={max(1, room)}, or join a larger cluster (RAY_ADDRESS)."
+            f"workers.num_workers={workers.num_workers}: {has}, and each worker needs one. Set "
+            f"--workers.num_workers={max(1, room)}, or join a larger cluster (RAY_ADDRESS)."
         )
     if room:
         raise ConfigError(
-            f"workers.num_workers={workers.num_workers} with workers.use_gpu=true: {has} in all, and each worker takes "
-            f"one. Set --workers.num_workers={room}, or join a larger cluster (RAY_ADDRESS)."
+            f"workers.num_workers={workers.num_workers} with workers.use_gpu=true: {has}, and each worker needs one. "
+            f"Set --workers.num_workers={room}, or join a larger cluster (RAY_ADDRESS)."
         )
     names = ("bf16", "offload_optimizer", "offload_weights")
     needs_gpu = ", ".join(["use_gpu=true", *(f"{name}=true" for name in names if getattr(workers, name))])
     raise ConfigError(
-        f"workers: {needs_gpu}: {has}. Join a cluster with GPUs (RAY_ADDRESS), or set --workers.use_gpu=false"
-        f"{' and leave offloading out' if 'offload' in needs_gpu else ''}."
+        f"workers: {needs_gpu}: {has}. Join a cluster with GPUs (RAY_ADDRESS), or set "
+        f"--workers.use_gpu=false{' and disable offloading' if 'offload' in needs_gpu else ''}."
     )
 
 
