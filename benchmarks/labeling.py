@@ -42,9 +42,9 @@ from ureca.corpus.read import photos_directory
 from ureca.corpus.sources.manifest import ManifestRow, iter_manifest
 from ureca.corpus.sources.parse import write_manifest
 from ureca.hardware import capture_context
-from ureca.labeling.config import LabelConfig, WalkConfig
+from ureca.labeling.config import LabelConfig, LabelSettings
 from ureca.labeling.describers.base import Describer, DescribeRequest
-from ureca.labeling.describers.openai import ChatConfig
+from ureca.labeling.describers.openai_client import ChatConfig
 from ureca.labeling.prepare import PreparedImage, Preparer
 from ureca.labeling.uniqueness_check import blind_order
 from ureca.labeling.worker import DescriberRecipe
@@ -91,11 +91,11 @@ def walk_corpus(folder: Path) -> tuple[int, int]:
 
 def prepared_images(folder: Path) -> list[PreparedImage]:
     """All images of a folder."""
-    preparer = Preparer(WalkConfig(), uses_model=True)
+    preparer = Preparer(LabelSettings(), uses_model=True)
     with tempfile.TemporaryDirectory() as scratch:
         write_manifest([str(folder)], f"{scratch}/manifest.parquet")
         rows: list[ManifestRow] = list(iter_manifest(f"{scratch}/manifest.parquet"))
-    return [preparer.arrange(preparer.read(row)) for row in rows]
+    return [preparer.arrange(preparer.loader.read(row)) for row in rows]
 
 
 def num_questions(image: PreparedImage) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 import bootstrap  # noqa: F401
 
 from ureca.config import load_config
+from ureca.corpus.ground_truth import read_ground_truth
 from ureca.corpus.split import split_heldout
 from ureca.corpus.table import iter_images
 from ureca.demo.config import DemoConfig
@@ -32,7 +33,6 @@ from ureca.model.internvl.presets import packaged_weights
 from ureca.nano.benchmark import PROCESSES
 from ureca.nano.corpus import make_corpus, tree_exact, unique_share
 from ureca.nano.recipe import stage_config
-from ureca.nano.scenes.files import read_truth
 from ureca.runs import Run, run_job
 from ureca.training.config import Stage1Config, Stage2Config
 from ureca.training.launch import fit
@@ -63,7 +63,7 @@ def main() -> None:
     table = labeled.table
     rows = list(iter_images(table))
     heldout = set(split_heldout([row.image_id for row in rows], config.heldout, config.seed).heldout)
-    truth = read_truth(sources[0])
+    truth = read_ground_truth(sources[0])
 
     common = {"table": table, "heldout": config.heldout, "heldout_seed": config.seed, "seed": config.seed}
     with steps.step("stage1", "stage 1: the mask encoder, with Ray Train and DeepSpeed"):

@@ -11,11 +11,11 @@ scores.json (all scores with their intervals), summary.json. METEOR is METEOR 1.
 import bootstrap  # noqa: F401
 
 from ureca.config import load_config
+from ureca.corpus.ground_truth import read_ground_truth
 from ureca.corpus.split import split_heldout
 from ureca.corpus.table import iter_images
 from ureca.evaluation.evaluate import evaluate
 from ureca.evaluation.variants import EvaluateConfig, variants_of
-from ureca.nano.scenes.files import read_truth
 from ureca.runs import Run, run_job
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     heldout = split_heldout(rows, config.heldout, config.heldout_seed).heldout
     truth = {
         image_id: {region_id: region["attributes"] for region_id, region in regions.items()}
-        for image_id, regions in (read_truth(config.truth) if config.truth else {}).items()
+        for image_id, regions in (read_ground_truth(config.truth) if config.truth else {}).items()
     }
 
     # Caption their regions with every variant, and score the captions.

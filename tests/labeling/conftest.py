@@ -23,7 +23,7 @@ BAD_IMAGES = {
 def spoil(folder: Path) -> None:
     """Make five images in `folder`, each wrong in its own way, named after the fault."""
     write_scenes(folder, range(500, 505))
-    (folder / "scenes.jsonl").unlink()
+    (folder / "ground_truth.jsonl").unlink()
     pairs = sorted(folder.glob("*.jpg"))
     for image_id, photo in zip(sorted(BAD_IMAGES), pairs, strict=True):
         name = image_id.removeprefix("bad/")

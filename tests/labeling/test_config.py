@@ -14,8 +14,8 @@ from ureca.regions.tree import TreeConfig
 def test_command_line_makes_a_configuration():
     config = load_config(LabelConfig, ["--sources=a,b", "--tree=paper", "--distractors.max_count=3"])
     assert config.sources == ("a", "b")
-    assert config.walk().tree == TreeConfig.preset("paper")
-    assert config.walk().distractors.max_count == 3
+    assert config.settings().tree == TreeConfig.preset("paper")
+    assert config.settings().distractors.max_count == 3
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_wrong_settings_are_refused(wrong, message):
 
 def test_paper_preset_sets_tree_threshold_and_no_check():
     config = load_config(LabelConfig, ["--sources=a", "--preset=paper", "--proposals.kind=segments"])
-    walk = config.walk()
+    walk = config.settings()
     assert walk.tree == TreeConfig.preset("paper")
     assert walk.distractors == DistractorConfig(min_similarity=0.8, max_count=20, related=True)
     assert not walk.verify

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ureca.corpus.ground_truth import read_ground_truth
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.errors import UrecaError
-from ureca.labeling.config import WalkConfig
+from ureca.labeling.config import LabelSettings
 from ureca.labeling.describers.attributes import AttributesDescriber
 from ureca.labeling.describers.base import AnswerProblem, DescribeRequest, Description
 from ureca.labeling.distractors import DistractorConfig
-from ureca.labeling.image_labeler import JUDGED_FALSE, NOT_UNIQUE, ImageLabeler, LabeledImage, Quarantined
-from ureca.nano.scenes.files import read_truth
+from ureca.labeling.image_labeler import JUDGED_FALSE, ImageLabeler, LabeledImage, Quarantined
 from ureca.pipeline.errors import BudgetSpent
+from ureca.pipeline.flags import NOT_UNIQUE
 from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import TreeConfig
 
@@ -82,7 +83,7 @@ def scribe() -> Scribe:
 
 
 def test_each_pass_waits_for_what_it_is_told(corpus, scribe):
-    config = WalkConfig(verify_retries=0)
+    config = LabelSettings(verify_retries=0)
     outcome = label(corpus, "scene_000001", scribe, config)
     assert isinstance(outcome, LabeledImage)
     regions = outcome.row.regions
@@ -124,7 +125,7 @@ def test_tokens_and_describer_are_recorded(corpus, scribe):
 
 
 def test_a_caption_that_fits_others_is_asked_for_again_and_flagged(corpus, scribe):
-    outcome = label(corpus, "scene_000001", scribe, WalkConfig(verify_retries=2))
+    outcome = label(corpus, "scene_000001", scribe, LabelSettings(verify_retries=2))
     asked = [request for request in scribe.requests if request.pass_name == "unique" and request.index == 0]
     assert len(asked) == 3
     assert [bool(request.confused_with) for request in asked] == [False, True, True]
@@ -133,7 +134,7 @@ def test_a_caption_that_fits_others_is_asked_for_again_and_flagged(corpus, scrib
 
 
 def test_labels_of_a_drawn_scene_carry_its_truth(corpus):
-    truth = {region_id: found["attributes"] for region_id, found in read_truth(corpus)["scene_000003"].items()}
+    truth = {region_id: found["attributes"] for region_id, found in read_ground_truth(corpus)["scene_000003"].items()}
     outcome = label(corpus, "scene_000003", truth=truth)
     assert {region.region_id: region.attributes for region in outcome.row.regions} == truth
     assert all(region.flags == () for region in outcome.row.regions)
@@ -165,7 +166,7 @@ def test_a_describer_that_fails_sets_its_image_aside(corpus):
 
 
 def test_a_tree_that_admits_nothing_is_labeled_without_regions(corpus):
-    outcome = label(corpus, "scene_000001", config=WalkConfig(tree=TreeConfig(min_levels=9)))
+    outcome = label(corpus, "scene_000001", config=LabelSettings(tree=TreeConfig(min_levels=9)))
     assert isinstance(outcome, LabeledImage)
     assert outcome.row.regions == ()
 
@@ -179,7 +180,7 @@ def test_no_region_waits_for_those_it_does_not_depend_on(corpus):
                 await asyncio.sleep(0.3)
             return await super().describe(request)
 
-    config = WalkConfig(distractors=DistractorConfig(max_count=0))
+    config = LabelSettings(distractors=DistractorConfig(max_count=0))
     regions = label(corpus, "scene_000001", config=config).row.regions
     slow = max(index for index, region in enumerate(regions) if region.parent < 0)
     describer = Slow()
@@ -225,7 +226,7 @@ def test_what_a_caption_was_mistaken_for_is_named_and_then_flagged(corpus):
             return next(candidate for candidate in request.candidates if candidate != request.index)
 
     scribe = Misled()
-    outcome = label(corpus, "scene_000001", scribe, WalkConfig(verify_retries=2))
+    outcome = label(corpus, "scene_000001", scribe, LabelSettings(verify_retries=2))
     region_index = next(k for k, region in enumerate(outcome.row.regions) if region.distractors)
     region = outcome.row.regions[region_index]
     asked = [r for r in scribe.requests if (r.pass_name, r.index) == ("unique", region_index)]
@@ -299,7 +300,9 @@ def test_equal_captions_are_flagged_even_without_distractors(corpus):
             description = await super().describe(request)
             return replace(description, text="A thing." if request.index < 2 else description.text)
 
-    regions = label(corpus, "scene_000001", Parrot(), WalkConfig(distractors=DistractorConfig(max_count=0))).row.regions
+    regions = label(
+        corpus, "scene_000001", Parrot(), LabelSettings(distractors=DistractorConfig(max_count=0))
+    ).row.regions
     assert [region.flags for region in regions[:3]] == [(NOT_UNIQUE,), (NOT_UNIQUE,), ()]
 
 
@@ -337,7 +340,7 @@ def test_captions_of_the_test_set_are_judged_and_flagged(corpus):
             )
 
     scribe = Judge()
-    regions = label(corpus, "scene_000001", scribe, WalkConfig(judge_share=1.0)).row.regions
+    regions = label(corpus, "scene_000001", scribe, LabelSettings(judge_share=1.0)).row.regions
     judged = {r.index: r.own_caption for r in scribe.requests if r.pass_name == "judge"}
     assert judged == {index: region.caption for index, region in enumerate(regions)}
     assert [region.flags for region in regions[:3]] == [(), (JUDGED_FALSE,), (JUDGED_FALSE,)]
@@ -348,7 +351,7 @@ def test_captions_of_the_test_set_are_judged_and_flagged(corpus):
 
 def test_paper_preset_checks_nothing_and_takes_all_pairs(corpus):
     scribe = Looker()
-    paper = WalkConfig.paper()
+    paper = LabelSettings.paper()
     config = replace(paper, tree=TreeConfig())  # its tree admits no drawn scene
     regions = label(corpus, "scene_000001", scribe, config).row.regions
     assert not [request for request in scribe.requests if request.pass_name == "choose"]
@@ -357,5 +360,5 @@ def test_paper_preset_checks_nothing_and_takes_all_pairs(corpus):
 
 
 def test_photos_without_masks_can_get_proposed_regions(corpus):
-    outcome = label(corpus, "bad/photo_without_masks", config=WalkConfig(proposals=ProposalConfig()))
+    outcome = label(corpus, "bad/photo_without_masks", config=LabelSettings(proposals=ProposalConfig()))
     assert outcome.row.notes["proposed"] >= len(outcome.row.regions) > 0

@@ -15,14 +15,14 @@ import pytest
 from support.paths import JOBS
 
 from ureca.attributes.claims import attribute_hits
+from ureca.corpus.ground_truth import read_ground_truth
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import canonical_digest, iter_images
 from ureca.errors import InputError
 from ureca.labeling.config import LabelConfig
-from ureca.labeling.describers.openai import ChatConfig
+from ureca.labeling.describers.openai_client import ChatConfig
 from ureca.labeling.dry_run import plan_labeling
 from ureca.labeling.job import LabelSummary, label_corpus
-from ureca.nano.scenes.files import read_truth
 from ureca.pipeline.usage import PriceConfig
 from ureca.storage.files import read_json
 
@@ -65,7 +65,7 @@ def test_images_in_are_labeled_plus_quarantined_each_once(labeled, rows, bad_ima
 @pytest.mark.slow
 def test_labels_of_drawn_scenes_are_true_and_unique(labeled, rows, corpus):
     """Through JPEG and the mask tree, unlike the tests of the measurement itself."""
-    truth = read_truth(corpus)
+    truth = read_ground_truth(corpus)
     hits: dict[str, list[bool]] = {}
     for image_id in SCENES:
         for region in rows[image_id].regions:

@@ -7,7 +7,7 @@ from support.tiny_vision import save_dinov2, save_sam2
 
 from ureca.corpus.read import photos_directory
 from ureca.corpus.sources.manifest import ManifestRow
-from ureca.labeling.config import WalkConfig
+from ureca.labeling.config import LabelSettings
 from ureca.labeling.describers.attributes import AttributesDescriber
 from ureca.labeling.distractors import DistractorConfig
 from ureca.labeling.features import FeatureConfig
@@ -15,7 +15,7 @@ from ureca.labeling.image_labeler import ImageLabeler, LabeledImage
 from ureca.proposals.config import ProposalConfig, SamConfig
 
 
-def labeled(config: WalkConfig) -> LabeledImage:
+def labeled(config: LabelSettings) -> LabeledImage:
     row = ManifestRow(
         image_id="coffee", image_path=str(photos_directory() / "coffee.jpg"), masks_path=None, masks_kind=None
     )
@@ -29,7 +29,7 @@ def test_models_propose_and_compare_the_regions(tmp_path: Path):
     save_dinov2(tmp_path / "dinov2", 42)
     # random weights are sure of nothing
     sam = SamConfig(model=str(tmp_path / "sam2"), device="cpu", points_per_side=4, min_iou=0.0, min_stability=0.0)
-    config = WalkConfig(
+    config = LabelSettings(
         proposals=ProposalConfig(kind="sam", sam=sam, max_regions=8, max_area_share=0.95, max_iou=0.88),
         features=FeatureConfig(kind="dinov2", model=str(tmp_path / "dinov2"), device="cpu"),
         distractors=DistractorConfig(min_similarity=-1.0, max_count=3),
@@ -46,6 +46,6 @@ def test_models_propose_and_compare_the_regions(tmp_path: Path):
 
 
 def test_segments_need_no_model():
-    row = labeled(WalkConfig(proposals=ProposalConfig())).row
+    row = labeled(LabelSettings(proposals=ProposalConfig())).row
     assert len(row.regions) >= 12
     assert max(region.depth for region in row.regions) >= 1

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ureca.corpus.ground_truth import read_ground_truth
 from ureca.corpus.schema import ImageRow, RegionRow
 from ureca.corpus.sources.manifest import iter_manifest
 from ureca.corpus.sources.parse import write_manifest
@@ -15,7 +16,7 @@ from ureca.errors import ConfigError
 from ureca.nano.corpus import make_corpus, scene_seeds, tree_exact, unique_share
 from ureca.nano.recipe import HELDOUT_PHOTOS, learned_images
 from ureca.nano.scenes.draw import draw_scene
-from ureca.nano.scenes.files import image_id_of, read_truth
+from ureca.nano.scenes.files import image_id_of
 from ureca.regions.rle import rle_area, rle_bbox
 from ureca.regions.tree import Mask, build_mask_tree
 
@@ -61,7 +62,7 @@ def test_the_demo_holds_out_the_photos_that_the_shipped_captioner_never_saw() ->
 
 def test_tree_exact_counts_scenes_whose_every_parent_is_true(tmp_path: Path) -> None:
     make_corpus(tmp_path, scenes=2, seed=5)
-    truth = read_truth(tmp_path / "scenes")
+    truth = read_ground_truth(tmp_path / "scenes")
     rows = [labeled("scene_5000000", 5_000_000), labeled("scene_5000001", 5_000_001)]
     assert tree_exact(rows, truth) == 1.0
     moved = list(rows[1].regions)

@@ -15,8 +15,8 @@ from ureca.corpus.schema import ImageRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.labeling import job
 from ureca.labeling.config import LabelConfig
-from ureca.labeling.describers.base import Budget
 from ureca.labeling.worker import DescriberRecipe, LabelWorker
+from ureca.pipeline.budget import Budget
 from ureca.runs import Run, run_job
 
 

@@ -22,7 +22,7 @@ from ureca.captioning.worker import CaptionWorker
 from ureca.cluster import joins_cluster
 from ureca.corpus.table import canonical_digest, iter_images
 from ureca.engine.config import gpus_per_actor
-from ureca.labeling.describers.base import Budget
+from ureca.pipeline.budget import Budget
 from ureca.pipeline.coordinator import JobStats
 from ureca.pipeline.job import run_table_job
 from ureca.pipeline.parts import Parts

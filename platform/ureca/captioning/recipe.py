@@ -70,7 +70,7 @@ class CaptionRecipe:
         config = self.config
         return {
             "sources": list(config.sources),
-            "walk": config_to_dict(config.walk()),
+            "images": config_to_dict(config.image_settings()),
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
             "prompt_version": self.prompt_version,

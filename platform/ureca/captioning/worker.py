@@ -24,10 +24,10 @@ from ureca.corpus.read import LoadedImage
 from ureca.corpus.schema import ImageRow, Provenance, RegionRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.errors import CheckpointError, StorageError, UrecaError
-from ureca.labeling.describers.base import Budget
-from ureca.labeling.image_labeler import NOT_UNIQUE, UnusableAnswerError, repeated_captions
-from ureca.labeling.prepare import Preparer
+from ureca.pipeline.budget import Budget
 from ureca.pipeline.errors import JobStopped
+from ureca.pipeline.flags import NOT_UNIQUE, UnusableAnswerError, repeated_captions
+from ureca.pipeline.load import ImageLoader
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class CaptionWorker:
         del budget, share  # an engine costs what it is held for
         self._recipe = recipe
         self._source: CaptionSource = recipe.make()
-        self._preparer = Preparer(self._config.walk(), uses_model=True)
+        self._loader = ImageLoader(self._config.image_settings())
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._counts: Counter[str] = Counter()
         self._start_seconds = 0.0
@@ -66,7 +66,7 @@ class CaptionWorker:
         """
         began, step = time.monotonic(), "read"
         try:
-            loaded = await self._in_thread(lambda: self._preparer.read(row))
+            loaded = await self._in_thread(lambda: self._loader.read(row))
             step = "tree"
             regions, notes = await self._in_thread(lambda: self._regions(loaded))
             step = "caption"
@@ -126,7 +126,7 @@ class CaptionWorker:
     def _regions(self, loaded: LoadedImage) -> tuple[tuple[RegionRow, ...], dict[str, int]]:
         if loaded.regions is not None:
             return loaded.regions, dict(loaded.notes)
-        tree, notes = self._preparer.tree(loaded)
+        tree, notes = self._loader.tree(loaded)
         return tuple(RegionRow.of(region) for region in tree.regions), notes
 
     def _captioned(self, regions: tuple[RegionRow, ...], made: Captioned) -> tuple[RegionRow, ...]:

@@ -45,7 +45,7 @@ class EvaluateConfig:
     preset: str = "nano"
     """The base of variants none and box, where no model directory names one."""
     truth: str = ""
-    """Folder with scenes.jsonl, for drawn scenes whose table does not hold their true attributes."""
+    """Folder with ground_truth.jsonl, for drawn scenes whose table does not hold their true attributes."""
     max_new_tokens: int = 96
     """Longest caption, in tokens."""
     seed: int = 0

@@ -43,7 +43,7 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
     uses_model = recipe.settings()["describer"] != "attributes"
     regions = statistics.mean(len(each.parents) for each in samples)
     questions = statistics.mean(
-        _questions(each, uses_model=uses_model, verify=config.walk().verify) for each in samples
+        _questions(each, uses_model=uses_model, verify=config.settings().verify) for each in samples
     )
     in_flight = statistics.mean(each.image.nbytes + _masks_bytes(each) for each in samples)
     largest = max(each.size[0] * each.size[1] * len(each.parents) for each in samples)
@@ -76,7 +76,7 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
 
 def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[PreparedImage], int]:
     """Some images, prepared, and how many could not be."""
-    preparer = Preparer(config.walk(), uses_model=config.describer != "attributes")
+    preparer = Preparer(config.settings(), uses_model=config.describer != "attributes")
     step = max(1, num_images // SAMPLE)
     prepared: list[PreparedImage] = []
     errors: list[UrecaError] = []
@@ -84,7 +84,7 @@ def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[
         if number % step or len(prepared) + len(errors) == SAMPLE:
             continue
         try:
-            prepared.append(preparer.arrange(preparer.read(row)))
+            prepared.append(preparer.arrange(preparer.loader.read(row)))
         except UrecaError as error:
             errors.append(error)
     if not prepared:

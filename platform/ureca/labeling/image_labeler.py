@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -27,18 +27,16 @@ from ureca.corpus.schema import ImageRow, Provenance, RegionRow, RowError
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.split import is_heldout
 from ureca.errors import StorageError, UrecaError
-from ureca.labeling.config import WalkConfig
+from ureca.labeling.config import LabelSettings
 from ureca.labeling.describers.base import Describer, DescribeRequest, Description, Pass
 from ureca.labeling.prepare import PreparedImage, Preparer
 from ureca.labeling.uniqueness_check import Verdict, blind_order, judge_choice, verify_caption
 from ureca.pipeline.errors import JobStopped
+from ureca.pipeline.flags import NOT_UNIQUE, UnusableAnswerError, repeated_captions
 
 logger = logging.getLogger(__name__)
 
 Step = Literal["read", "tree", "describe", "label"]
-
-NOT_UNIQUE = "not_unique"
-"""Flag of a region whose caption is, or may be, mistaken for another region of the image."""
 
 JUDGED_FALSE = "judged_false"
 """Flag of a region of the test set whose caption was not judged true."""
@@ -79,10 +77,6 @@ class Quarantined:
         )
 
 
-class UnusableAnswerError(UrecaError):
-    """Not one region of an image got a caption."""
-
-
 Truth = Mapping[str, Mapping[str, str]]
 """Region id -> its true attributes, where they are known."""
 
@@ -90,9 +84,9 @@ Truth = Mapping[str, Mapping[str, str]]
 class ImageLabeler:
     """Labels images, many at once. One per process."""
 
-    def __init__(self, describer: Describer, config: WalkConfig | None = None) -> None:
+    def __init__(self, describer: Describer, config: LabelSettings | None = None) -> None:
         self._describer = describer
-        self._config = WalkConfig() if config is None else config
+        self._config = LabelSettings() if config is None else config
         self._preparer = Preparer(self._config, uses_model=describer.uses_model)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
@@ -107,12 +101,12 @@ class ImageLabeler:
         counts = _Counts()
         step: Step = "read"
         try:
-            loaded = await self._in_thread(self._preparer.read, row)
+            loaded = await self._in_thread(self._preparer.loader.read, row)
             step = "tree"
             prepared = await self._in_thread(self._preparer.arrange, loaded)
             step = "describe"
-            walk = _Walk(row.image_id, prepared, self._describer, self._config, counts)
-            regions = await walk.run(truth or {})
+            state = _ImageState(row.image_id, prepared, self._describer, self._config, counts)
+            regions = await state.run(truth or {})
         except (JobStopped, StorageError):  # nothing is wrong with the image: the next would meet the same
             raise
         except Exception as error:
@@ -183,11 +177,11 @@ class _Final:
     flags: tuple[str, ...] = ()
 
 
-class _Walk:
+class _ImageState:
     """The captions of one image while they come in."""
 
     def __init__(
-        self, image_id: str, prepared: PreparedImage, describer: Describer, config: WalkConfig, counts: _Counts
+        self, image_id: str, prepared: PreparedImage, describer: Describer, config: LabelSettings, counts: _Counts
     ) -> None:
         self._image_id, self._prepared = image_id, prepared
         self._describer, self._config, self._counts = describer, config, counts
@@ -340,13 +334,3 @@ class _Walk:
             flags=tuple(dict.fromkeys((*not_unique, *final.flags))),
             attributes=None if true is None else dict(true),
         )
-
-
-def repeated_captions(captions: Sequence[str | None]) -> list[bool]:
-    """Whether each of an image's captions is another region's too."""
-    counted = Counter(_plain(caption) for caption in captions if caption)
-    return [bool(caption) and counted[_plain(caption or "")] > 1 for caption in captions]
-
-
-def _plain(caption: str) -> str:
-    return " ".join(caption.lower().split()).rstrip(".")

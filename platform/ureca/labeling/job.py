@@ -23,10 +23,10 @@ from ureca.corpus.schema import SCHEMA_VERSION
 from ureca.corpus.table import canonical_digest, iter_images
 from ureca.engine.config import gpus_per_actor
 from ureca.labeling.config import LabelConfig
-from ureca.labeling.describers.base import Budget
-from ureca.labeling.image_labeler import NOT_UNIQUE
 from ureca.labeling.worker import DescriberRecipe, LabelWorker
+from ureca.pipeline.budget import Budget
 from ureca.pipeline.coordinator import JobStats
+from ureca.pipeline.flags import NOT_UNIQUE
 from ureca.pipeline.job import run_table_job
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources
@@ -131,7 +131,7 @@ def label_settings(config: LabelConfig, recipe: DescriberRecipe) -> dict[str, An
     """What labels depend on; where they are written, how fast, and by how many processes is no part of it."""
     return {
         "sources": list(config.sources),
-        "walk": config_to_dict(config.walk()),
+        "labeling": config_to_dict(config.settings()),
         "schema_version": SCHEMA_VERSION,
         **recipe.settings(),
     }

@@ -13,26 +13,24 @@ import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ureca.config import config_to_dict
-from ureca.corpus.read import ReadLimits
 from ureca.corpus.schema import SCHEMA_VERSION, ImageRow, RegionRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.table import canonical_digest, iter_images
-from ureca.errors import ConfigError, InputError, StorageError
-from ureca.labeling.config import WalkConfig
-from ureca.labeling.describers.base import Budget
-from ureca.labeling.prepare import Preparer
+from ureca.errors import InputError, StorageError
+from ureca.pipeline.budget import Budget
+from ureca.pipeline.config import ImageSettings, JobConfig
 from ureca.pipeline.job import run_table_job
+from ureca.pipeline.load import ImageLoader
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan
-from ureca.proposals.config import ProposalConfig
-from ureca.regions.tree import DROP_REASONS, TreeConfig
+from ureca.regions.tree import DROP_REASONS
 from ureca.storage.files import write_bytes
 from ureca.viewer.plots import histograms
 
@@ -43,47 +41,17 @@ _SHARE_STEPS_PER_DECADE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskTreesConfig:
-    """A corpus whose mask trees are to be built, and how."""
+class MaskTreesConfig(JobConfig):
+    """A corpus whose mask trees to build."""
 
-    sources: tuple[str, ...]
-    """Images and masks, local or s3://: folders of NAME.jpg with NAME.json (SA-1B) or PNG masks, tar shards, COCO,
-    LVIS and panoptic annotation files; docs/corpora.md has all kinds."""
-    run_directory: str = ""
-    """Local folder of this run; empty: runs/build_mask_trees."""
-    table: str = ""
-    """The region table to write, one parquet file (local or s3://); empty: mask_trees.parquet in the run's
-    folder. Every machine of the cluster must reach it."""
-    overwrite: bool = False
-    """Delete what an earlier start with other settings has built; else such a start is refused."""
-    limits: ReadLimits = field(default_factory=ReadLimits)
-    """What an image may be."""
-    tree: str = "default"
-    """Preset of the mask tree: default, or paper (as its code: first fit, four levels, 0.7 to 70 %)."""
-    proposals: ProposalConfig | None = None
-    """Who proposes regions of photos without masks (--proposals.kind=segments or sam); null: they are set aside."""
-    actors: int = 0
-    """Processes that build; 0: as many as GPUs allow, or one per CPU of the cluster, less two to read and write."""
     gpus_per_actor: float = 0.0
-    """GPUs that each process holds, for models that propose regions."""
+    """GPUs per worker process, for models that propose regions."""
     images_per_block: int = 64
-    """Images that are finished, written and, after an interruption, kept together; a block becomes two small files."""
-    crash_attempts: int = 2
-    """How often the process of an image must die while it is alone in it until the image is set aside."""
+    """Images that are written, and after an interruption kept, together; a block becomes two small files."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError("sources is empty: give the folders that hold the photos and their JSON files")
-        for name, least in {"actors": 0, "gpus_per_actor": 0, "images_per_block": 1, "crash_attempts": 1}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: give {least} or more")
-        if self.table and not self.table.endswith(".parquet"):
-            raise ConfigError(f"table={self.table}: give the name of a .parquet file")
-        TreeConfig.preset(self.tree)
-
-    def walk(self) -> WalkConfig:
-        """How each image is read and its tree built."""
-        return WalkConfig(limits=self.limits, tree=TreeConfig.preset(self.tree), proposals=self.proposals)
+        super().__post_init__()
+        self._check_minimum({"gpus_per_actor": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +100,9 @@ class MaskTreesSummary:
 class TreeWorker:
     """Builds mask trees in one actor."""
 
-    def __init__(self, config: WalkConfig, budget: Budget | None, share: float) -> None:
+    def __init__(self, settings: ImageSettings, budget: Budget | None, share: float) -> None:
         del budget, share  # nothing is asked
-        self._preparer = Preparer(config, uses_model=True)
+        self._loader = ImageLoader(settings)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trees")
 
     async def work(self, row: ManifestRow) -> ImageRow:
@@ -156,9 +124,9 @@ class TreeWorker:
     def _build(self, row: ManifestRow) -> ImageRow:
         step = "read"
         try:
-            loaded = self._preparer.read(row)
+            loaded = self._loader.read(row)
             step = "tree"
-            tree, notes = self._preparer.tree(loaded)
+            tree, notes = self._loader.tree(loaded)
         except StorageError:
             raise
         except InputError as error:
@@ -186,7 +154,7 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
     parts = Parts(config.table or str(Path(directory).resolve() / "mask_trees.parquet"))
 
     def prepare(num_images: int) -> tuple[MakeWorker, RowsPlan]:
-        return functools.partial(TreeWorker, config.walk()), RowsPlan(
+        return functools.partial(TreeWorker, config.image_settings()), RowsPlan(
             label="trees",
             num_images=num_images,
             images_per_block=config.images_per_block,
@@ -217,7 +185,7 @@ def tree_settings(config: MaskTreesConfig) -> dict[str, Any]:
     """What trees depend on; where they are written and by how many processes is no part of it."""
     return {
         "sources": list(config.sources),
-        "walk": config_to_dict(config.walk()),
+        "images": config_to_dict(config.image_settings()),
         "schema_version": SCHEMA_VERSION,
     }
 

@@ -7,16 +7,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from ureca.corpus.ground_truth import GroundTruth, has_ground_truth, read_ground_truth
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.labeling.config import LabelConfig
 from ureca.labeling.describers.attributes import AttributesDescriber
-from ureca.labeling.describers.base import Budget, Describer
+from ureca.labeling.describers.base import Describer
 from ureca.labeling.describers.openai import ChatDescriber
 from ureca.labeling.describers.prompts import PromptSet
 from ureca.labeling.describers.vllm import VllmDescriber
 from ureca.labeling.image_labeler import ImageLabeler, Truth
-from ureca.nano.scenes.files import TRUTH_FILE, read_truth
+from ureca.pipeline.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class LabelWorker:
 
     def __init__(self, recipe: DescriberRecipe, budget: Budget | None, share: float) -> None:
         self._describer = recipe.make(budget, share)
-        self._labeler = ImageLabeler(self._describer, recipe.config.walk())
+        self._labeler = ImageLabeler(self._describer, recipe.config.settings())
 
     async def work(self, row: ManifestRow) -> ImageRow:
         """The image's row of the region table, labeled or set aside.
@@ -98,12 +99,12 @@ class LabelWorker:
 
 
 def _true_attributes(row: ManifestRow) -> Truth | None:
-    """What is true of a drawn scene's regions; None for every other image."""
+    """Return the true attributes of an image's regions; None without ground truth."""
     folder, name = os.path.split(row.image_path)
-    regions = _truth_of_folder(folder).get(os.path.splitext(name)[0])
+    regions = _ground_truth_of(folder).get(os.path.splitext(name)[0])
     return regions and {region_id: region["attributes"] for region_id, region in regions.items()}
 
 
 @functools.lru_cache(maxsize=4)
-def _truth_of_folder(folder: str) -> dict[str, dict[str, dict[str, Any]]]:
-    return read_truth(folder) if os.path.isfile(os.path.join(folder, TRUTH_FILE)) else {}
+def _ground_truth_of(folder: str) -> GroundTruth:
+    return read_ground_truth(folder) if has_ground_truth(folder) else {}

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ureca.corpus.ground_truth import read_ground_truth
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import iter_images
 from ureca.errors import ConfigError
@@ -32,7 +33,7 @@ from ureca.labeling.job import label_corpus
 from ureca.model.captioner import CaptionerConfig
 from ureca.model.internvl.presets import packaged_weights
 from ureca.nano.scenes.draw import Scene
-from ureca.nano.scenes.files import image_id_of, read_truth, write_scenes
+from ureca.nano.scenes.files import image_id_of, write_scenes
 from ureca.storage.files import read_json
 
 METRICS = ("rouge_l", "attribute_accuracy", "uniqueness")
@@ -87,7 +88,7 @@ def label_scenes(scenes: Sequence[Scene], directory: Path, strata: Strata) -> La
     rows = [row for row in iter_images(table) if row.image_id in wanted]
     truth = {
         image_id: {region_id: each["attributes"] for region_id, each in regions.items()}
-        for image_id, regions in read_truth(folder).items()
+        for image_id, regions in read_ground_truth(folder).items()
     }
     return Labeled(rows, truth, strata)
 

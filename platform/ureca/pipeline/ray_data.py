@@ -27,8 +27,8 @@ from ureca.corpus.schema import ImageRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.table import rows_to_table
 from ureca.errors import StorageError, UrecaError
-from ureca.labeling.describers.base import Budget
 from ureca.pipeline.admission import AdmissionLimiter
+from ureca.pipeline.budget import Budget
 from ureca.pipeline.coordinator import BlockStatus, CrashCounts, JobCoordinator, JobStats, SharedBudget
 from ureca.pipeline.errors import JobStopped
 from ureca.pipeline.parts import Parts

@@ -11,8 +11,8 @@ from support.slow_endpoint import SlowEndpoint
 
 from ureca.errors import ConfigError, InputError
 from ureca.labeling.describers.base import DescribeRequest, Description
-from ureca.labeling.describers.openai import ChatConfig, ChatDescriber
-from ureca.labeling.describers.openai_client import RateLimiter
+from ureca.labeling.describers.openai import ChatDescriber
+from ureca.labeling.describers.openai_client import ChatConfig, RateLimiter
 from ureca.labeling.describers.prompts import PromptSet
 from ureca.pipeline.errors import BudgetSpent, EndpointLost
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ureca.corpus.ground_truth import read_ground_truth
 from ureca.errors import InputError
 from ureca.nano.scenes.draw import draw_scene
-from ureca.nano.scenes.files import read_truth, write_scenes
+from ureca.nano.scenes.files import write_scenes
 
 
 def test_masks_and_truth_come_back_as_drawn(tmp_path: Path):
     assert write_scenes(tmp_path / "drawn", [3, 123]) == ["scene_000003", "scene_000123"]
-    truth = read_truth(tmp_path / "drawn")
+    truth = read_ground_truth(tmp_path / "drawn")
     assert list(truth) == ["scene_000003", "scene_000123"]
     scene = draw_scene(123)
     record = json.loads((tmp_path / "drawn" / "scene_000123.json").read_text())
@@ -49,9 +50,9 @@ def test_the_photo_is_the_scene_up_to_jpeg(tmp_path: Path):
 def test_writing_again_replaces_the_truth(tmp_path: Path):
     write_scenes(tmp_path, [1, 2])
     write_scenes(tmp_path, [2])
-    assert list(read_truth(tmp_path)) == ["scene_000002"]
+    assert list(read_ground_truth(tmp_path)) == ["scene_000002"]
 
 
 def test_a_folder_without_truth_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"scenes\.jsonl"):
-        read_truth(tmp_path)
+        read_ground_truth(tmp_path)

@@ -94,22 +94,6 @@ class Description:
     """Set by the describer where the answer can't be used; its tokens count all the same."""
 
 
-class Budget(Protocol):
-    """The tokens that all processes of a job may spend together."""
-
-    async def reserve(self, tokens: int) -> None:
-        """Set aside what the next request may take at most.
-
-        Raises:
-            BudgetSpent: not as many are left.
-        """
-        ...
-
-    def commit(self, reserved: int, spent: int) -> None:
-        """Give back what was set aside, and count what the request took."""
-        ...
-
-
 class Describer(Protocol):
     """Writes captions. One instance serves many images at once."""
 

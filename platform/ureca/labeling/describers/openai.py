@@ -3,64 +3,17 @@
 import asyncio
 import base64
 import io
-import os
-from dataclasses import dataclass
 
 from PIL import Image
 
 from ureca.errors import ConfigError
 from ureca.labeling.describers.answers import Reply
-from ureca.labeling.describers.base import Budget
-from ureca.labeling.describers.openai_client import ChatEndpoint, ChatQuery
+from ureca.labeling.describers.openai_client import ChatConfig, ChatEndpoint, ChatQuery
 from ureca.labeling.describers.prompts import Prompt, PromptSet
 from ureca.labeling.describers.vlm import VlmDescriber
+from ureca.pipeline.budget import Budget
 
 _JPEG_QUALITY = 90
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig:
-    """An OpenAI-compatible endpoint and how hard it may be used. Limits hold for the whole job."""
-
-    base_url: str = ""
-    """Its address up to and with /v1."""
-    model: str = ""
-    """The model's name there."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; an endpoint that asks for none needs none."""
-    concurrency: int = 32
-    """Requests under way at once."""
-    requests_per_minute: int = 0
-    """0: no limit."""
-    tokens_per_minute: int = 0
-    """Of prompts and answers; 0: no limit."""
-    max_total_tokens: int = 0
-    """Spending limit of the job, of prompts and answers; the job then stops and can go on later. 0: no limit."""
-    timeout_s: float = 120.0
-    """Of one request."""
-    retries: int = 6
-    """Failures of one request, while others are answered, after which its image is set aside."""
-    give_up_after_s: float = 900.0
-    """Seconds without any answer after which the job stops; the same command goes on from there."""
-
-    def __post_init__(self) -> None:
-        least = {
-            "concurrency": 1,
-            "requests_per_minute": 0,
-            "tokens_per_minute": 0,
-            "max_total_tokens": 0,
-            "retries": 0,
-        }
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ConfigError(f"chat.{name}={getattr(self, name)}: give {minimum} or more")
-        for name in ("timeout_s", "give_up_after_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"chat.{name}={getattr(self, name)}: give more than 0 seconds")
-
-    def api_key(self) -> str:
-        """The key of this process's environment, or ''."""
-        return os.environ.get(self.api_key_env, "")
 
 
 class ChatDescriber(VlmDescriber):

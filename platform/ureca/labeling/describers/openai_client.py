@@ -16,19 +16,17 @@ import asyncio
 import contextlib
 import email.utils
 import logging
+import os
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ureca.errors import ConfigError, InputError
 from ureca.labeling.describers.answers import Reply
-from ureca.labeling.describers.base import Budget, Pass
+from ureca.labeling.describers.base import Pass
+from ureca.pipeline.budget import Budget
 from ureca.pipeline.errors import EndpointLost
-
-if TYPE_CHECKING:
-    from ureca.labeling.describers.openai import ChatConfig
-
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +49,46 @@ _OPTIONAL = {
     "temperature": ("temperature",),
     "max_tokens": ("max_tokens", "max_completion_tokens"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """An OpenAI-compatible endpoint and its usage limits. Limits hold for the entire job."""
+
+    base_url: str = ""
+    """Base URL of the endpoint, including /v1."""
+    model: str = ""
+    """Model name at the endpoint."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the API key; may be unset if the endpoint needs none."""
+    concurrency: int = 32
+    """Maximum concurrent requests."""
+    requests_per_minute: int = 0
+    """Request rate limit. 0: none."""
+    tokens_per_minute: int = 0
+    """Token rate limit, prompts and completions. 0: none."""
+    max_total_tokens: int = 0
+    """Token budget of the job, prompts and completions. When it is spent the job stops and can be resumed with a higher
+    one. 0: none."""
+    timeout_s: float = 120.0
+    """Timeout of one request, in seconds."""
+    retries: int = 6
+    """Failures of one request, while others succeed, before its image is quarantined."""
+    give_up_after_s: float = 900.0
+    """Seconds without any answer before the job stops; the same command resumes it."""
+
+    def __post_init__(self) -> None:
+        counts = ("requests_per_minute", "tokens_per_minute", "max_total_tokens", "retries")
+        for name, minimum in {"concurrency": 1, **dict.fromkeys(counts, 0)}.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"chat.{name}={getattr(self, name)}: must be at least {minimum}")
+        for name in ("timeout_s", "give_up_after_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"chat.{name}={getattr(self, name)}: must be above 0 seconds")
+
+    def api_key(self) -> str:
+        """Return the key from this process's environment; empty if unset."""
+        return os.environ.get(self.api_key_env, "")
 
 
 @dataclass(frozen=True, kw_only=True)

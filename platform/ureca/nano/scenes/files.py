@@ -1,10 +1,10 @@
-"""Scenes as files: SA-1B pairs (NAME.jpg with NAME.json) and one scenes.jsonl with what is true of them.
+"""Scenes as files: SA-1B pairs (NAME.jpg with NAME.json) and one ground_truth.jsonl with what is true of them.
 
     scene_000123.jpg    JPEG, quality 95
     scene_000123.json   {"image": {image_id, width, ...}, "annotations": [{id, segmentation, ...}, ...]}
-    scenes.jsonl        {"image_id", "seed", "regions": {region_id: {"parent_id", "attributes"}}} per line
+    ground_truth.jsonl        {"image_id", "seed", "regions": {region_id: {"parent_id", "attributes"}}} per line
 
-The masks' tree and attributes stand in scenes.jsonl only: a reader of the pairs knows as little as of photos.
+The masks' tree and attributes stand in ground_truth.jsonl only: a reader of the pairs knows as little as of photos.
 """
 
 import json
@@ -15,10 +15,8 @@ from typing import Any
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ureca.errors import InputError
+from ureca.corpus.ground_truth import GROUND_TRUTH_FILE
 from ureca.nano.scenes.draw import Scene, SceneConfig, draw_scene
-
-TRUTH_FILE = "scenes.jsonl"
 
 
 def image_id_of(seed: int) -> str:
@@ -33,12 +31,12 @@ def write_scenes(
 ) -> list[str]:
     """Draw the scenes of `seeds` into `directory` (made if missing); returns their image ids.
 
-    scenes.jsonl is written anew and describes exactly these seeds.
+    ground_truth.jsonl is overwritten and describes exactly these seeds.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     image_ids = []
-    with open(folder / TRUTH_FILE, "w", encoding="utf-8") as truth:
+    with open(folder / GROUND_TRUTH_FILE, "w", encoding="utf-8") as truth:
         for seed in seeds:
             scene = draw_scene(seed, config)
             image_id = image_id_of(seed)
@@ -47,19 +45,6 @@ def write_scenes(
             truth.write(json.dumps({"image_id": image_id, "seed": seed, "regions": _truth(scene)}) + "\n")
             image_ids.append(image_id)
     return image_ids
-
-
-def read_truth(directory: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """image_id -> region_id -> {"parent_id": str or None, "attributes": dict}.
-
-    Raises InputError where `directory` holds no scenes.jsonl.
-    """
-    path = Path(directory) / TRUTH_FILE
-    if not path.is_file():
-        raise InputError(f"{path}: not found. Write drawn scenes into this folder first (write_scenes).")
-    with open(path, encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
-    return {record["image_id"]: record["regions"] for record in records}
 
 
 def _truth(scene: Scene) -> dict[str, dict[str, Any]]:
