@@ -7,7 +7,9 @@ import pytest
 from support.request_images import photo
 from support.scripted_server import scripted
 
+from ureca.client import stream_resume
 from ureca.client.client import Client, RegionCaption, ServiceError
+from ureca.serving.api import schema
 
 REGIONS = [{"id": "a", "box": [0, 0, 5, 5]}, {"id": "b", "box": [5, 0, 5, 5]}]
 LOST = {"error": {"type": "unavailable", "message": "its replica was lost and is being replaced"}}
@@ -99,3 +101,7 @@ def test_another_error_is_said_and_nothing_is_asked_again():
         with pytest.raises(ServiceError, match="services"):
             next(events)
     assert len(asked) == 1
+
+
+def test_whole_image_id_equals_the_service_s():
+    assert stream_resume.WHOLE_IMAGE == schema.WHOLE_IMAGE

@@ -1,69 +1,70 @@
-"""A streamed request that broke, asked again for what is left of it."""
+"""Resume of an interrupted caption stream: request the unfinished regions again, continue mid-caption."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ureca.serving.api.schema import WHOLE_IMAGE
+WHOLE_IMAGE = "image"
+"""Region id under which the service captions the whole image (`ureca.serving.api.schema.WHOLE_IMAGE`)."""
 
 T = TypeVar("T")
 
 
 class StreamDivergedError(Exception):
-    """A region's caption does not begin as it did before the break."""
+    """A region's caption starts differently than before the interruption."""
 
 
 class StreamedRegions:
-    """What has been told of each region of a request, over all the streams that it takes."""
+    """Captions reported so far of a request's regions, over all streams that the request takes."""
 
     def __init__(self, regions: Sequence[Mapping[str, Any]], *, whole_image: bool) -> None:
-        """`regions`: as in the request. `whole_image`: a caption of the whole image was asked for too."""
-        # Numbered as the service does it, which would number anew what is left of them.
+        """Take the request's regions; `whole_image`: the request also asks for a caption of the whole image."""
+        # Number regions like the service, which would otherwise renumber the remaining ones.
         self._regions = [
             {**region, "id": str(number) if region.get("id") is None else region["id"]}
             for number, region in enumerate(regions)
         ]
         self._whole_image = whole_image
-        self._whole: set[str] = set()
-        self._told: dict[str, str] = {}
-        """Text of those that have begun and are not whole yet."""
-        self._now: dict[str, str] = {}
-        """The same, of the stream that runs."""
+        self._finished: set[str] = set()
+        self._reported: dict[str, str] = {}
+        """Text reported of unfinished captions."""
+        self._received: dict[str, str] = {}
+        """Text received in the current stream."""
 
     def fields(self) -> dict[str, Any]:
-        """Of a request for what is not whole yet. A stream begins with this."""
-        self._now = {}
-        left = [region for region in self._regions if str(region["id"]) not in self._whole]
-        # No request is about the whole image alone.
+        """Return the fields of a request for the unfinished regions. Every stream starts with this call."""
+        self._received = {}
+        left = [region for region in self._regions if str(region["id"]) not in self._finished]
+        # A request needs at least one region, even for the whole image only.
         return {
             "regions": left or self._regions[:1],
-            "image_caption": self._whole_image and WHOLE_IMAGE not in self._whole,
+            "image_caption": self._whole_image and WHOLE_IMAGE not in self._finished,
         }
 
     @property
     def has_partial_captions(self) -> bool:
-        """Whether a region's caption has begun and is not whole yet."""
-        return bool(self._told)
+        """Whether a region's caption has started and is unfinished."""
+        return bool(self._reported)
 
     def accept(self, region_id: str, event: str | T) -> Iterator[tuple[str, str | T]]:
-        """The next piece of a region's caption, without what was told before the break, or what ends the region.
+        """Yield the new part of a caption piece, skipping text reported before; yield a final event unchanged.
 
         Raises:
-            StreamDivergedError: it does not begin as before.
+            StreamDivergedError: the caption starts differently than before the interruption.
         """
-        if region_id in self._whole:
+        if region_id in self._finished:
             return
-        told, now = self._told.get(region_id, ""), self._now.get(region_id, "")
+        reported, received = self._reported.get(region_id, ""), self._received.get(region_id, "")
         if isinstance(event, str):
-            now += event
-            self._now[region_id] = now
-            if not now.startswith(told[: len(now)]):
+            received += event
+            self._received[region_id] = received
+            if not received.startswith(reported[: len(received)]):
                 raise StreamDivergedError
-            if len(now) > len(told):
-                self._told[region_id] = now
-                yield region_id, now[len(told) :]
+            if len(received) > len(reported):
+                self._reported[region_id] = received
+                yield region_id, received[len(reported) :]
         else:
-            if len(now) < len(told):
+            if len(received) < len(reported):
                 raise StreamDivergedError
-            self._told.pop(region_id, None)
-            self._whole.add(region_id)
+            self._reported.pop(region_id, None)
+            self._finished.add(region_id)
             yield region_id, event

@@ -32,23 +32,13 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
+from ureca.model.internvl.chat_template import CHAT_TEMPLATE
 from ureca.model.processor import GRID
 
 TILE_PX, PATCH_PX = 256, 16
 IMAGE_TOKENS = (TILE_PX // PATCH_PX) ** 2
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
 LOCATIONS = tuple(f"<p{cell:04d}>" for cell in range(GRID * GRID))
-
-# HF-native InternVL's own template, without video: an image part is the placeholder and a line break.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def nano_tokenizer(texts: Iterable[str], num_words: int = 1280) -> PreTrainedTokenizerFast:

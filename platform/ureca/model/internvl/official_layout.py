@@ -35,7 +35,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
 from ureca.errors import CheckpointError
-from ureca.nano.architecture import CHAT_TEMPLATE
+from ureca.model.internvl.chat_template import CHAT_TEMPLATE
 
 Family = Literal["qwen2", "internlm2"]
 _FAMILIES: dict[str, Family] = {"Qwen2ForCausalLM": "qwen2", "InternLM2ForCausalLM": "internlm2"}

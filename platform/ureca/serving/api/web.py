@@ -1,36 +1,30 @@
-"""The page at `/`: its files, its examples, and the headers that keep it to itself.
+"""The page at `/`: its files, its example images, and its security headers.
 
-GET /                       the page for a browser; JSON of what is where for everything else
-GET /page/NAME              its style and scripts
-GET /page/examples/NAME     images to begin with: photos of the package and drawn scenes
+GET /                       the page for a browser; a JSON index for other clients
+GET /page/NAME              style and scripts
+GET /page/examples/NAME     example images: photos of the package and two drawn scenes
 
-The page asks nobody but this service, and no script runs but its own files: the headers say so to the browser.
+The page contacts only this service and runs only its own scripts; the headers enforce both in the browser.
 """
 
-import io
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
 from starlette.exceptions import HTTPException
 
 from ureca.corpus.read import photos_directory
-from ureca.nano.scenes.draw import draw_scene
 
-EXAMPLES: dict[str, int | None] = {
-    "scene-cars.jpg": 910_000_002,
-    "scene-shapes.jpg": 910_000_005,
-    "coffee.jpg": None,
-    "astronaut.jpg": None,
-    "rocket.jpg": None,
-    "chelsea.jpg": None,
+_FOLDER = Path(__file__).parents[1] / "page"
+
+EXAMPLES: dict[str, Path] = {
+    **{name: _FOLDER / "examples" / name for name in ("scene-cars.jpg", "scene-shapes.jpg")},
+    **{name: photos_directory() / name for name in ("coffee.jpg", "astronaut.jpg", "rocket.jpg", "chelsea.jpg")},
 }
-"""Name of each example, and its seed if it is drawn: scenes of the benchmark, which no training has seen. The photos
-are in the public domain or CC0 (photos/LICENSES.md), so the page owes nobody a line."""
+"""Example images by name. The scenes are from the benchmark, which no training has seen. The photos are in the public
+domain or CC0 (corpus/photos/LICENSES.md), so the page needs no credit line."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -39,11 +33,10 @@ HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Asked about each time and sent again only if changed: a new release is never seen half.
+    # Revalidated on every load, so that a new release never mixes with cached old files.
     "Cache-Control": "no-cache",
 }
 
-_FOLDER = Path(__file__).parents[1] / "page"
 _DAY = "public, max-age=86400"
 
 
@@ -55,11 +48,11 @@ class _Files(StaticFiles):
 
 
 def add_page(app: FastAPI, index: dict[str, Any]) -> None:
-    """Serve the page, and `index` to those who don't ask for HTML."""
+    """Serve the page to browsers, and `index` as JSON to other clients."""
     router = APIRouter(include_in_schema=False)
     html = (_FOLDER / "index.html").read_text(encoding="utf-8")
 
-    @router.api_route("/", methods=["GET", "HEAD"])  # probes ask by HEAD
+    @router.api_route("/", methods=["GET", "HEAD"])  # probes use HEAD
     async def page(request: Request) -> Response:
         headers = {**HEADERS, "Vary": "Accept"}
         if "text/html" in request.headers.get("accept", ""):
@@ -70,17 +63,8 @@ def add_page(app: FastAPI, index: dict[str, Any]) -> None:
     def example(name: str) -> Response:
         if name not in EXAMPLES:
             raise HTTPException(404)
-        return Response(_example(name), media_type="image/jpeg", headers={**HEADERS, "Cache-Control": _DAY})
+        headers = {**HEADERS, "Cache-Control": _DAY}
+        return Response(EXAMPLES[name].read_bytes(), media_type="image/jpeg", headers=headers)
 
     app.include_router(router)
     app.mount("/page", _Files(directory=_FOLDER / "files"))
-
-
-@cache
-def _example(name: str) -> bytes:
-    seed = EXAMPLES[name]
-    if seed is None:
-        return (photos_directory() / name).read_bytes()
-    file = io.BytesIO()
-    Image.fromarray(draw_scene(seed).image).save(file, "JPEG", quality=95)  # as `write_scenes` does
-    return file.getvalue()
