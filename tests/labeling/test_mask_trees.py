@@ -113,7 +113,7 @@ def test_statistics_of_known_trees():
     summary = statistics.summary(seconds=1.0, table="t.parquet", digest="0")
     assert (summary.masks, summary.regions, summary.merged) == (5 + 2 + 3 + 4, 5, 2)
     assert summary.dropped == {"too_small": 3, "too_few_levels": 4}
-    assert summary.mended == {"duplicated_ids": 1}
+    assert summary.repaired == {"duplicated_ids": 1}
     assert summary.quarantined == {"InputError": 1}
     assert summary.levels == {0: 2, 1: 2, 2: 1}
     assert vars(summary.levels_per_image) == {"mean": 1.333333, "p5": 0, "median": 1, "p95": 3, "max": 3}

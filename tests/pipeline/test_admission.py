@@ -13,7 +13,7 @@ async def run(
     entered: list[tuple[int, tuple[int, ...]]] = []
 
     async def visit(who: int) -> None:
-        async with admission.join(limits[who]):
+        async with admission.admit(limits[who]):
             inside.append(who)
             entered.append((who, tuple(inside)))
             await asyncio.sleep(0.001)

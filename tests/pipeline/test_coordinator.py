@@ -13,25 +13,25 @@ from ureca.pipeline.errors import BudgetSpent
 
 def test_what_was_begun_and_never_ended_has_died():
     coordinator = JobCoordinator()
-    assert coordinator.look(["a", "b", "c"]).deaths == {}
+    assert coordinator.block_status(["a", "b", "c"]).crashes == {}
     coordinator.begin("a", alone=False)
     coordinator.begin("b", alone=False)
     coordinator.end("b", Counter(images=1))
-    assert coordinator.look(["a", "b", "c"]).deaths == {"a": CrashCounts(1, 0)}
-    assert coordinator.look(["a"]).deaths == {"a": CrashCounts(1, 0)}, "counted once for each time it was begun"
+    assert coordinator.block_status(["a", "b", "c"]).crashes == {"a": CrashCounts(1, 0)}
+    assert coordinator.block_status(["a"]).crashes == {"a": CrashCounts(1, 0)}, "counted once for each time it was begun"
     coordinator.begin("a", alone=True)
-    assert coordinator.look(["a"]).deaths == {"a": CrashCounts(2, 1)}
+    assert coordinator.block_status(["a"]).crashes == {"a": CrashCounts(2, 1)}
     stats = coordinator.stats()
-    assert (stats.counts["deaths"], stats.counts["images"]) == (2, 1)
+    assert (stats.counts["crashes"], stats.counts["images"]) == (2, 1)
 
 
 def test_an_image_that_ended_is_forgotten():
     coordinator = JobCoordinator()
     coordinator.begin("a", alone=False)
-    coordinator.look(["a"])
+    coordinator.block_status(["a"])
     coordinator.begin("a", alone=False)
     coordinator.end("a", Counter())
-    assert coordinator.look(["a"]).deaths == {}
+    assert coordinator.block_status(["a"]).crashes == {}
     assert coordinator.stats().in_progress == 0
 
 
@@ -61,14 +61,14 @@ def test_what_earlier_starts_spent_counts(tmp_path):
 def test_a_stop_is_over_when_nothing_is_under_way(monkeypatch):
     monkeypatch.setattr(steward_module, "_DRAINED_SECONDS", 0.0)
     coordinator = JobCoordinator()
-    assert not coordinator.look([]).drained
+    assert not coordinator.block_status([]).drained
     coordinator.begin("a", alone=False)
     coordinator.stop(BudgetSpent("first"))
     coordinator.stop(BudgetSpent("second"))
-    situation = coordinator.look(["b"])
+    situation = coordinator.block_status(["b"])
     assert (str(situation.stopped), situation.drained) == ("first", False)
     coordinator.end("a", Counter())
-    assert coordinator.look(["b"]).drained
+    assert coordinator.block_status(["b"]).drained
 
 
 def test_what_a_dead_process_had_set_aside_is_free_again():

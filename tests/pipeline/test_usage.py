@@ -7,7 +7,7 @@ import pytest
 
 from ureca.corpus.schema import Distractor, ImageRow, Provenance, RegionRow
 from ureca.errors import ConfigError, MaskError
-from ureca.pipeline.usage import Held, PriceConfig, counts_of, make_usage, total_counts, usage_lines
+from ureca.pipeline.usage import HeldResources, PriceConfig, counts_of, make_usage, total_counts, usage_lines
 
 
 def region(**more) -> RegionRow:
@@ -66,7 +66,7 @@ def usage(**more):
         per_million_prompt_tokens=2, per_million_completion_tokens=10, per_gpu_hour=3, per_kwh=0.5, gpu_watts=500
     )
     counts = total_counts([LABELED, SET_ASIDE])
-    held = Held(wall_seconds=10, gpu_seconds=7200, cpu_seconds=3600)
+    held = HeldResources(wall_seconds=10, gpu_seconds=7200, cpu_seconds=3600)
     return make_usage(counts, held, prices, **{"table": counts, "project_images": 0, **more})
 
 
@@ -105,7 +105,7 @@ def test_a_job_that_stopped_has_an_account_without_a_table():
 def test_a_start_that_had_nothing_to_do_divides_by_nothing():
     made = make_usage(
         Counter(),
-        Held(wall_seconds=0, gpu_seconds=0, cpu_seconds=0),
+        HeldResources(wall_seconds=0, gpu_seconds=0, cpu_seconds=0),
         PriceConfig(),
         table=Counter(),
         project_images=9,

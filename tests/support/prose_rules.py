@@ -27,7 +27,7 @@ BANNED = {
     "beside": r"beside",
     "anew": r"anew",
     "whence": r"whence",
-    "told, tell (except 'tell apart')": r"(told|tells?|telling)\b(?!.{0,40}\bapart\b)",
+    "told, tell (except 'tell apart', 'can't tell')": r"(?<!not )(?<!n't )(told|tells?|telling)\b(?!.{0,40}\bapart\b)",
     "under way": r"under way",
     "set aside": r"(sets?|setting) aside",
     "for ever": r"for ever",

@@ -1,9 +1,9 @@
-"""Captions from a running service, through the client: retries, tokens and limits are its own.
+"""Captions from a running service, through its client: retries, tokens and limits are the client's.
 
-no answer, no place, no engine    asked again for `endpoint.retries` pauses; then EndpointLost: the job stops
-token or model refused            EndpointLost, at once
-request refused                   InputError: that image is set aside
-it fails, but is ready            InputError: it fails at that image
+no answer, service full, no engine    retried `endpoint.retries` times; then EndpointLost: the job stops
+token or model refused                EndpointLost at once
+request refused                       InputError: the image is quarantined
+failure of a ready service            InputError: the image caused it
 """
 
 import asyncio
@@ -24,25 +24,25 @@ from ureca.regions.rle import Rle
 
 _FAILED = 500
 _OF_THE_IMAGE = (400, 413, 422)
-"""Statuses that say what is wrong with a request."""
+"""Statuses that mean a faulty request."""
 
 
 def served_model(config: EndpointConfig, token: str) -> str:
-    """The model that the service will caption with.
+    """Return the service's model to caption with.
 
     Raises:
-        ConfigError: nobody answers there, or not with such a model, or the token is not taken.
+        ConfigError: the service does not answer, lacks the model, or refuses the token.
     """
     try:
         with Client(config.url, token=token or None, timeout_seconds=30, retries=2) as client:
             models = client.models()
     except ServiceError as error:
         refused = error.status in (401, 403)
-        remedy = f" Give a token that it knows in {config.token_env}." if refused else ""
+        remedy = f" Set {config.token_env} to a valid token." if refused else ""
         raise ConfigError(f"endpoint.url={config.url}: {error}{remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"endpoint.url={config.url}: is no service of ours. Give the address alone, without a path."
+            f"endpoint.url={config.url}: is not a URECA service. Give its address without a path."
         ) from error
     if config.model and config.model not in models:
         raise ConfigError(f"endpoint.model={config.model}: the service at {config.url} has {', '.join(models)}")
@@ -50,12 +50,12 @@ def served_model(config: EndpointConfig, token: str) -> str:
 
 
 class EndpointSource:
-    """A `CaptionSource`."""
+    """Caption source that calls a running service."""
 
     start_seconds = 0.0
 
     def __init__(self, config: EndpointConfig, *, token: str, model: str, images_in_flight: int) -> None:
-        """Nothing is sent yet; `images_in_flight`: images that may be asked about at once."""
+        """Open the client; nothing is sent yet. `images_in_flight` limits concurrent requests."""
         self.load = Load()
         self.load.begin()
         self._config, self._model = config, model
@@ -65,7 +65,7 @@ class EndpointSource:
         self._threads = ThreadPoolExecutor(images_in_flight, thread_name_prefix="request")
 
     async def caption(self, image: LoadedImage, asked: Sequence[tuple[Rle, str]], max_tokens: int) -> Captioned:
-        """As `CaptionSource`: the regions of an image in one request, or in few, one after the other."""
+        """Caption the regions of an image in one request, or in a few, one after the other (see `CaptionSource`)."""
         data = await asyncio.get_running_loop().run_in_executor(self._threads, as_read, image.data, image.image)
         regions = [
             {"id": str(number), "rle": segmentation, "style": style}
@@ -89,7 +89,7 @@ class EndpointSource:
         )
 
     async def close(self) -> None:
-        """Let go of the connection; requests that wait are not sent."""
+        """Close the connection; waiting requests are not sent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
@@ -103,7 +103,8 @@ class EndpointSource:
             if error.status in _OF_THE_IMAGE:
                 raise InputError(f"the service at {self._config.url} refuses the image: {error}") from error
             if error.status == _FAILED and await loop.run_in_executor(self._threads, self._client.is_ready):
-                raise InputError(f"the service at {self._config.url} fails at the image: {error}") from error
+                raise InputError(f"the service at {self._config.url} fails on the image: {error}") from error
             raise EndpointLost(
-                f"{self._config.url}: {str(error).rstrip('.')}. What is captioned is kept; the same command goes on."
+                f"{self._config.url}: {str(error).rstrip('.')}. Finished images are kept; the same command resumes "
+                "the job."
             ) from error

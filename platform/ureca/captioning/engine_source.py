@@ -1,4 +1,4 @@
-"""Captions from an engine in the actor's own process: the class that serves, without the service."""
+"""Captions from an engine in the actor's own process: the serving engine, without the service."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from ureca.regions.rle import Rle
 
 
 class EngineSource:
-    """A `CaptionSource`; the first image starts the engine."""
+    """Caption source with its own engine; the first image starts it."""
 
     def __init__(
         self, export_dir: Path, config: EngineConfig, *, when_engine_died: Callable[[], None] = end_process
     ) -> None:
-        """No engine is started yet; `when_engine_died` as of `EngineActor`.
+        """Check the export without starting the engine; `when_engine_died` as in `EngineActor`.
 
         Raises:
-            CheckpointError: the folder is no export, or its parts don't fit each other.
+            CheckpointError: the folder is not an export, or its parts do not match.
         """
         self._engine = CaptionEngine(
             export_dir,
@@ -37,11 +37,11 @@ class EngineSource:
 
     @property
     def start_seconds(self) -> float:
-        """As `CaptionSource`."""
+        """Seconds that the engine took to start (see `CaptionSource`)."""
         return self._own.start_seconds
 
     async def caption(self, image: LoadedImage, asked: Sequence[tuple[Rle, str]], max_tokens: int) -> Captioned:
-        """As `CaptionSource`: all at once; the engine sees to it that the image is computed once."""
+        """Caption all regions at once; the engine computes the image once (see `CaptionSource`)."""
         query = self._engine.prompts.processor.query
         async with self._own.running():
             captions = await self._engine.caption(

@@ -1,9 +1,9 @@
-"""Caption a corpus with the captioner, so that it can be stopped at any time and goes on where it was.
+"""Captioning job: resumable, from sources to a region table with the captioner's captions.
 
-    sources --> manifest --rows.py: an actor per engine, CaptionWorker--> parts --> TABLE, ledger
+    sources --> manifest --pipeline/ray_data.py: an actor per engine, CaptionWorker--> parts --> TABLE, usage report
 
-How rows are finished, kept, resumed and put together is labeling's (labeling/fill.py, rows.py, parts.py); what differs
-is who writes the captions, and that here it counts how busy the engines are.
+The runtime is `ureca.pipeline`, as in labeling. Differences: the captioner writes the captions, and the job measures
+how busy its engines are.
 """
 
 import functools
@@ -32,22 +32,22 @@ from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, tota
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFigures:
-    """How the engines of a start were used; for an endpoint, how it was asked. None: nothing was captioned."""
+    """Utilization of the engines in a start; with an endpoint, of the requests. None: nothing was captioned."""
 
     regions_per_second: float | None = None
-    """Of all engines, from when they were ready until their last image was done."""
+    """Throughput of all engines, from their readiness to their last image."""
     engine_busy: float | None = None
     """Share of that time with at least one region in generation."""
     regions_at_once: float | None = None
-    """In generation, of one engine, on average while it was busy; at most `engine.max_num_seqs`."""
+    """Mean regions in generation per engine while busy; at most `engine.max_num_seqs`."""
     cached_share: float | None = None
-    """Share of the prompts' tokens that was found in the prefix cache: the image is computed once for its regions."""
+    """Share of prompt tokens found in the prefix cache: the image is computed once for its regions."""
     start_seconds: float = 0.0
-    """That an engine took to start, on average."""
+    """Mean start time of an engine."""
 
     @classmethod
     def of(cls, stats: JobStats) -> "EngineFigures":
-        """The figures of what is done so far."""
+        """Compute the figures from the job's totals."""
         counts = {name: stats.counts[f"engine:{name}"] for name in _COUNTED}
         engines = max(len(stats.actors), 1)
         if not counts["busy_milliseconds"]:
@@ -64,9 +64,9 @@ class EngineFigures:
         if self.engine_busy is None:
             return "nothing captioned"
         return (
-            f"{self.regions_per_second:,.3g} regions/s; busy {self.engine_busy:.1%} of the time since the start of "
-            f"{self.start_seconds:.0f} s, then {self.regions_at_once:.3g} regions at once; {self.cached_share:.1%} of "
-            "the prompts' tokens found in the prefix cache"
+            f"{self.regions_per_second:,.3g} regions/s; busy {self.engine_busy:.1%} of the time after a start of "
+            f"{self.start_seconds:.0f} s, with {self.regions_at_once:.3g} regions in generation; "
+            f"{self.cached_share:.1%} of prompt tokens from the prefix cache"
         )
 
 
@@ -78,31 +78,31 @@ _COUNTED = (
     "prompt_tokens",
     "cached_tokens",
 )
-"""What `CaptionWorker.counts` tells, as parts of `engine`."""
+"""Counts of `CaptionWorker.counts`, as parts of `engine`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSummary:
-    """What a captioning job did: images = captioned + the sum of quarantined."""
+    """Result of a captioning job: images = captioned + the sum of quarantined."""
 
     table: str
-    """Where the region table is."""
+    """Path of the region table."""
     model: str
-    """Who captioned, as the table's provenance names it."""
+    """Captioner, as in the table's provenance."""
     images: int
     captioned: int
     quarantined: dict[str, int]
-    """Error class -> images set aside for it."""
+    """Error class -> quarantined images."""
     regions: int
     captions: int
     flagged: int
-    """Regions with a flag of any kind."""
+    """Regions with any flag."""
     caption_seconds: float
-    """Of this start, the start of Ray and of the engines included."""
+    """Duration of this start, including the start of Ray and of the engines."""
     engine: EngineFigures
-    """Of this start."""
+    """Engine utilization of this start."""
     digest: str
-    """Of the table's content; equal for equal corpus, model and configuration."""
+    """Digest of the table's content; equal for equal corpus, model and configuration."""
 
 
 def caption_corpus(
@@ -112,18 +112,20 @@ def caption_corpus(
 ) -> CaptionSummary:
     """Caption all images of the sources into one region table; `directory` is the run's local folder.
 
-    `make_worker` makes what works on the images in each actor.
+    `make_worker` creates the worker of each actor.
 
     Raises:
-        InputError: a source without images, or not one image could be captioned.
-        ConfigError: an earlier start captioned with other settings, or the endpoint does not answer.
-        CheckpointError: the model's folder is no export.
-        JobStopped: engine, endpoint or storage are gone; what is captioned is kept.
+        InputError: a source has no images, or no image could be captioned.
+        ConfigError: an earlier start used other settings, or the endpoint does not answer.
+        CheckpointError: the model's folder is not an export.
+        JobStopped: engine, endpoint or storage are gone; finished images are kept.
     """
     started = time.monotonic()
     parts = Parts(config.table or str(Path(directory).resolve() / "regions.parquet"))
     recipe = CaptionRecipe.read(config)
-    print(f"caption  by {recipe.model}{f' at {config.endpoint.url}' if config.endpoint.url else ''}", file=sys.stderr)
+    print(
+        f"caption  model {recipe.model}{f' at {config.endpoint.url}' if config.endpoint.url else ''}", file=sys.stderr
+    )
 
     def prepare(num_images: int) -> tuple[MakeWorker, RowsPlan]:
         return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
@@ -152,10 +154,10 @@ def caption_corpus(
 
 
 def rows_plan(config: CaptionConfig, num_images: int, resources: Mapping[str, float]) -> RowsPlan:
-    """How the corpus is spread over a cluster that has these resources.
+    """Return how the corpus is distributed over a cluster with these resources.
 
     Raises:
-        ConfigError: it has too few GPUs for one engine.
+        ConfigError: the cluster has too few GPUs for one engine.
     """
     gpus = 0.0
     if not config.endpoint.url:

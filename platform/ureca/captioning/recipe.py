@@ -1,4 +1,4 @@
-"""All that the captions of a job are made from, settled where the job is started."""
+"""Everything that a job's captions depend on, resolved by the driver."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -16,46 +16,46 @@ from ureca.model.internvl.presets import packaged_weights
 from ureca.model.processor import STYLE_QUERIES
 
 _DIGITS = 16
-"""Of a digest, where it stands in a table."""
+"""Digits of a digest in a table."""
 
 
 @dataclass(frozen=True)
 class CaptionRecipe:
-    """Actors have neither the driver's environment nor, on a cluster, its package's folder."""
+    """Resolved captioner. Actors have neither the driver's environment nor, on a cluster, its package folder."""
 
     config: CaptionConfig
     model: str
-    """Who captions, as the table tells it: NAME@sha256:DIGEST of an export; the name alone of a service's model."""
+    """Captioner, as recorded in the table: NAME@sha256:DIGEST of an export, or the name of a service's model."""
     folder: str = ""
-    """Of the export; empty: nano's, wherever the package lies on the actor's machine."""
+    """Folder of the export; empty: the packaged nano captioner, located on the actor's machine."""
     token: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, config: CaptionConfig) -> "CaptionRecipe":
-        """Find out who will caption.
+        """Resolve the captioner.
 
         Raises:
-            CheckpointError: the model's folder is no export.
-            ConfigError: the service does not answer as it should.
+            CheckpointError: the model's folder is not an export.
+            ConfigError: the service does not answer as expected.
         """
         if config.endpoint.url:
             token = config.endpoint.token()
             return cls(config, served_model(config.endpoint, token), token=token)
         folder = str(Path(config.model).resolve()) if config.model else ""
         path = _export_dir(folder)
-        EngineSource(path, config.engine)  # says what is wrong with an export, and starts nothing
+        EngineSource(path, config.engine)  # checks the export; starts nothing
         return cls(config, f"{path.name}@sha256:{export_digest(path)[:_DIGITS]}", folder)
 
     @property
     def prompt_version(self) -> str | None:
-        """Changes with the questions; None where the service decides on them."""
+        """Digest of the queries; None where the service decides them."""
         if self.config.endpoint.url:
             return None
         asked = "\n".join(STYLE_QUERIES[style] for style in self.config.styles)
         return hashlib.sha256(asked.encode()).hexdigest()[:_DIGITS]
 
     def make(self) -> CaptionSource:
-        """The captions of one process. Nothing is started or sent yet."""
+        """Create the caption source of a process. Nothing is started or sent yet."""
         if self.config.endpoint.url:
             return EndpointSource(
                 self.config.endpoint,
@@ -66,7 +66,7 @@ class CaptionRecipe:
         return EngineSource(_export_dir(self.folder), self.config.engine)
 
     def settings(self) -> dict[str, Any]:
-        """What rows depend on; where they are written, how fast, and by how many processes is no part of it."""
+        """Return the settings that decide the rows, without location, speed and number of processes."""
         config = self.config
         return {
             "sources": list(config.sources),

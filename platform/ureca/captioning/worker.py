@@ -1,11 +1,11 @@
-"""What the actors of a captioning job do with an image: read it, take or build its tree, have it captioned.
+"""Worker of a captioning job: read an image, take or build its mask tree, caption its regions.
 
-    read      image and masks; proposed masks where it has none
-    tree      which region is part of which; a region table's regions keep the tree that they have
+    read      image and masks; proposed masks where there are none
+    tree      mask tree; regions of a region table keep theirs
     caption   all regions in all styles at once
 
-One image is one row and one call, so its regions share its prefix by construction. Images are prepared one at a time,
-as in labeling, while the engine works on others.
+One image is one row and one call, so its regions share the image prefix. Images are prepared one at a time, as in
+labeling, while the engine works on others.
 """
 
 import asyncio
@@ -36,16 +36,16 @@ logger = logging.getLogger(__name__)
 _FIELDS = {"brief": "short_caption", "detailed": "long_caption", "unique": "caption"}
 
 CUT_OFF = "cut_off"
-"""Flag of a region with a caption that ended at `max_tokens`."""
+"""Flag of a region with a caption truncated at `max_tokens`."""
 EMPTY = "empty"
-"""Flag of a region that was asked about and about which nothing was said."""
+"""Flag of a region with an empty caption."""
 
 
 class CaptionWorker:
     """Captions images in one actor."""
 
     def __init__(self, recipe: CaptionRecipe, budget: Budget | None, share: float) -> None:
-        del budget, share  # an engine costs what it is held for
+        del budget, share  # an engine costs its time, not its tokens
         self._recipe = recipe
         self._source: CaptionSource = recipe.make()
         self._loader = ImageLoader(self._config.image_settings())
@@ -58,7 +58,7 @@ class CaptionWorker:
         return self._recipe.config
 
     async def work(self, row: ManifestRow) -> ImageRow:
-        """The image's row of the region table, captioned or set aside.
+        """Return the image's row of the region table, captioned or quarantined.
 
         Raises:
             JobStopped: neither this nor any other image can be captioned for now.
@@ -74,8 +74,8 @@ class CaptionWorker:
             asked_at = time.monotonic()
             made = await self._source.caption(loaded, asked, self._config.max_tokens) if asked else Captioned()
             if asked and not any(made.texts):
-                raise UnusableAnswerError(f"{row.image_path}: nothing was said of any of its {len(regions)} regions.")
-        except (JobStopped, StorageError, CheckpointError):  # nothing is wrong with the image
+                raise UnusableAnswerError(f"{row.image_path}: all captions of its {len(regions)} regions are empty.")
+        except (JobStopped, StorageError, CheckpointError):  # not the image's fault
             raise
         except Exception as error:
             if not isinstance(error, UrecaError):
@@ -105,7 +105,7 @@ class CaptionWorker:
         )
 
     def counts(self) -> Counter[str]:
-        """How busy the engine has been since this was last asked, and what it found in its cache."""
+        """Return engine utilization and cache use since the last call."""
         busy = self._source.load.take()
         counts, self._counts = self._counts, Counter()
         counts["engine:start_milliseconds"] = round(1000 * (self._source.start_seconds - self._start_seconds))
@@ -130,7 +130,7 @@ class CaptionWorker:
         return tuple(RegionRow.of(region) for region in tree.regions), notes
 
     def _captioned(self, regions: tuple[RegionRow, ...], made: Captioned) -> tuple[RegionRow, ...]:
-        """The regions with their captions; `made` has those of a region, in all styles, side by side."""
+        """Return the regions with their captions; `made` holds, for each region, its captions in all styles."""
         styles = self._config.styles
         texts = {style: made.texts[place :: len(styles)] for place, style in enumerate(styles)}
         repeated = repeated_captions(texts.get("unique", (None,) * len(regions)))
@@ -143,6 +143,6 @@ class CaptionWorker:
                 CUT_OFF: any(made.cut[first : first + len(styles)]),
                 EMPTY: None in captions.values(),
             }
-            told = tuple(flag for flag, is_so in flags.items() if is_so)
-            captioned.append(replace(region, flags=told, **captions))
+            active = tuple(flag for flag, is_so in flags.items() if is_so)
+            captioned.append(replace(region, flags=active, **captions))
         return tuple(captioned)

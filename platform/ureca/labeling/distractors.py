@@ -1,8 +1,8 @@
-"""Which regions of an image a caption may be taken for: those that look alike.
+"""Distractors: the regions of an image that a caption may be mistaken for, because they look alike.
 
-Looks are compared by cosine of features of the regions (`ureca.labeling.features`). A region's ancestors and
-descendants are left out: they share its pixels, so they resemble it without being mistaken for it.
-Source: URECA (arXiv 2504.05305) section 3, which takes DINO features, a threshold of 0.8, and all pairs.
+Regions are compared by cosine similarity of features (`ureca.labeling.features`). Ancestors and descendants of a region
+are excluded: they share its pixels, so they resemble it without being confused with it. Source: URECA (arXiv
+2504.05305) section 3, which uses DINO features, a threshold of 0.8, and all pairs.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,30 @@ from ureca.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class DistractorConfig:
-    """How distractors are chosen."""
+    """Selection of distractors."""
 
     min_similarity: float = 0.9
-    """Cosine of the features, from -1 to 1, from which a region counts as alike."""
+    """Minimum cosine similarity of a distractor, from -1 to 1."""
     max_count: int = 8
-    """At most this many of each region, the most alike ones."""
+    """Maximum distractors per region, most similar first."""
     related: bool = False
-    """Whether the regions above and below a region may be its distractors, as the paper has it."""
+    """Allow ancestors and descendants as distractors, as in the paper."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_similarity <= 1:
-            raise ConfigError(f"distractors.min_similarity={self.min_similarity}: a cosine is from -1 to 1")
+            raise ConfigError(f"distractors.min_similarity={self.min_similarity}: must be a cosine, from -1 to 1")
         if self.max_count < 0:
-            raise ConfigError(f"distractors.max_count={self.max_count}: give 0 or more")
+            raise ConfigError(f"distractors.max_count={self.max_count}: must be at least 0")
 
 
 def find_distractors(
     features: np.ndarray, parents: Sequence[int], config: DistractorConfig
 ) -> list[tuple[Distractor, ...]]:
-    """For each region of an image its distractors, most alike first.
+    """Return the distractors of each region, most similar first.
 
-    `features`: (R, F), rows of length 1. `parents`: index of each region's parent, -1 at the top level; parents
-    come before their children.
+    Args:
+        features: (R, F), rows of length 1.
+        parents: index of each region's parent, -1 at the top level; parents precede their children.
     """
     if not len(parents):
         return []
@@ -56,7 +57,7 @@ def find_distractors(
 
 
 def _related(parents: Sequence[int]) -> np.ndarray:
-    """bool (R, R): [i, j] = i is j, or above or below it."""
+    """Return a bool (R, R) matrix: [i, j] is true if i is j, its ancestor or its descendant."""
     above = np.eye(len(parents), dtype=bool)
     for index, parent in enumerate(parents):
         if parent >= 0:

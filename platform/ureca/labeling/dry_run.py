@@ -1,4 +1,4 @@
-"""What a labeling job would start, write, ask and cost, found out from a few of its images: the dry run."""
+"""Dry run of a labeling job: estimate actors, files, requests and cost from a sample of its images."""
 
 import os
 import statistics
@@ -14,23 +14,23 @@ from ureca.labeling.prepare import PreparedImage, Preparer
 from ureca.labeling.worker import DescriberRecipe
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import OTHER_CPUS, cluster_resources
-from ureca.pipeline.usage import Held, make_usage
+from ureca.pipeline.usage import HeldResources, make_usage
 
 SAMPLE = 12
-"""Images, evenly spread over the manifest, that are read and whose trees are built."""
+"""Images to read and build trees for, evenly spaced over the manifest."""
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 1500, 40
-"""Assumed of one question until a start has measured them: two views of InternVL, and a sentence or two."""
+"""Assumed tokens per request until a start has measured them: two InternVL views, and a sentence or two."""
 
 _PROCESS_BYTES = 400 * 2**20
-"""An actor's interpreter, with what it imports."""
+"""Memory of an actor's interpreter with its imports."""
 
 
 def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fan-out, in JSON's own types. Writes the manifest and nothing else; asks no model.
+    """Estimate the job, in JSON types. Writes only the manifest and sends no request.
 
     Raises:
-        InputError: a source without images, or none of the images looked at can be read.
+        InputError: a source has no images, or no sampled image can be read.
         ConfigError: the cluster has too few GPUs for one actor.
     """
     parts = Parts(table_of(config, directory))
@@ -49,7 +49,7 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
     largest = max(each.size[0] * each.size[1] * len(each.parents) for each in samples)
     asked = round(questions * num_images)
     tokens = (asked * PROMPT_TOKENS, asked * COMPLETION_TOKENS) if uses_model else (0, 0)
-    held = Held(wall_seconds=0, gpu_seconds=0, cpu_seconds=0)
+    held = HeldResources(wall_seconds=0, gpu_seconds=0, cpu_seconds=0)
     counts = Counter(images=num_images, prompt_tokens=tokens[0], completion_tokens=tokens[1])
     cost = make_usage(counts, held, config.prices, table=None, project_images=0)["cost"]
     return {
@@ -75,7 +75,7 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
 
 
 def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[PreparedImage], int]:
-    """Some images, prepared, and how many could not be."""
+    """Return prepared sample images, and the number that failed."""
     preparer = Preparer(config.settings(), uses_model=config.describer != "attributes")
     step = max(1, num_images // SAMPLE)
     prepared: list[PreparedImage] = []
@@ -93,7 +93,7 @@ def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[
 
 
 def _questions(prepared: PreparedImage, *, uses_model: bool, verify: bool) -> int:
-    """What a walk over the image asks if no question must be asked again."""
+    """Return the requests for an image if none must be repeated."""
     regions = len(prepared.parents)
     if not uses_model:
         return 3 * regions

@@ -1,13 +1,13 @@
-"""What regions look like as vectors, to find those that a caption may be taken for.
+"""Feature vectors of regions, to find those that a caption may be mistaken for.
 
-    measured   colors, size, elongation, outline, as measured for the attributes: no model, on any machine
-    dinov2     class token of a DINOv2 of the region's crop, all outside of the region blurred
+    measured   colors, size, elongation and outline, as measured for the attributes; no model
+    dinov2     class token of a DINOv2 on the region's crop, with everything outside the region blurred
 
     features = make_features(FeatureConfig(kind="dinov2"))       # once per process: it may hold a model
     rows = features(image, segmentations, attributes)            # (R, F), for `find_distractors`
 
-Source: URECA (arXiv 2504.05305) section 3, DINO features of the blurred crop. Put right against the authors' code:
-their center crop cuts the ends off long regions; here the whole crop is fitted in and the rest left gray.
+Source: URECA (arXiv 2504.05305) section 3, DINO features of the blurred crop. Deviation from the authors' code: their
+center crop cuts off the ends of long regions; here the entire crop is fitted in and padded with gray.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ Features = Callable[[np.ndarray, Sequence[Rle], Sequence[RegionAttributes]], np.
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """By what regions are compared."""
+    """Features that compare regions."""
 
     kind: Literal["measured", "dinov2"] = "measured"
-    """measured: by colors, size and outline, without a model; dinov2: by what a DINOv2 sees in their crops."""
+    """measured: colors, size and outline, without a model. dinov2: a DINOv2 on the regions' crops."""
     model: str = "facebook/dinov2-base"
-    """For kind dinov2: hub name or folder of a DINOv2, DINOv3 or DINO for transformers."""
+    """Hub name or folder of a DINOv2, DINOv3 or DINO for transformers; kind dinov2 only."""
     device: str = ""
-    """cuda, cuda:1, cpu, …; empty: the GPU that this process has, else the CPU."""
+    """Device, e.g. cuda, cuda:1 or cpu. Empty: this process's GPU if it has one, else the CPU."""
     batch_size: int = 64
-    """Crops that go through the model at once."""
+    """Crops per forward of the model."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ConfigError(f"features.batch_size={self.batch_size}: give 1 or more")
+            raise ConfigError(f"features.batch_size={self.batch_size}: must be at least 1")
 
 
 def make_features(config: FeatureConfig) -> Features:
-    """The features of that kind.
+    """Create the features of the configured kind.
 
     Raises:
         CheckpointError: the model can't be loaded.
@@ -60,13 +60,13 @@ def _measured(image: np.ndarray, segmentations: Sequence[Rle], attributes: Seque
 
 
 class DinoFeatures:
-    """Features from the class token of a vision transformer; one model in this process."""
+    """Features from the class token of a vision transformer, loaded in this process."""
 
     def __init__(self, config: FeatureConfig) -> None:
         """Load the model.
 
         Raises:
-            CheckpointError: it is not there, or has no class token.
+            CheckpointError: the model is missing, or has no class token.
         """
         from ureca.torchvision_ops import declare_missing_operators
 
@@ -83,7 +83,8 @@ class DinoFeatures:
         except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"features.model={config.model}: can't be loaded on {device} ({str(error).strip().splitlines()[0]}). "
-                "Give the hub name or the folder of a DINOv2, e.g. facebook/dinov2-base, or features.kind=measured."
+                "Set it to the hub name or folder of a DINOv2, e.g. facebook/dinov2-base, or set "
+                "features.kind=measured."
             ) from error
         crop, size = getattr(processor, "crop_size", None) or {}, processor.size
         self._side = crop.get("height") or size.get("height") or size.get("shortest_edge")
@@ -97,13 +98,13 @@ class DinoFeatures:
         segmentations: Sequence[Rle],
         attributes: Sequence[RegionAttributes],  # noqa: ARG002
     ) -> np.ndarray:
-        """float32 (R, F), rows of length 1, of an image uint8 (H, W, 3) RGB; `attributes` are not looked at."""
+        """Return float32 (R, F), rows of length 1, for an image uint8 (H, W, 3) RGB; `attributes` are ignored."""
         import torch
 
         found = [np.empty((0, self._model.config.hidden_size), np.float32)]
         for first in range(0, len(segmentations), self._batch_size):
             crops = [self._crop(image, rle) for rle in segmentations[first : first + self._batch_size]]
-            # bytes go to the device, four times fewer than floats
+            # bytes are copied to the device, a quarter of the size of floats
             pixels = torch.from_numpy(np.stack(crops)).to(self._mean.device).permute(0, 3, 1, 2)
             with torch.inference_mode():
                 tokens = self._model(pixel_values=(pixels / 255 - self._mean) / self._std).last_hidden_state[:, 0]
@@ -111,7 +112,8 @@ class DinoFeatures:
         return np.concatenate(found)
 
     def _crop(self, image: np.ndarray, segmentation: Rle) -> np.ndarray:
-        """uint8 (side, side, 3): the region's box in the middle, outside of the region blurred; bars of mean color."""
+        """Return uint8 (side, side, 3): the region's box centered, outside of the region blurred, padded with the mean
+        color."""
         view = crop_view(image, segmentation, ViewConfig(longest_px=self._side, margin=0.0, margin_px=0))
         mean = (255 * self._mean.flatten()).round().int().tolist()
         canvas = Image.new("RGB", (self._side, self._side), tuple(mean))

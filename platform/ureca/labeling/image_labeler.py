@@ -1,17 +1,16 @@
-"""Label one image: read it, build its mask tree, walk the tree in four passes, verify.
+"""Label one image: read it, build its mask tree, caption its regions in four passes, verify.
 
     pass      a region waits for
     tree      -
-    short     its parent's short caption, and those of the siblings before it
+    short     its parent's short caption, and those of the preceding siblings
     long      its children's long captions, and its own short one
-    unique    its own long caption and its distractors'; asked again while it is mistaken for another region
+    unique    its own long caption and its distractors'; repeated while it is mistaken for another region
 
-One image is one coroutine and each caption a task of it, so nothing waits for a whole level or pass, and the
-requests of many images can be under way together. A describer that looks is not asked what the answer would be
-the same for: the long caption of a region without children is its short one, and that of a region without
-distractors is unique. What can't be answered is asked again and then flagged. Whatever fails becomes a value,
-`Quarantined`, with the step it failed in: one bad image never stops a corpus.
-Source: URECA (arXiv 2504.05305) section 3, figure 2.
+One image is one coroutine and each caption one task, so nothing waits for an entire level or pass, and requests of many
+images run concurrently. A describer with a model is not asked for what is known: the long caption of a region without
+children is its short one, and a region without distractors is unique. Unusable answers are requested again, then
+flagged. Every failure becomes a value, `Quarantined`, with its step: one bad image never stops a corpus. Source: URECA
+(arXiv 2504.05305) section 3, figure 2.
 """
 
 import asyncio
@@ -39,35 +38,35 @@ logger = logging.getLogger(__name__)
 Step = Literal["read", "tree", "describe", "label"]
 
 JUDGED_FALSE = "judged_false"
-"""Flag of a region of the test set whose caption was not judged true."""
+"""Flag of a test-set region whose caption was not judged true."""
 
 _NOT_CHOSEN = "A reader of the caption could not tell which of the regions it describes."
 
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """An image that got its captions."""
+    """An image with captions."""
 
     row: ImageRow
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An image set aside, and why."""
+    """A quarantined image and its reason."""
 
     image_id: str
     image_path: str
     step: Step
     error: str
-    """Class name: what a summary counts."""
+    """Error class, counted in the summary."""
     message: str
-    """Names the file and the remedy."""
+    """Error message: names the file and the remedy."""
     provenance: Provenance | None = None
-    """What its captions took as far as they came."""
+    """Usage up to the failure."""
 
     @property
     def row(self) -> ImageRow:
-        """Its row of the region table."""
+        """The image's row of the region table."""
         return ImageRow(
             image_id=self.image_id,
             image_path=self.image_path,
@@ -78,11 +77,11 @@ class Quarantined:
 
 
 Truth = Mapping[str, Mapping[str, str]]
-"""Region id -> its true attributes, where they are known."""
+"""Region id -> true attributes, where known."""
 
 
 class ImageLabeler:
-    """Labels images, many at once. One per process."""
+    """Labels images, many concurrently. One per process."""
 
     def __init__(self, describer: Describer, config: LabelSettings | None = None) -> None:
         self._describer = describer
@@ -91,11 +90,11 @@ class ImageLabeler:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
     async def label(self, row: ManifestRow, truth: Truth | None = None) -> LabeledImage | Quarantined:
-        """Label the image of a manifest's row. Never raises for what is wrong with one image.
+        """Label the image of a manifest row. Errors of the image itself are returned, not raised.
 
         Raises:
             JobStopped: neither this nor any other image can be labeled for now.
-            StorageError: nor can it be read.
+            StorageError: the storage does not answer.
         """
         started = time.monotonic()
         counts = _Counts()
@@ -107,7 +106,7 @@ class ImageLabeler:
             step = "describe"
             state = _ImageState(row.image_id, prepared, self._describer, self._config, counts)
             regions = await state.run(truth or {})
-        except (JobStopped, StorageError):  # nothing is wrong with the image: the next would meet the same
+        except (JobStopped, StorageError):  # not the image's fault: the next image would fail the same way
             raise
         except Exception as error:
             if not isinstance(error, UrecaError):
@@ -145,7 +144,7 @@ class ImageLabeler:
 
 
 class _Counts:
-    """What the captions of one image took."""
+    """Usage of one image's captions."""
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
@@ -162,7 +161,7 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Answer:
-    """A caption, or what is wrong with what was given instead of one."""
+    """A caption, or the problem with an unusable answer."""
 
     text: str | None
     flag: str | None = None
@@ -170,7 +169,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Final:
-    """The unique caption of a region, and how it stood the check."""
+    """The unique caption of a region, with its verdict."""
 
     text: str | None
     verdict: Verdict
@@ -178,7 +177,7 @@ class _Final:
 
 
 class _ImageState:
-    """The captions of one image while they come in."""
+    """The captions of one image while they are being written."""
 
     def __init__(
         self, image_id: str, prepared: PreparedImage, describer: Describer, config: LabelSettings, counts: _Counts
@@ -191,29 +190,29 @@ class _ImageState:
         self._long: dict[int, asyncio.Task[_Answer]] = {}
 
     async def run(self, truth: Truth) -> tuple[RegionRow, ...]:
-        """All passes over all regions.
+        """Run all passes over all regions.
 
         Raises:
-            Exception: the first that a request raised; the image's other requests are then canceled.
-            UnusableAnswerError: no region got a caption.
+            Exception: the first error of a request; the image's other requests are then canceled.
+            UnusableAnswerError: no region received a caption.
         """
         indices = range(len(self._prepared.parents))
         try:
             async with asyncio.TaskGroup() as group:
-                # All are made before the first of them runs, so whatever a task waits for exists.
+                # All tasks are created before the first one runs, so every task can find those it waits for.
                 self._short = [group.create_task(self._describe_short(index)) for index in indices]
                 self._long = {index: group.create_task(self._describe_long(index)) for index in indices}
                 unique = [group.create_task(self._describe_unique(index)) for index in indices]
         except ExceptionGroup as errors:
-            # A stop of the whole job counts for more than what else went wrong with this image.
+            # A stop of the job takes precedence over other errors of this image.
             raise next((e for e in errors.exceptions if isinstance(e, JobStopped)), errors.exceptions[0]) from None
         finals = [task.result() for task in unique]
         if finals and all(final.text is None for final in finals):
             kinds = Counter(flag for final in finals for flag in final.flags)
             raise UnusableAnswerError(
-                f"image {self._image_id!r}: none of its {len(finals)} regions got a caption "
-                f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}). "
-                "Look at the image, the prompts and the model."
+                f"image {self._image_id!r}: none of its {len(finals)} regions received a caption "
+                f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}). Check the image, the prompts and "
+                "the model."
             )
         repeated = repeated_captions([final.text for final in finals])
         return tuple(self._row(index, final, truth, repeated=repeated[index]) for index, final in enumerate(finals))
@@ -250,12 +249,12 @@ class _ImageState:
         final = await self._unique_of(index)
         if not self._judged or final.text is None:
             return final
-        # The paper's own check of its test set: of truth, not of uniqueness (section 3, "Data verification").
+        # The paper's check of its test set: truth, not uniqueness (section 3, "Data verification").
         answer = await self._ask("judge", index, own_caption=final.text)
         return final if answer.verdict else replace(final, flags=(*final.flags, JUDGED_FALSE))
 
     async def _unique_of(self, index: int) -> _Final:
-        """The best of the tries: the one that the fewest other regions fit, the first of equals."""
+        """Return the best attempt: the one that fits the fewest other regions, the first among equals."""
         long, distractors = await self._long[index], self._prepared.distractors[index]
         unasked = Verdict(uniqueness=None, passed=True, confused_with=(), distractors=distractors)
         flags = (long.flag,) if long.flag else ()
@@ -299,7 +298,7 @@ class _ImageState:
         return _Answer(None, description.problem.kind) if description.problem else _Answer(description.text)
 
     async def _ask(self, pass_name: Pass, index: int, problem: str | None = None, **facts: Any) -> Description:
-        """The answer; if it is of no use however often it was asked for, the last one, with its problem."""
+        """Return the answer; if all attempts are unusable, the last one with its problem."""
         for left in reversed(range(1 + self._config.answer_retries)):
             description = await self._describer.describe(
                 DescribeRequest(

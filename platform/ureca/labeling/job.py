@@ -1,11 +1,11 @@
-"""Label a corpus, so that it can be stopped at any time and goes on where it was.
+"""Labeling job: resumable, from sources to a region table with captions.
 
-    sources --> manifest --rows.py: an actor per CPU, LabelWorker--> parts --> TABLE, ledger
+    sources --> manifest --pipeline/ray_data.py: an actor per CPU, LabelWorker--> parts --> TABLE, usage report
 
-Labeled or set aside, each image is a row that is written once. When all rows are there they are put into one
-table, sorted by image id, so that two runs give the same table whatever the order in which the actors finished.
-Everything but the table lies in the folder TABLE.parts and stays there: the same command again finds all rows
-done, or labels only images that were added.
+Each image, labeled or quarantined, becomes one row that is written once. When all rows exist they are merged into one
+table, sorted by image id, so two runs give the same table regardless of the order in which actors finish. Everything
+but the table is kept in the folder TABLE.parts: the same command again finds all rows done, or labels only added
+images.
 """
 
 import functools
@@ -35,29 +35,29 @@ from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, tota
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSummary:
-    """What a labeling job did: images = labeled + the sum of quarantined."""
+    """Result of a labeling job: images = labeled + the sum of quarantined."""
 
     table: str
-    """Where the region table is."""
+    """Path of the region table."""
     images: int
     labeled: int
     quarantined: dict[str, int]
-    """Error class -> images set aside for it."""
+    """Error class -> quarantined images."""
     regions: int
     flagged: int
-    """Regions with a flag of any kind."""
+    """Regions with any flag."""
     unique_share: float
-    """Share of regions whose caption is mistaken for no other region of its image."""
+    """Share of regions whose caption fits no other region of the image."""
     label_seconds: float
-    """Of this start, Ray's own start included."""
+    """Duration of this start, including Ray's start."""
     regions_per_second: float | None
-    """Regions labeled in this start over `label_seconds`; None if all had been labeled before."""
+    """Regions labeled in this start over `label_seconds`; None if all were labeled before."""
     digest: str
-    """Of the table's content; equal for equal corpus and configuration."""
+    """Digest of the table's content; equal for equal corpus and configuration."""
 
 
 def table_of(config: LabelConfig, directory: str | os.PathLike[str]) -> str:
-    """Where the job's region table is, or will be."""
+    """Return the path of the job's region table."""
     return config.table or str(Path(directory).resolve() / "regions.parquet")
 
 
@@ -68,12 +68,12 @@ def label_corpus(
 ) -> LabelSummary:
     """Label all images of the sources into one region table; `directory` is the run's local folder.
 
-    `make_worker` makes what works on the images in each actor.
+    `make_worker` creates the worker of each actor.
 
     Raises:
-        InputError: a source without images, or not one image could be labeled.
-        ConfigError: an earlier start labeled with other settings, or the describer can't answer.
-        JobStopped: tokens, endpoint or storage are gone; what is labeled is kept.
+        InputError: a source has no images, or no image could be labeled.
+        ConfigError: an earlier start used other settings, or the describer can't answer.
+        JobStopped: the budget is spent, or endpoint or storage are gone; finished images are kept.
     """
     started = time.monotonic()
     parts = Parts(table_of(config, directory))
@@ -104,10 +104,10 @@ def label_corpus(
 
 
 def rows_plan(config: LabelConfig, num_images: int, resources: Mapping[str, float]) -> RowsPlan:
-    """How the corpus is spread over a cluster that has these resources.
+    """Return how the corpus is distributed over a cluster with these resources.
 
     Raises:
-        ConfigError: it has too few GPUs for one actor.
+        ConfigError: the cluster has too few GPUs for one actor.
     """
     return RowsPlan(
         label="label",
@@ -128,7 +128,7 @@ def _gpus_per_actor(config: LabelConfig, cluster_gpus: float) -> float:
 
 
 def label_settings(config: LabelConfig, recipe: DescriberRecipe) -> dict[str, Any]:
-    """What labels depend on; where they are written, how fast, and by how many processes is no part of it."""
+    """Return the settings that decide the labels, without location, speed and number of processes."""
     return {
         "sources": list(config.sources),
         "labeling": config_to_dict(config.settings()),

@@ -1,9 +1,9 @@
-"""Build the mask trees of a corpus: a region table without captions, and what its trees are like.
+"""Mask tree job: build the mask trees of a corpus as a region table without captions, and their statistics.
 
-    sources --> manifest --rows.py: an actor per CPU, TreeWorker--> parts --> TABLE, mask_trees.png
+    sources --> manifest --pipeline/ray_data.py: an actor per CPU, TreeWorker--> parts --> TABLE, mask_trees.png
 
-The same reading, trees and ways of going on as in labeling (rows.py, prepare.py); nothing is described. It says
-before anything is paid for how deep a corpus is, what is merged, and what is left out for which reason.
+Reading, trees and resuming are the same as in labeling; nothing is captioned. The job shows, before anything is paid
+for, how deep a corpus is, what is merged, and what is dropped for which reason.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from ureca.viewer.plots import histograms
 PLOT_FILE = "mask_trees.png"
 
 _SHARE_STEPS_PER_DECADE = 40
-"""Shares of the image are counted in steps of 6 %, so that quantiles need no list of all regions."""
+"""Image shares are counted in steps of 6 %, so quantiles need no list of all regions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class MaskTreesConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """How a number is spread."""
+class Distribution:
+    """Distribution of a number."""
 
     mean: float
     p5: float
@@ -67,46 +67,46 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskTreesSummary:
-    """What the trees of a corpus are like: masks = regions + merged + the sum of dropped."""
+    """Statistics of a corpus's trees: masks = regions + merged + the sum of dropped."""
 
     table: str
-    """Where the region table is."""
+    """Path of the region table."""
     images: int
     quarantined: dict[str, int]
-    """Error class -> images set aside for it."""
+    """Error class -> quarantined images."""
     masks: int
-    """That came in with the other images, empty ones left out."""
+    """Non-empty masks of the images that are not quarantined."""
     regions: int
     merged: int
     """Masks folded into a near-duplicate."""
     dropped: dict[str, int]
-    """Reason -> masks that are no regions."""
-    mended: dict[str, int]
-    """What was put right while reading -> how often."""
+    """Reason -> masks that did not become regions."""
+    repaired: dict[str, int]
+    """Repair made while reading -> count."""
     levels: dict[int, int]
     """Depth, 0 at the top -> regions."""
-    levels_per_image: Spread
-    regions_per_image: Spread
-    children: Spread
-    """Of regions that have any."""
-    area_share: Spread
-    """Of its image that a region covers; within 6 %."""
+    levels_per_image: Distribution
+    regions_per_image: Distribution
+    children: Distribution
+    """Children of regions that have any."""
+    area_share: Distribution
+    """Share of the image that a region covers; within 6 %."""
     seconds: float
-    """Of this start, Ray's own start included."""
+    """Duration of this start, including Ray's start."""
     digest: str
-    """Of the table's content; equal for equal corpus and configuration."""
+    """Digest of the table's content; equal for equal corpus and configuration."""
 
 
 class TreeWorker:
     """Builds mask trees in one actor."""
 
     def __init__(self, settings: ImageSettings, budget: Budget | None, share: float) -> None:
-        del budget, share  # nothing is asked
+        del budget, share  # no request is sent
         self._loader = ImageLoader(settings)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trees")
 
     async def work(self, row: ManifestRow) -> ImageRow:
-        """The image's row of the region table, with a tree or set aside.
+        """Return the image's row of the region table, with a tree or quarantined.
 
         Raises:
             StorageError: neither this nor any other image can be read for now.
@@ -114,7 +114,7 @@ class TreeWorker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._build, row)
 
     def counts(self) -> Counter[str]:
-        """Nothing beside what the rows say."""
+        """Return no counts besides those in the rows."""
         return Counter()
 
     async def close(self) -> None:
@@ -146,9 +146,9 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
     """Build the trees of all images of the sources; `directory` is the run's local folder.
 
     Raises:
-        InputError: a source without images, or not one image has a tree.
-        ConfigError: an earlier start built with other settings.
-        JobStopped: the storage is gone; what is built is kept.
+        InputError: a source has no images, or no image has a tree.
+        ConfigError: an earlier start used other settings.
+        JobStopped: the storage is gone; finished images are kept.
     """
     started = time.monotonic()
     parts = Parts(config.table or str(Path(directory).resolve() / "mask_trees.parquet"))
@@ -158,7 +158,8 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
             label="trees",
             num_images=num_images,
             images_per_block=config.images_per_block,
-            images_in_flight=2 * config.images_per_block,  # one block is built while the next comes and one goes
+            images_in_flight=2
+            * config.images_per_block,  # one block is built while the next arrives and another leaves
             actors=config.actors,
             gpus_per_actor=config.gpus_per_actor,
             crash_attempts=config.crash_attempts,
@@ -174,7 +175,8 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
         statistics.add(row)
     if statistics.images == statistics.quarantined.total():
         raise InputError(
-            f"{parts.table}: not one of {statistics.images} images has a mask tree. The first: {statistics.first_error}"
+            f"{parts.table}: none of the {statistics.images} images has a mask tree. The first error: "
+            f"{statistics.first_error}"
         )
     write_bytes(Path(directory) / PLOT_FILE, statistics.plot())
     digest = canonical_digest(parts.table)
@@ -182,7 +184,7 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
 
 
 def tree_settings(config: MaskTreesConfig) -> dict[str, Any]:
-    """What trees depend on; where they are written and by how many processes is no part of it."""
+    """Return the settings that decide the trees, without location and number of processes."""
     return {
         "sources": list(config.sources),
         "images": config_to_dict(config.image_settings()),
@@ -191,7 +193,7 @@ def tree_settings(config: MaskTreesConfig) -> dict[str, Any]:
 
 
 class _Statistics:
-    """Counts of what the rows of a table hold, in memory that does not grow with it."""
+    """Statistics of a table's rows, in memory independent of its size."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -232,7 +234,7 @@ class _Statistics:
             regions=regions,
             merged=self.notes["merged"],
             dropped=dropped,
-            mended={name: number for name, number in sorted(self.notes.items()) if name not in no_mending},
+            repaired={name: number for name, number in sorted(self.notes.items()) if name not in no_mending},
             levels=dict(sorted(self.depths.items())),
             levels_per_image=_spread(self.levels_per_image),
             regions_per_image=_spread(self.regions_per_image),
@@ -243,11 +245,11 @@ class _Statistics:
         )
 
     def plot(self) -> bytes:
-        """A PNG of what is counted."""
+        """Plot the statistics as PNG."""
         decades: Counter[int] = Counter()
         for step, number in self.area_steps.items():
             decades[math.floor(step / _SHARE_STEPS_PER_DECADE)] += number
-        decades[-1] += decades.pop(0, 0)  # the whole image, exactly
+        decades[-1] += decades.pop(0, 0)  # exactly the entire image
         return histograms(
             {
                 "regions by depth": {str(depth): number for depth, number in sorted(self.depths.items())},
@@ -258,7 +260,7 @@ class _Statistics:
                     f"{100 * 10.0**decade:g} to {1000 * 10.0**decade:g} %": number
                     for decade, number in sorted(decades.items())
                 },
-                "masks that are no regions": {
+                "masks that did not become regions": {
                     reason.replace("_", " "): self.notes[reason] for reason in ("merged", *DROP_REASONS)
                 },
             }
@@ -270,7 +272,7 @@ def _share_of(step: int) -> float:
 
 
 def _doubling(counts: Counter[int]) -> dict[str, int]:
-    """Numbers of values from 2**k + 1 to 2**(k + 1)."""
+    """Count values in the ranges 2**k + 1 to 2**(k + 1)."""
     bins: Counter[int] = Counter()
     for value, number in counts.items():
         bins[(value - 1).bit_length() if value > 0 else -1] += number
@@ -282,18 +284,18 @@ def _doubling(counts: Counter[int]) -> dict[str, int]:
     return {name(power): bins[power] for power in sorted(bins)}
 
 
-def _spread(counts: Any) -> Spread:
-    """Of the values that `counts` has the numbers of."""
+def _spread(counts: Any) -> Distribution:
+    """Compute the distribution of values from their counts."""
     values = np.array(sorted(counts), dtype=np.float64)
     if not len(values):
-        return Spread(mean=0, p5=0, median=0, p95=0, max=0)
+        return Distribution(mean=0, p5=0, median=0, p95=0, max=0)
     numbers = np.array([counts[value] for value in sorted(counts)])
     reached = np.cumsum(numbers) / numbers.sum()
 
     def quantile(share: float) -> float:
         return round(float(values[np.searchsorted(reached, share)]), 6)
 
-    return Spread(
+    return Distribution(
         mean=round(float((values * numbers).sum() / numbers.sum()), 6),
         p5=quantile(0.05),
         median=quantile(0.5),

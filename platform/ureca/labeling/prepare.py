@@ -1,10 +1,7 @@
-"""From a row of the manifest to what a describer needs: pixels, mask tree, looks, distractors.
+"""Prepare an image for describers: mask tree, attributes, distractors.
 
-    read      image and masks; proposed masks where it has none
-    tree      which region is part of which, what each looks like, which are alike
-
-The dense masks of one large photo take hundreds of megabytes while they are measured, so a process prepares
-one image at a time, in a thread of its own, while it waits for the captions of many.
+The dense masks of a large photo take hundreds of megabytes while they are measured. A process therefore prepares one
+image at a time, in a thread, while it waits for the captions of many.
 """
 
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from ureca.regions.tree import MaskTree
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image whose regions can be described. Tuples are in the order of the regions."""
+    """An image ready to be described. Tuples are in region order."""
 
     image: np.ndarray
     """uint8 (H, W, 3), RGB."""
@@ -36,7 +33,7 @@ class PreparedImage:
     """Empty if not measured."""
     distractors: tuple[tuple[Distractor, ...], ...]
     notes: dict[str, int]
-    """What was put right or left out, and how often."""
+    """Repaired or dropped masks, by reason."""
 
     @property
     def size(self) -> Size:
@@ -45,9 +42,9 @@ class PreparedImage:
 
 
 class Preparer:
-    """Prepares images, one after the other. One per process: it may hold models.
+    """Prepares images, one at a time. One per process: it may hold models.
 
-    `uses_model`: whether the describer does; then attributes are measured only if regions are compared by them.
+    `uses_model`: the describer uses a model; attributes are then measured only if regions are compared by them.
     """
 
     def __init__(self, config: LabelSettings, *, uses_model: bool) -> None:
@@ -57,7 +54,7 @@ class Preparer:
         self.loader = ImageLoader(config)
 
     def arrange(self, loaded: LoadedImage) -> PreparedImage:
-        """Tree, looks and distractors of an image's regions. Raises as `tree`."""
+        """Build tree, attributes and distractors of an image's regions. Raises like `ImageLoader.tree`."""
         image = loaded.image
         tree, notes = self.loader.tree(loaded)
         segmentations = tuple(region.segmentation for region in tree.regions)

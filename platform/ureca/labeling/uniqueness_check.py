@@ -1,12 +1,11 @@
-"""Does a caption pick its own region? Asked blind, in one of two ways.
+"""Uniqueness check: does a caption pick its own region? Asked blind, in one of two ways.
 
-By claims, where captions say what was measured: one question per distractor, "which of these two does the
-caption fit better?" The share answered with the caption's own region is its uniqueness. Beyond that a caption
-should fit no other region of the image at all, distractor or not.
-By choice, where a describer looks: it is shown the caption and all candidates, numbered in an order that tells
-nothing, and names one; uniqueness is 1 or 0.
-Whatever the caption is mistaken for is named, so that the describer can be asked again.
-Source: the step that URECA (arXiv 2504.05305) section 3 leaves out: its rewritten captions are never checked.
+By claims, for captions of measured attributes: for each distractor, which of the two regions does the caption fit
+better? Uniqueness is the share of answers that are the caption's own region. In addition, the caption should fit no
+other region of the image, distractor or not. By choice, for describers with a model: the model sees the caption and all
+candidates, numbered in a neutral order, and names one. Uniqueness is 1 or 0. Regions that the caption is mistaken for
+are named, so that the describer can rewrite it. Source: the step that URECA (arXiv 2504.05305) section 3 omits: its
+rewritten captions are never checked.
 """
 
 import hashlib
@@ -22,16 +21,16 @@ _EQUAL = 1e-9
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of verifying one caption."""
+    """Verdict on one caption."""
 
     uniqueness: float | None
-    """Share of the questions answered with the caption's own region; None if nothing was asked."""
+    """Share of questions answered with the caption's own region; None if nothing was asked."""
     passed: bool
-    """Whether nothing speaks against the caption."""
+    """Whether the caption passed every check."""
     confused_with: tuple[int, ...]
-    """The regions of the image that it is, or may be, mistaken for."""
+    """Regions that the caption is, or may be, mistaken for."""
     distractors: tuple[Distractor, ...]
-    """As given, with what the caption says to rule each out."""
+    """The given distractors, with the claim of the caption that rules each out."""
 
 
 def verify_caption(
@@ -40,7 +39,7 @@ def verify_caption(
     regions: Sequence[RegionAttributes],
     distractors: Sequence[Distractor],
 ) -> Verdict:
-    """Judge the unique caption of `regions[index]`; `regions` are all of the image."""
+    """Judge the unique caption of `regions[index]`; `regions` are all regions of the image."""
     claims = parse_claims(caption)
     scores = fit_scores(claims, regions)
     confused = tuple(j for j, score in enumerate(scores) if j != index and score > scores[index] - _EQUAL)
@@ -59,7 +58,7 @@ def verify_caption(
 
 
 def blind_order(image_id: str, index: int, distractors: Sequence[Distractor]) -> tuple[int, ...]:
-    """The region and its distractors in an order that tells nothing of which it is, the same in every run."""
+    """Return the region and its distractors in a neutral order, the same in every run."""
 
     def place(candidate: int) -> bytes:
         return hashlib.sha256(f"{image_id}\n{index}\n{candidate}".encode()).digest()
@@ -72,7 +71,7 @@ def judge_choice(
 ) -> Verdict:
     """Judge a caption by the region that was chosen for it.
 
-    `told_apart`: distractor -> what the writer of the caption says that is not true of it.
+    `told_apart`: distractor -> the claim of the caption that is not true of it.
     """
     return Verdict(
         uniqueness=float(choice == index),

@@ -1,4 +1,4 @@
-"""What the actors of a labeling job do with an image, and the describer they do it with."""
+"""Worker of a labeling job, and the describer it uses."""
 
 import asyncio
 import functools
@@ -22,7 +22,7 @@ from ureca.pipeline.budget import Budget
 
 @dataclass(frozen=True)
 class DescriberRecipe:
-    """All that a describer is made from, read where the job is started: actors have neither its files nor its keys."""
+    """Everything a describer needs, read by the driver: actors have neither its files nor its keys."""
 
     config: LabelConfig
     prompts: PromptSet | None
@@ -33,14 +33,14 @@ class DescriberRecipe:
         """Load prompts and keys.
 
         Raises:
-            ConfigError: a prompt set that can't be used.
+            ConfigError: the prompt set is unusable.
         """
         if config.describer == "attributes":
             return cls(config, None)
         return cls(config, PromptSet.load(config.prompts or config.preset), config.chat.api_key())
 
     def make(self, budget: Budget | None = None, share: float = 1.0) -> Describer:
-        """The describer of a process that is `share` of the job. Nothing is started or sent yet."""
+        """Create the describer of a process that does `share` of the job. Nothing is started or sent yet."""
         if self.config.describer == "attributes":
             return AttributesDescriber()
         assert self.prompts is not None
@@ -49,7 +49,7 @@ class DescriberRecipe:
         return ChatDescriber(self.config.chat, self.prompts, api_key=self.api_key, share=share, budget=budget)
 
     def check(self) -> None:
-        """Find out whether the describer can answer at all.
+        """Check that the describer can answer at all.
 
         Raises:
             UrecaError: it can't.
@@ -65,7 +65,7 @@ class DescriberRecipe:
         asyncio.run(check())
 
     def settings(self) -> dict[str, Any]:
-        """What captions depend on, beside the walk."""
+        """Return the settings that decide the captions, besides `LabelSettings`."""
         models = {"chat": self.config.chat.model, "vllm": self.config.vllm.model}
         return {
             "describer": self.config.describer,
@@ -82,7 +82,7 @@ class LabelWorker:
         self._labeler = ImageLabeler(self._describer, recipe.config.settings())
 
     async def work(self, row: ManifestRow) -> ImageRow:
-        """The image's row of the region table, labeled or set aside.
+        """Return the image's row of the region table, labeled or quarantined.
 
         Raises:
             JobStopped: no image can be labeled for now.
@@ -90,11 +90,11 @@ class LabelWorker:
         return (await self._labeler.label(row, _true_attributes(row))).row
 
     def counts(self) -> Counter[str]:
-        """Nothing beside what the rows say."""
+        """Return no counts besides those in the rows."""
         return Counter()
 
     async def close(self) -> None:
-        """Let go of the describer."""
+        """Close the describer."""
         await self._describer.close()
 
 

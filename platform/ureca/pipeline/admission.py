@@ -1,8 +1,7 @@
-"""How many images are labeled in one process at once, and in whose company.
+"""Admission control: limit concurrent images per worker; run suspected crashers with few others or alone.
 
-An image that may kill its process must not take many others with it again: while it is inside, the process holds
-no more than its own limit. Images enter in the order in which they came, so one that waits to be alone is not
-overtaken for ever.
+While a suspect is admitted, the worker holds no more images than the suspect's own limit. Images are admitted in
+arrival order, so newer images can't starve one that waits to be alone.
 """
 
 import asyncio
@@ -12,16 +11,16 @@ from contextlib import asynccontextmanager
 
 
 class AdmissionLimiter:
-    """The images inside one process."""
+    """Limits the images that are in progress in one process."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_images: int) -> None:
+        self.max_images = max_images
         self._inside: list[int] = []
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def join(self, limit: int) -> AsyncIterator[None]:
-        """Be one of at most `limit` inside, oneself included, for as long as the body runs."""
+    async def admit(self, limit: int) -> AsyncIterator[None]:
+        """Hold a slot while the body runs, as one of at most `limit` images, this one included."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((limit, turn))
         self._admit()
@@ -39,7 +38,7 @@ class AdmissionLimiter:
         while self._waiting:
             limit, turn = self._waiting[0]
             if not turn.cancelled():
-                if len(self._inside) + 1 > min(self.most, limit, *self._inside):
+                if len(self._inside) + 1 > min(self.max_images, limit, *self._inside):
                     return
                 self._inside.append(limit)
                 turn.set_result(None)

@@ -1,4 +1,4 @@
-"""An engine in an actor's own process: started by the first question, and the process ends with it."""
+"""An engine in an actor's own process: started by the first request; the process ends with its engine."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ _DIED = 70
 
 
 class StartedEngine(Protocol):
-    """Of it only this is asked here."""
+    """The part of an engine that this module uses."""
 
     async def start(self) -> None: ...
 
@@ -26,24 +26,24 @@ class StartedEngine(Protocol):
 
 
 def end_process() -> None:
-    """End this process at once. Ray starts it anew, and with it its engine."""
+    """End this process at once. Ray restarts it, and with it the engine."""
     os._exit(_DIED)
 
 
 class EngineActor:
-    """Starts an engine once, and says what becomes of it in a job's words."""
+    """Starts an engine once and translates its failures into job errors."""
 
     def __init__(
         self, engine: StartedEngine, *, model: str, section: str, when_engine_died: Callable[[], None] = end_process
     ) -> None:
-        """No engine is started yet.
+        """Store the engine without starting it.
 
         Args:
-            engine: to start.
+            engine: engine to start.
             model: its name in errors, e.g. "vllm.model=nano".
-            section: of the job's configuration, where a start that fails is to be mended.
-            when_engine_died: what happens then. The worker ends with its engine: Ray starts both anew and runs the
-                unfinished images again, and finds out those that kill their worker each time.
+            section: section of the job's configuration to correct after a failed start.
+            when_engine_died: called when the engine died. The worker ends with its engine: Ray restarts both, runs the
+                unfinished images again, and identifies those that crash their worker each time.
         """
         self.start_seconds = 0.0
         self._engine, self._model, self._section = engine, model, section
@@ -54,10 +54,10 @@ class EngineActor:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Ask the engine in the body: it is started first if it was not.
+        """Provide the running engine to the body; start it first if necessary.
 
         Raises:
-            EndpointLost: it can't be started, or died.
+            EndpointLost: the engine can't start, or died.
         """
         async with self._starting:
             if self._could_not_start:
@@ -67,12 +67,12 @@ class EngineActor:
         try:
             yield
         except EngineDiedError as error:
-            logger.error("%s; this worker ends with it", error)
+            logger.error("%s; this worker ends with its engine", error)
             self._when_engine_died()
-            raise EndpointLost(f"{error}; give the same command again") from error
+            raise EndpointLost(f"{error}; run the same command again") from error
 
     async def close(self) -> None:
-        """End it."""
+        """End the engine."""
         self._engine.close()
         await asyncio.sleep(0.1)  # vLLM closes its sockets in tasks of this loop
         self._started = False
@@ -81,11 +81,11 @@ class EngineActor:
         began = time.monotonic()
         try:
             await self._engine.start()
-        except Exception as error:  # whatever vLLM raises: no image is to blame for it
+        except Exception as error:  # any vLLM error: no image is at fault
             reason = " ".join(str(error).split())[:300]
             self._could_not_start = EndpointLost(
-                f"{self._model}: vLLM could not start it ({type(error).__name__}: {reason}); the worker's "
-                f"log says more. Correct {self._section}.* and give the same command again"
+                f"{self._model}: vLLM could not start ({type(error).__name__}: {reason}); the worker's log has "
+                f"details. Correct {self._section}.* and run the same command again"
             )
             raise self._could_not_start from error
         self.start_seconds = time.monotonic() - began

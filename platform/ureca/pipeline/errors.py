@@ -1,19 +1,19 @@
-"""Why a labeling job stops before its corpus is done, in a way that it can go on from.
+"""Errors that stop a corpus job before its end, so that the same command can resume it.
 
-Every other error of a describer concerns one image, which is then set aside; these concern all that are left.
-What is finished by then is written, and the same command goes on with the rest.
+All other errors concern one image, which is quarantined. These concern all remaining images. Finished rows are written,
+and the same command continues with the rest.
 """
 
 from ureca.errors import UrecaError
 
 
 class JobStopped(UrecaError):  # noqa: N818  (a state that the job is in, not a fault)
-    """No further image can be labeled for now; none is to blame."""
+    """No further image can be processed for now; no image is at fault."""
 
 
 class BudgetSpent(JobStopped):
-    """The tokens that the job may spend are spent."""
+    """The job's token budget is spent."""
 
 
 class EndpointLost(JobStopped):
-    """The endpoint, or the engine, that writes the captions is gone and did not come back in time."""
+    """The endpoint or engine that writes the captions is gone and did not come back in time."""

@@ -1,6 +1,6 @@
-"""From sources to a whole region table, so that the same command goes on where it was: what all such jobs share.
+"""Resumable job from sources to a complete region table, shared by labeling, captioning and mask trees.
 
-sources --> manifest --rows.py: actors--> parts --> TABLE
+sources --> manifest --ray_data.py: actors--> parts --> TABLE
 """
 
 import sys
@@ -22,22 +22,22 @@ def run_table_job(
     overwrite: bool,
     prepare: Callable[[int], tuple[MakeWorker, RowsPlan]],
 ) -> tuple[JobStats, RowsPlan | None]:
-    """Work on every image that is not in the parts yet, and put the table together once all are there.
+    """Process every image that the parts lack, and write the table once all rows exist.
 
     Args:
-        parts: the table and the folder beside it.
-        sources: of images and masks.
-        settings: what the rows depend on; an earlier start with others is refused.
-        label: what printed lines begin with.
-        anew: delete what an earlier start with other settings made.
-        prepare: called with the number of images when there is something to do: who works on them, and how they are
-            spread. May raise what makes the job impossible.
+        parts: the table and the folder next to it.
+        sources: images and masks.
+        settings: settings that decide the rows; an earlier start with other settings is refused.
+        label: prefix of printed lines.
+        overwrite: delete the results of an earlier start with other settings.
+        prepare: called with the number of images if there is work to do; returns the worker factory and its plan. May
+            raise what makes the job impossible.
 
     Returns:
-        What this start did (the table is there if `is_complete`), and its plan; None if the table was there before.
+        Totals of this start (the table exists if `is_complete`), and the plan; None if the table existed before.
 
     Raises:
-        InputError: a source without images.
+        InputError: a source has no images.
         ConfigError: an earlier start had other settings.
         StorageError: a disk is full.
     """
@@ -45,7 +45,7 @@ def run_table_job(
     for source in manifest.sources:
         print(f"{label}  {source}", file=sys.stderr)
     if parts.is_finished(settings):
-        print(f"{label}  {parts.table} is there already, of the same images and settings", file=sys.stderr)
+        print(f"{label}  {parts.table} exists already, for the same images and settings", file=sys.stderr)
         return JobStats(), None
     parts.check_settings(settings, overwrite=overwrite)
     make_worker, plan = prepare(manifest.num_images)

@@ -1,14 +1,14 @@
-"""What a labeling job leaves beside its table, and how the table is put together from it.
+"""Intermediate files of a corpus job, and how the region table is assembled from them.
 
-    TABLE.parts/manifest.parquet   a row for each image, sorted by image id
-                rows/*.parquet     rows of the region table as they were finished, a file per block
-                checkpoint/        the ids of these rows (Ray Data's)
-                settings.json      what labels depend on
+    TABLE.parts/manifest.parquet   one row per image, sorted by image id
+                rows/*.parquet     finished rows of the region table, one file per block
+                checkpoint/        ids of these rows (written by Ray Data)
+                settings.json      settings that decide the rows
                 spent.json         tokens spent, over all starts
-                finished.json      written last: that the table is whole, and of what
+                finished.json      written last: the table is complete, with its images and settings
 
-The rows of a block are close together in the manifest, so that all parts can be read side by side in the order of
-ids: putting the table together holds the ids of some parts and the rows of a few, however large the corpus is.
+Rows of a block are close together in the manifest, so all parts can be merged in id order: assembling the table holds
+the ids of some parts and the rows of a few, for any corpus size.
 """
 
 import functools
@@ -44,12 +44,12 @@ class Parts:
         self._finished = f"{self.folder}/finished.json"
 
     def check_settings(self, settings: dict[str, Any], *, overwrite: bool) -> None:
-        """Make sure that what an earlier start finished would come out the same now; `overwrite`: else delete it.
+        """Check that an earlier start used the same settings; with `overwrite`, delete its results otherwise.
 
-        Sources may be added between starts: an image's labels do not depend on other images.
+        Sources may be added between starts: the row of an image does not depend on other images.
 
         Raises:
-            ConfigError: it would not.
+            ConfigError: the settings differ.
         """
         before = io.read_json(self._settings) if io.exists(self._settings) else settings
         lost = set(before["sources"]) - set(settings["sources"])
@@ -57,28 +57,28 @@ class Parts:
         names = list(dict.fromkeys([*(["sources"] if lost else []), *(name for name, _ in changed)]))
         if names and not overwrite:
             raise ConfigError(
-                f"{self.folder}: an earlier start labeled with other settings; changed: {', '.join(names)}. "
-                "Give another --table, the settings of before, or --overwrite true to delete what it labeled."
+                f"{self.folder}: an earlier start used other settings; changed: {', '.join(names)}. Set another "
+                "--table, restore the settings, or use --overwrite true to delete the earlier results."
             )
         if names:
-            print(f"settings have changed ({', '.join(names)}): {self.folder} is made anew", file=sys.stderr)
+            print(f"settings have changed ({', '.join(names)}): deleting {self.folder}", file=sys.stderr)
             for path in (self.rows, self.checkpoint, self.spent):
                 self._delete(path)
         self._delete(self._finished)
         io.write_json(self._settings, settings)
 
     def is_finished(self, settings: dict[str, Any]) -> bool:
-        """Whether the table was put together from these images with these settings."""
+        """Return whether the table was assembled from these images with these settings."""
         if not (io.exists(self._finished) and io.exists(self.table)):
             return False
         return bool(io.read_json(self._finished) == self._finished_as(settings))
 
     def mark_finished(self, settings: dict[str, Any]) -> None:
-        """The table is there."""
+        """Record that the table is complete."""
         io.write_json(self._finished, self._finished_as(settings))
 
     def num_rows(self) -> int:
-        """Rows that earlier starts wrote, as their files' footers say."""
+        """Return the number of rows that earlier starts wrote, from the file footers."""
         if not io.exists(self.rows):
             return 0
         total = 0
@@ -86,31 +86,31 @@ class Parts:
             try:
                 with io.open_input(path) as file:
                     total += pq.ParquetFile(file).metadata.num_rows
-            except (InputError, pa.ArrowInvalid):  # of a start that was killed while writing; Ray Data deletes it
+            except (InputError, pa.ArrowInvalid):  # left by a start that was killed while writing; Ray Data deletes it
                 continue
         return total
 
     def write_table(self) -> None:
-        """Put the rows of the manifest's images into one table, in the order of their ids.
+        """Write the rows of the manifest's images into one table, sorted by id.
 
-        Rows of images that have left the sources since an earlier start are left out.
+        Rows of images that were removed from the sources since an earlier start are skipped.
         """
         write_regions(self.table, self._rows_in_order(), in_order=True)
 
     def _rows_in_order(self) -> Iterator[ImageRow]:
-        load = functools.lru_cache(maxsize=32)(_read)  # neighbors in the order of ids were mostly written together
+        load = functools.lru_cache(maxsize=32)(_read)  # neighbors in id order were mostly written together
         found = self._places_in_order()
         image_id, path, place = next(found, ("", "", 0))
         for wanted in iter_image_ids(self.manifest):
             while path and image_id < wanted:
                 image_id, path, place = next(found, ("", "", 0))
-            assert image_id == wanted, f"{wanted} was neither labeled nor set aside"
+            assert image_id == wanted, f"{wanted} was neither labeled nor quarantined"
             yield ImageRow.from_record(load(path).slice(place, 1).to_pylist()[0])
             image_id, path, place = next(found, ("", "", 0))
             assert image_id != wanted, f"{wanted} was labeled twice"
 
     def _places_in_order(self) -> Iterator[tuple[str, str, int]]:
-        """(image id, file, place in it) of every row that was written, sorted by id."""
+        """Yield (image id, file, row index) of every written row, sorted by id."""
         closed = sorted((min(_ids(path), default=""), path) for path in io.list_files(self.rows, ".parquet"))
         closed.reverse()
         heads: list[tuple[str, str, int, Iterator[tuple[str, int]]]] = []
@@ -158,7 +158,7 @@ def _ids(path: str) -> list[str]:
 
 
 def _flat(settings: Any, name: str = "") -> set[tuple[str, str]]:
-    """(dotted name, value as text) of every leaf."""
+    """Return (dotted name, value as text) of every leaf."""
     if not isinstance(settings, dict) or not settings:
         return {(name, io.to_json(settings))}
     return {leaf for key, value in settings.items() for leaf in _flat(value, f"{name}.{key}" if name else key)}

@@ -1,12 +1,12 @@
-"""Turn every row of a manifest into a row of a region table on Ray Data: once, whatever dies on the way.
+"""Turn every row of a manifest into exactly one row of a region table, on Ray Data.
 
     manifest.parquet --read--> blocks of a few rows --actors: RowWorker--> rows/*.parquet
                                                              checkpoint/ (ids of rows written)
 
-Ray Data's row checkpoint resumes exactly this shape of plan: a read, stages in between, a write; a block is
-written and checkpointed in one piece, so what dies with a process are the rows of its unfinished blocks. Ray Data
-would by itself work on one block per actor; here every actor takes up so many that `images_in_flight` images are always
-under way: one slow image keeps no place empty but its own.
+Ray Data's row checkpoint resumes exactly this shape of plan: a read, stages in between, a write. A block is written and
+checkpointed atomically, so a crash loses only the rows of unfinished blocks. By default Ray Data gives each actor one
+block at a time. Here every actor holds enough blocks to keep `images_in_flight` images in progress, so a slow image
+blocks only its own slot.
 """
 
 import asyncio
@@ -36,87 +36,89 @@ from ureca.pipeline.usage import counts_of
 from ureca.runs import Progress
 from ureca.storage import files as io
 
-_LOOK_EVERY_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 OTHER_CPUS = 2
-"""CPUs that must be free beside the actors: for reading and writing, and for leaving out what is done."""
+"""CPUs to leave free besides the actors: for reading, writing, and skipping finished rows."""
 
 _NO_PROGRESS_SECONDS = 6 * 3600.0
-"""Ray Data gives up after half an hour without a finished block; slow endpoints and new machines take longer."""
+"""Ray Data's default gives up after 30 minutes without a finished block; slow endpoints and new machines take
+longer."""
 
-_SMALLER = 8
-"""An image whose process died is tried again in a company so many times smaller; then alone."""
+_SUSPECT_FRACTION = 8
+"""After its first crash an image is retried among this many times fewer images; then alone."""
 
 _DISK_FULL = "No space left on device"
-"""What the system says of it, however Ray wraps it."""
+"""The operating system's message, which Ray wraps in several ways."""
 
 _SPARE_BLOCKS = 2
-"""Blocks that wait at an actor, so that it does not idle while Ray Data hands it the next."""
+"""Blocks queued per actor, so that it does not idle while Ray Data sends the next one."""
 
 
 class RowWorker(Protocol):
-    """What an actor does with one image; works on many at once."""
+    """Processes images in an actor, many of them concurrently."""
 
     async def work(self, row: ManifestRow) -> ImageRow:
-        """The image's row of the region table.
+        """Return the image's row of the region table.
 
         Raises:
-            JobStopped: neither this nor any other image can be worked on for now.
-            Exception: a fault of this project; the job ends.
+            JobStopped: neither this nor any other image can be processed for now.
+            Exception: a bug; the job ends.
         """
         ...
 
     def counts(self) -> Counter[str]:
-        """For the job's account: what was done since this was last asked, beside what the rows say."""
+        """Return counts since the last call, for the job's totals, besides those in the rows."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections and processes."""
+        """Close connections and end child processes."""
         ...
 
 
 def shown_counts(stats: JobStats) -> dict[str, Any]:
-    """What the line of progress says beside the images."""
+    """Return the counts to show on the progress line, besides images."""
     counts = stats.counts
     always = {"quarantined": counts["quarantined"]}
-    return always | {name: counts[name] for name in ("flagged", "retries", "deaths") if counts[name]}
+    return always | {name: counts[name] for name in ("flagged", "retries", "crashes") if counts[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsPlan:
-    """How the rows are spread over a cluster."""
+    """How the rows are distributed over a cluster."""
 
     label: str
-    """What the lines of progress begin with."""
+    """Prefix of progress lines."""
     num_images: int
     images_per_block: int
     images_in_flight: int
-    """Of one actor."""
+    """Images in progress per actor."""
     actors: int
-    """0: one per CPU of the cluster, less two for reading and writing; with GPUs one per share of them."""
+    """Number of actors. 0: one per CPU of the cluster less two for reading and writing; with GPUs, one per GPU
+    share."""
     gpus_per_actor: float = 0.0
     crash_attempts: int = 2
-    """How often the process of an image must die while the image is alone in it until it is set aside."""
+    """Crashes of a process that holds only one image before that image is quarantined."""
     max_tokens: int = 0
-    """Spending limit over all starts; 0: none."""
+    """Token budget over all starts. 0: none."""
     shown: Callable[[JobStats], dict[str, Any]] = shown_counts
-    """Name and value of what the line of progress says beside the images."""
+    """Names and values to show on the progress line, besides images."""
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of a first start: each becomes one file of rows and one of their ids."""
+        """Blocks of a first start; each becomes one file of rows and one of ids."""
         return math.ceil(self.num_images / self.images_per_block)
 
     @property
     def blocks_in_flight(self) -> int:
-        """Blocks that an actor takes up at once: twice as many as hold the images that it works on.
+        """Blocks that an actor holds: twice as many as its images in progress need.
 
-        A block is out only when its last image is; what waits in the other half takes the places of those before.
+        A block is finished only when its last image is; images of the other half fill the slots of finished ones.
         """
         return math.ceil(2 * self.images_in_flight / self.images_per_block)
 
     def num_actors(self, cpus: float, gpus: float) -> int:
-        """Processes that work on rows, on a cluster that has this."""
+        """Return the number of actors for a cluster with these resources."""
         if self.actors:
             return self.actors
         room = int(gpus / self.gpus_per_actor) if self.gpus_per_actor else int(cpus) - OTHER_CPUS
@@ -124,17 +126,17 @@ class RowsPlan:
 
 
 MakeWorker = Callable[[Budget | None, float], RowWorker]
-"""Called once in every actor: with the job's budget, if it has a limit, and the share of the job that it is."""
+"""Creates the worker of an actor, from the job's budget (None: unlimited) and the actor's share of the job."""
 
 
 class ImageCrashError(UrecaError):
-    """An image ends the process that works on it."""
+    """The process of an image crashes whenever it processes that image."""
 
 
 def cluster_resources() -> dict[str, float]:
-    """Join or start Ray; how many CPUs and GPUs it has."""
+    """Join or start Ray; return its CPUs and GPUs."""
     connect()
-    # Only now: `connect` has to come before Ray is first imported.
+    # Imported late: `connect` must run before Ray is first imported.
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()
@@ -142,9 +144,9 @@ def cluster_resources() -> dict[str, float]:
 
 
 def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
-    """Work on every row of the manifest that is not in the parts yet; returns what was done in this start.
+    """Process every manifest row that the parts lack; return the totals of this start.
 
-    All rows are there then, unless the account says why not (`raise_unless_complete`).
+    All rows exist afterwards, unless the totals say otherwise (`raise_unless_complete`).
 
     Raises:
         StorageError: a disk is full.
@@ -163,7 +165,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     filesystem, manifest = io.filesystem(parts.manifest)
     _, rows = io.filesystem(parts.rows)
     num_actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
-    _tell(plan, num_actors, resources)
+    _report_start(plan, num_actors, resources)
     error: Exception | None = None
     interrupted = False
     try:
@@ -202,56 +204,56 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     if error is not None and stats.stopped is None:
         if _DISK_FULL in str(error):
             raise StorageError(
-                f"{parts.folder}: the disk is full that it, or what Ray puts aside (/tmp/ray), lies on. "
-                "What is finished is kept: free some space, and the same command goes on."
+                f"{parts.folder}: the disk of this folder, or of Ray's spilled objects (/tmp/ray), is full. Finished "
+                "images are kept: free some space, and the same command resumes the job."
             ) from error
         raise error
     return stats
 
 
 def _data_context(parts: Parts, filesystem: Any) -> Any:
-    """Ray Data's settings for a job that takes days, leaves nothing out and prints one line."""
+    """Return Ray Data's settings for a job that takes days, loses no row and prints one line."""
     from ray.data import DataContext
     from ray.data.checkpoint import CheckpointConfig
 
     for name, level in {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
-        logging.getLogger(name).setLevel(level)  # it tells of each stage, and that its bars are off
+        logging.getLogger(name).setLevel(level)  # otherwise it logs every stage and that its progress bars are off
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.issue_detectors_config.detectors = []  # advice on memory, in the middle of the progress lines
+    context.issue_detectors_config.detectors = []  # memory advice would interrupt the progress line
     context.print_on_execution_start = False
-    # Its newer reader starts 32 processes to look at the footer of one manifest, and 32 more at the checkpoint's.
+    # The newer reader starts 32 processes to read the footer of one manifest, and 32 more for the checkpoint's.
     context.use_datasource_v2 = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
     checkpoint = CheckpointConfig(
         id_column="image_id",
         checkpoint_path=parts.checkpoint,
         override_filesystem=filesystem,
-        delete_checkpoint_on_success=False,  # what the next start of the same command goes by
+        delete_checkpoint_on_success=False,  # the next start resumes from it
     )
-    # An actor of Ray Data's own leaves out the rows that are done. One is enough for rows this small, and its
-    # 1 GiB by default would keep a small machine waiting for ever.
+    # A Ray Data actor skips finished rows. One is enough for rows this small, and its default of 1 GiB would make a
+    # small machine wait forever.
     checkpoint.checkpoint_actor_pool_max_size = 1
     checkpoint.checkpoint_actor_memory_bytes = 256 * 2**20
     context.checkpoint_config = checkpoint
     return context
 
 
-def _tell(plan: RowsPlan, num_actors: int, resources: dict[str, float]) -> None:
+def _report_start(plan: RowsPlan, num_actors: int, resources: dict[str, float]) -> None:
     print(f"{plan.label}  {plan.num_images:,} images, starting {num_actors} actors", file=sys.stderr, flush=True)
     needed = {"CPU": num_actors + OTHER_CPUS, "GPU": num_actors * plan.gpus_per_actor}
     for kind, number in needed.items():
         if number > resources.get(kind, 0):
             print(
-                f"{plan.label}  waits until the cluster has {number:g} {kind}s for {num_actors} actors"
-                f"{f' and {OTHER_CPUS} for reading and writing' if kind == 'CPU' else ''}; "
-                f"it has {resources.get(kind, 0):g}",
+                f"{plan.label}  waiting for {number:g} {kind}s for {num_actors} "
+                f"actors{f' and {OTHER_CPUS} for reading and writing' if kind == 'CPU' else ''}; the cluster has "
+                f"{resources.get(kind, 0):g}",
                 file=sys.stderr,
             )
 
 
 class _Stage:
-    """Ray Data's stage: blocks of manifest rows in, blocks of region table rows out. One per actor."""
+    """Ray Data stage of one actor: turns blocks of manifest rows into blocks of region table rows."""
 
     def __init__(self, make_worker: MakeWorker, coordinator: Any, plan: RowsPlan, share: float) -> None:
         import ray
@@ -269,23 +271,23 @@ class _Stage:
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         self._loop = asyncio.get_running_loop()
         rows = [ManifestRow.from_record(record) for record in block.to_pylist()]
-        situation: BlockStatus = await self._steward.look.remote([row.image_id for row in rows])
+        situation: BlockStatus = await self._steward.block_status.remote([row.image_id for row in rows])
         self._stopped = self._stopped or situation.stopped is not None
         if situation.stopped and situation.drained:
-            raise situation.stopped  # what was finished has been written; the blocks left need not be gone through
+            raise situation.stopped  # finished rows are written by now; skip the remaining blocks
         made = await asyncio.gather(
-            *(self._one(row, situation.deaths.get(row.image_id, CrashCounts())) for row in rows)
+            *(self._one(row, situation.crashes.get(row.image_id, CrashCounts())) for row in rows)
         )
         yield rows_to_table(row for row in made if row is not None)
 
-    async def _one(self, row: ManifestRow, deaths: CrashCounts) -> ImageRow | None:
-        """The image's row; None where it is left to a later start."""
-        if deaths.alone >= self._crash_attempts:
-            quarantined = ImageRow.quarantined(row.image_id, row.image_path, "label", _crash(row, deaths))
+    async def _one(self, row: ManifestRow, crashes: CrashCounts) -> ImageRow | None:
+        """Return the image's row; None leaves it to a later start."""
+        if crashes.alone >= self._crash_attempts:
+            quarantined = ImageRow.quarantined(row.image_id, row.image_path, "label", _crash(row, crashes))
             await self._steward.end.remote(row.image_id, counts_of(quarantined))
             return quarantined
-        limit = (self._admission.most, self._admission.most // _SMALLER, 1)[min(deaths.all, 2)]
-        async with self._admission.join(max(1, limit)):
+        limit = (self._admission.max_images, self._admission.max_images // _SUSPECT_FRACTION, 1)[min(crashes.all, 2)]
+        async with self._admission.admit(max(1, limit)):
             if self._stopped:
                 return None
             await self._steward.begin.remote(row.image_id, limit <= 1)
@@ -294,7 +296,7 @@ class _Stage:
                 made = await self._worker.work(row)
             except JobStopped as reason:
                 await self._stop(reason)
-            except StorageError as error:  # nothing is wrong with the image: the next would meet the same
+            except StorageError as error:  # not the image's fault: the next image would fail the same way
                 await self._stop(JobStopped(str(error)))
             counts = self._worker.counts() + (counts_of(made) if made else Counter())
             self._steward.end.remote(row.image_id, counts)
@@ -305,37 +307,37 @@ class _Stage:
         await self._steward.stop.remote(reason)
 
     def __del__(self) -> None:
-        """Ray Data drops its stage when an actor ends, in a thread of its own."""
+        """Close the worker. Ray Data drops its stage in a separate thread when an actor ends."""
         if self._loop is not None and self._loop.is_running():
             with contextlib.suppress(Exception):  # the process ends in any case
                 asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(timeout=5)
 
 
-def _crash(row: ManifestRow, deaths: CrashCounts) -> ImageCrashError:
+def _crash(row: ManifestRow, crashes: CrashCounts) -> ImageCrashError:
     return ImageCrashError(
-        f"{row.image_path}: the process that worked on it ended without a word {deaths.all} times, "
-        f"{deaths.alone} of them with no other image in it. Look at the image and its masks for what is unusual; "
-        "if the machine was short of memory, start fewer actors."
+        f"{row.image_path}: the process working on this image crashed {crashes.all} times, {crashes.alone} of them with "
+        "no other image in progress. Inspect the image and its masks; if the machine was short of memory, start "
+        "fewer actors."
     )
 
 
 @contextlib.contextmanager
 def _watched(coordinator: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
-    """Show how far the job is while the body runs."""
+    """Show progress while the body runs."""
     import ray
 
     progress = Progress(plan.label, plan.num_images, unit="images")
     stop = threading.Event()
 
     def look() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be going down
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be shutting down
             stats: JobStats = ray.get(coordinator.stats.remote(), timeout=30)
-            # an image that was lost with its process before its block was written ends twice
+            # an image whose process crashed before its block was written ends twice
             done = min(done_before + stats.counts["images"], plan.num_images)
             progress.update(done, in_progress=stats.in_progress, **plan.shown(stats))
 
     def keep_looking() -> None:
-        while not stop.wait(_LOOK_EVERY_SECONDS):
+        while not stop.wait(_POLL_SECONDS):
             look()
 
     watcher = threading.Thread(target=keep_looking, daemon=True)

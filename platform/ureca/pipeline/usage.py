@@ -1,11 +1,11 @@
-"""The account of a labeling job: what was made, what it took, what it cost, and what more of it would.
+"""Usage report of a corpus job: results, resources, cost, and a projection to more images.
 
 `usage.json` in the run's folder:
 
-    table        of the whole table, over all starts: images, regions, captions, set aside, flags, requests, tokens
-    start        of this start: the same, with seconds, rates, and what was held
-    cost         of this start: energy and money at the prices given
-    projection   for as many images as was asked for, at this start's rates
+    table        entire table, all starts: images, regions, captions, quarantined, flags, requests, tokens
+    start        this start: the same, with seconds, rates and resources held
+    cost         this start: energy and money at the given prices
+    projection   the requested number of images, at this start's rates
 """
 
 import os
@@ -30,29 +30,29 @@ _CAPTIONS = ("short_caption", "long_caption", "caption")
 
 @dataclass(frozen=True, kw_only=True)
 class PriceConfig:
-    """What things cost, for the ledger's account; 0 leaves it out."""
+    """Prices for the usage report; 0 leaves an item out."""
 
     per_million_prompt_tokens: float = 0.0
-    """In your currency, as are all prices."""
+    """Price per million prompt tokens; all prices are in your currency."""
     per_million_completion_tokens: float = 0.0
     per_gpu_hour: float = 0.0
     per_cpu_hour: float = 0.0
     per_kwh: float = 0.0
-    """Only if electricity is not in the hours' prices."""
+    """Electricity price; set it only if hourly prices exclude electricity."""
     gpu_watts: float = 700.0
-    """Drawn by one GPU while it is held; 700 is the rating of an H100 or H200 (SXM)."""
+    """Power of a GPU while held; 700 W is the rating of an H100 or H200 (SXM)."""
     cpu_watts: float = 10.0
-    """Drawn by one core while it is held, with its share of the machine."""
+    """Power of a core while held, including its share of the machine."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 0:
-                raise ConfigError(f"prices.{name}={value}: give 0 or more")
+                raise ConfigError(f"prices.{name}={value}: must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """What a start held, and for how long."""
+class HeldResources:
+    """Resources that a start held, in seconds."""
 
     wall_seconds: float
     gpu_seconds: float
@@ -60,7 +60,7 @@ class Held:
 
 
 def counts_of(row: ImageRow) -> Counter[str]:
-    """What one image adds to the account. Names with a colon are parts of the name before it."""
+    """Return an image's contribution to the totals. Names with a colon are parts of the name before it."""
     counts: Counter[str] = Counter(images=1)
     if row.error is not None:
         counts["quarantined"] = counts[f"quarantined:{row.error.kind}"] = 1
@@ -86,20 +86,21 @@ def counts_of(row: ImageRow) -> Counter[str]:
 
 
 def quarantined_by(counts: Counter[str]) -> dict[str, int]:
-    """Error class -> images set aside for it."""
+    """Return error class -> quarantined images."""
     of_kinds = {name.partition(":")[2]: number for name, number in counts.items() if name.startswith("quarantined:")}
     return dict(sorted(of_kinds.items()))
 
 
 def check_not_all_quarantined(table: str, counts: Counter[str], done: str) -> None:
-    """Raises InputError with the first reason where not one image of the table could be what `done` says."""
+    """Raise InputError with the first reason if no image of the table could be processed; `done` is the verb to
+    print."""
     if counts["images"] == counts["quarantined"]:
         first = next((row.error.message for row in iter_images(table) if row.error), "")
-        raise InputError(f"{table}: not one of {counts['images']} images could be {done}. The first: {first}")
+        raise InputError(f"{table}: none of the {counts['images']} images could be {done}. The first error: {first}")
 
 
 def total_counts(rows: Iterable[ImageRow]) -> Counter[str]:
-    """The account of a whole table."""
+    """Return the totals of an entire table."""
     total: Counter[str] = Counter()
     for row in rows:
         total.update(counts_of(row))
@@ -116,25 +117,25 @@ def write_usage(
     project_images: int,
     table: Counter[str] | None,
 ) -> None:
-    """Write a start's account into the run's folder and print it. `table` as of `make_usage`."""
+    """Write a start's usage report into the run's folder and print it; `table` as in `make_usage`."""
     now = time.time()
     held = sum(now - since for since in stats.actors.values())
     usage = make_usage(
         stats.counts,
-        Held(wall_seconds=wall_seconds, gpu_seconds=held * gpus_per_actor, cpu_seconds=held),
+        HeldResources(wall_seconds=wall_seconds, gpu_seconds=held * gpus_per_actor, cpu_seconds=held),
         prices,
         table=table,
         project_images=project_images,
     )
     path = Path(directory) / USAGE_FILE
     write_json(path, usage)
-    print("\n".join([*usage_lines(usage), f"account written to {path}"]), file=sys.stderr)
+    print("\n".join([*usage_lines(usage), f"usage written to {path}"]), file=sys.stderr)
 
 
 def make_usage(
-    start: Counter[str], held: Held, prices: PriceConfig, *, table: Counter[str] | None, project_images: int
+    start: Counter[str], held: HeldResources, prices: PriceConfig, *, table: Counter[str] | None, project_images: int
 ) -> dict[str, Any]:
-    """The ledger, in JSON's own types. `table`: None where the job has stopped before its table was made."""
+    """Build the usage report in JSON types. `table` is None if the job stopped before its table was written."""
     images, hours = start["images"], held.gpu_seconds / 3600
     usage: dict[str, Any] = {
         "table": None if table is None else _nested(table),
@@ -154,7 +155,7 @@ def make_usage(
     }
     if project_images and images:
         share = project_images / images
-        more = Held(
+        more = HeldResources(
             wall_seconds=held.wall_seconds * share,
             gpu_seconds=held.gpu_seconds * share,
             cpu_seconds=held.cpu_seconds * share,
@@ -173,19 +174,19 @@ def make_usage(
 
 
 def usage_lines(usage: Mapping[str, Any]) -> list[str]:
-    """The account in a few lines for people."""
+    """Format the report in a few lines."""
     start, cost = usage["start"], usage["cost"]
     lines = [
         f"this start   {start['images']:,} images, {start['regions']:,} regions, {start['captions']:,} captions in "
         f"{start['wall_seconds']:,.0f} s ({start['images_per_second'] or 0:.3g} images/s)",
-        f"             {start['requests']:,} questions, {start['retries']:,} of them again"
-        f"{_listed(start.get('retries_by'))}; {start['quarantined']:,} images set aside"
-        f"{_listed(start.get('quarantined_by'))}; {start['flagged']:,} regions flagged"
-        f"{_listed(start.get('flagged_by'))}",
+        f"             {start['requests']:,} requests, {start['retries']:,} of them "
+        f"retries{_listed(start.get('retries_by'))}; {start['quarantined']:,} images "
+        f"quarantined{_listed(start.get('quarantined_by'))}; {start['flagged']:,} regions "
+        f"flagged{_listed(start.get('flagged_by'))}",
         f"             {start['prompt_tokens']:,} prompt and {start['completion_tokens']:,} completion tokens; "
         f"describer busy {start['describer_seconds']:,.0f} s; {start['cpu_seconds_held'] / 3600:.3g} CPU hours and "
         f"{start['gpu_seconds_held'] / 3600:.3g} GPU hours held",
-        f"             about {cost['estimated_kwh']:.3g} kWh, costs {cost['estimated_money']:.4g} at the prices given",
+        f"             about {cost['estimated_kwh']:.3g} kWh, cost {cost['estimated_money']:.4g} at the given prices",
     ]
     if start["captions_per_gpu_hour"] is not None:
         lines.append(f"             {start['captions_per_gpu_hour']:,.0f} captions per GPU hour")
@@ -194,7 +195,7 @@ def usage_lines(usage: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"projection   {more['images']:,} images: {more['wall_hours_at_this_size']:,.3g} hours at this size, "
             f"{more['prompt_tokens']:,} + {more['completion_tokens']:,} tokens, {more['gpu_hours']:,.3g} GPU hours, "
-            f"about {more['estimated_kwh']:,.3g} kWh, {more['estimated_money']:,.4g} at the prices given"
+            f"about {more['estimated_kwh']:,.3g} kWh, {more['estimated_money']:,.4g} at the given prices"
         )
     return lines
 
@@ -203,7 +204,7 @@ def _listed(parts: Mapping[str, int] | None) -> str:
     return f" ({', '.join(f'{name} {number:,}' for name, number in parts.items())})" if parts else ""
 
 
-def _cost(prompt_tokens: float, completion_tokens: float, held: Held, prices: PriceConfig) -> dict[str, float]:
+def _cost(prompt_tokens: float, completion_tokens: float, held: HeldResources, prices: PriceConfig) -> dict[str, float]:
     gpu_hours, cpu_hours = held.gpu_seconds / 3600, held.cpu_seconds / 3600
     kwh = (gpu_hours * prices.gpu_watts + cpu_hours * prices.cpu_watts) / 1000
     money = (
@@ -221,14 +222,14 @@ def _rate(number: float, per: float) -> float | None:
 
 
 def _nested(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Names with a colon go below the name before it, as `NAME_by`."""
+    """Nest names with a colon below the name before it, as `NAME_by`."""
     found: dict[str, Any] = {
         name: counts.get(name, 0)
         for name in ("images", "regions", "captions", "verified", "flagged", "quarantined", "requests", "retries")
     }
     found |= {name: counts.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
     found["describer_seconds"] = round(counts.get("describer_milliseconds", 0) / 1000, 1)
-    found["process_deaths"] = counts.get("deaths", 0)
+    found["process_deaths"] = counts.get("crashes", 0)
     totals = set(found)
     for name, number in sorted(counts.items()):
         whole, colon, part = name.partition(":")

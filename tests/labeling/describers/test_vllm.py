@@ -27,7 +27,7 @@ class Running:
     """A describer, the loop it lives in, and how often it said that its engine had died."""
 
     def __init__(self) -> None:
-        self.deaths = 0
+        self.crashes = 0
         config = VllmConfig(model="nano", max_num_seqs=8, max_model_len=3072)
         self.describer = VllmDescriber(config, PromptSet.load(), when_engine_died=self._count)
         self._loop = asyncio.new_event_loop()
@@ -39,7 +39,7 @@ class Running:
         return engine
 
     def _count(self) -> None:
-        self.deaths += 1
+        self.crashes += 1
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run_until_complete(work)
@@ -92,11 +92,11 @@ def test_what_does_not_fit_concerns_one_image_only(running):
 def test_the_worker_is_told_when_its_engine_dies(running):
     """Last: the engine is gone after it."""
     running.run(running.describer.describe(request("judge")))
-    before = running.deaths
+    before = running.crashes
     running.engine().kill()
     with pytest.raises(EndpointLost, match="vLLM's"):
         running.run(running.describer.describe(request("long")))
-    assert running.deaths == before + 1
+    assert running.crashes == before + 1
 
 
 @pytest.mark.slow
