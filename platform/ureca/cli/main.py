@@ -1,14 +1,14 @@
 """The `ureca` command.
 
-    ureca doctor           what this machine has of what ureca needs, and the remedy for what is missing
-    ureca caption PHOTO    caption regions of a photo, found or given, with the shipped nano or your own model
-    ureca view TABLE       a region table as a page to look through: images, regions, captions, what was set aside
-    ureca convert IN OUT   a region table into COCO, JSONL or a folder for `datasets`, or back
-    ureca plan             whether a training fits the GPUs at hand, how long it takes, and what to change
-    ureca serve            the HTTP API on this machine, with the shipped nano or your own model
-    ureca token NAME       an access token for the HTTP API, and what its configuration says of it
+    ureca doctor           check this machine's installation; print remedies
+    ureca caption PHOTO    caption regions of a photo with the packaged nano or your model
+    ureca serve            serve the HTTP API on this machine
+    ureca token NAME       create an access token for the HTTP API
+    ureca view TABLE       browse a region table: images, regions, captions, quarantined images
+    ureca convert IN OUT   convert a region table to COCO, JSONL or a `datasets` folder, or back
+    ureca plan             check whether a training fits your GPUs, and estimate its duration
 
-Everything larger is a job: `python jobs/<job>.py --help`.
+Labeling, training, evaluation and export are jobs: `python jobs/<job>.py --help`.
 """
 
 import sys
@@ -17,8 +17,8 @@ from ureca.errors import ConfigError
 
 
 def main() -> None:
-    """Entry point of the `ureca` command."""
-    if sys.argv[1:] == ["doctor"]:  # before anything that wants a package
+    """Run the `ureca` command."""
+    if sys.argv[1:] == ["doctor"]:  # doctor must work before any package is installed
         from ureca.cli import doctor
 
         sys.exit(doctor.main())
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
     """Run one subcommand.
 
     Raises:
-        ConfigError: there is no such subcommand.
+        ConfigError: unknown subcommand.
     """
     command, *rest = argv or ["--help"]
     if command in ("--help", "-h"):
@@ -57,13 +57,13 @@ def run(argv: list[str]) -> None:
 
         serve_locally(rest)
     elif command == "token":
-        from ureca.serving.middleware.auth import print_token
+        from ureca.cli.token import print_token
 
         print_token(rest)
     else:
         raise ConfigError(
-            f"ureca {command}: no such command. There are: doctor, caption, view, convert, plan, serve, token. "
-            "See ureca --help."
+            f"ureca {command}: no such command. Commands: doctor, caption, serve, token, view, convert, plan. See "
+            "ureca --help."
         )
 
 

@@ -1,6 +1,6 @@
-"""`ureca plan`: whether a training fits the GPUs at hand, how long it takes, and what to change.
+"""`ureca plan`: check whether a training fits the given GPUs, estimate its duration, suggest changes.
 
-What each stage needs is computed in `ureca.training.sizing.estimate`; this reads the command line and prints.
+The estimates are in `ureca.training.sizing.estimate`; this module parses the command line and prints.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CHARACTERS_PER_TOKEN = 4.5
 
 
 def plan(argv: list[str]) -> int:
-    """The subcommand; returns the exit code: 0 fits, 1 does not.
+    """Run the subcommand; return the exit code: 0 fits, 1 does not.
 
     Raises:
         UrecaError: unknown base, GPU or setting.
@@ -47,7 +47,7 @@ def plan(argv: list[str]) -> int:
     cpu = options.gpus.strip().lower() in ("none", "cpu")
     stages: tuple[Stage, ...] = (options.stage,) if options.stage else _stages_of(options.config)
     if not 0 < options.mfu <= 1:
-        raise ConfigError(f"--mfu={options.mfu}: the share of the peak that is reached, above 0 and at most 1.")
+        raise ConfigError(f"--mfu={options.mfu}: must be above 0 and at most 1 (share of the peak).")
     of_mask, others = _split_mask(overrides)
     planned: list[Planned] = []
     machine = data = None
@@ -74,28 +74,26 @@ def plan(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ureca plan",
-        description="Whether a training fits the GPUs at hand, how many hours it takes, and what to change.",
-        epilog="Any setting of the stages may follow, as --workers.zero_stage=2 or --batch.tokens_per_device=4096; "
-        "for stages 2 and 3 those of stage 1's --mask section too, which say what mask encoder they start from where "
-        "--init is not there yet.",
+        description="Check whether a training fits the given GPUs, estimate its hours, and suggest changes.",
+        epilog="Any setting of the stages may follow, e.g. --workers.zero_stage=2 or --batch.tokens_per_device=4096. "
+        "For stages 2 and 3 also stage 1's --mask settings, which describe the mask encoder while --init does "
+        "not exist yet.",
     )
     parser.add_argument("--gpus", required=True, metavar="8xA100-80GB", help="number and kind; none: CPUs")
-    parser.add_argument("--base", metavar="NAME_OR_FOLDER", help="a preset, or a folder with config.json")
-    parser.add_argument("--stage", type=int, choices=(1, 2, 3), help="default: the recipe's; without one 1 and 2")
-    parser.add_argument("--config", metavar="NAME", help="a recipe of jobs/configs, or a YAML of your own")
+    parser.add_argument("--base", metavar="NAME_OR_FOLDER", help="preset, or folder with config.json")
+    parser.add_argument("--stage", type=int, choices=(1, 2, 3), help="default: the recipe's; otherwise 1 and 2")
+    parser.add_argument("--config", metavar="NAME", help="recipe of jobs/configs, or your YAML")
     how_many = parser.add_mutually_exclusive_group()
-    how_many.add_argument("--regions", type=int, metavar="N", help="regions to train on: then hours are told")
+    how_many.add_argument("--regions", type=int, metavar="N", help="regions to train on, to estimate hours")
     how_many.add_argument("--table", metavar="PATH", help="region table to count them in")
-    parser.add_argument(
-        "--memory_gb", type=float, metavar="GIB", help="of a GPU that is in no table, or of the machine"
-    )
-    parser.add_argument("--tflops", type=float, metavar="N", help="peak of a GPU that is in no table, in bfloat16")
+    parser.add_argument("--memory_gb", type=float, metavar="GIB", help="memory of an unknown GPU, or of the machine")
+    parser.add_argument("--tflops", type=float, metavar="N", help="peak of an unknown GPU in bfloat16")
     parser.add_argument("--mfu", type=float, default=MFU, help=f"share of the peak that is reached; default {MFU}")
-    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-# ---- what is asked for
+# ---- command line
 
 
 def _stages_of(config: str | None) -> tuple[Stage, ...]:
@@ -104,12 +102,12 @@ def _stages_of(config: str | None) -> tuple[Stage, ...]:
     text = Path(path).read_text(encoding="utf-8") if Path(path := find_config(config)).is_file() else ""
     named = re.search(r"train_stage([123])", f"{Path(path).stem} {text}") or re.search(r"stage([123])", Path(path).stem)
     if named is None:
-        raise ConfigError(f"--config {config}: neither its name nor its head says which stage it is for. Give --stage.")
+        raise ConfigError(f"--config {config}: neither its name nor its first line names a stage. Set --stage.")
     return (int(named[1]),)  # type: ignore[return-value]
 
 
 def _split_mask(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Those of the `mask` section, which stage 1 alone has, and the others."""
+    """Split off the settings of the `mask` section, which only stage 1 has."""
     of_mask: list[str] = []
     others: list[str] = []
     rest = iter(overrides)
@@ -122,7 +120,8 @@ def _split_mask(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _stage1(options: argparse.Namespace, config: StageConfig, of_mask: list[str]) -> tuple[Stage1Config | None, str]:
-    """How the stage 1 before `config` is trained, and what says so: the command, or the recipe beside its own."""
+    """Return stage 1's configuration for a later stage, and its source: the command line, or the recipe next to its
+    own."""
     from ureca.training.config import Stage1Config
 
     arguments = ["--table=-", f"--preset={config.preset}", f"--base={config.base or 'null'}", *of_mask]
@@ -138,7 +137,7 @@ def _stage1(options: argparse.Namespace, config: StageConfig, of_mask: list[str]
 def _data(options: argparse.Namespace, config: StageConfig) -> Data:
     if options.table is None:
         if options.regions is not None and options.regions < 1:
-            raise ConfigError(f"--regions={options.regions}: give 1 or more.")
+            raise ConfigError(f"--regions={options.regions}: must be at least 1.")
         return Data(
             regions=options.regions,
             regions_per_image=REGIONS_PER_IMAGE,
@@ -152,7 +151,7 @@ def _data(options: argparse.Namespace, config: StageConfig) -> Data:
 
     ids: list[str] = []
     regions_of: dict[str, int] = {}
-    """Of each labeled image."""
+    """Regions per labeled image."""
     characters = 0
     for batch in iter_batches(options.table):
         ids += batch["image_id"].to_pylist()
@@ -161,16 +160,16 @@ def _data(options: argparse.Namespace, config: StageConfig) -> Data:
         counts = pc.fill_null(pc.list_value_length(labeled["regions"]), 0)
         regions_of.update(zip(labeled["image_id"].to_pylist(), counts.to_pylist(), strict=True))
         lengths = [pc.sum(pc.utf8_length(each.field(name))).as_py() or 0 for name in ("short_caption", "long_caption")]
-        # Styles are asked for 1 : 1 : 2.
+        # Styles are drawn 1 : 1 : 2.
         characters += sum(lengths) + 2 * (pc.sum(pc.utf8_length(each.field("caption"))).as_py() or 0)
     all_regions = sum(regions_of.values())
-    # As training does it: by the ids of all images, labeled or not.
+    # Like training: by the ids of all images, labeled or not.
     out = set(split_heldout(ids, config.heldout, config.heldout_seed).heldout) if config.heldout else set()
     learned = [count for image_id, count in regions_of.items() if image_id not in out]
     if not sum(learned):
         raise ConfigError(
-            f"--table={options.table}: no labeled region in it that is not held out. Write captions with "
-            "jobs/label_corpus.py, or hold out a smaller share with --heldout."
+            f"--table={options.table}: no labeled region outside the held-out share. Write captions with "
+            "jobs/label_corpus.py, or lower --heldout."
         )
     return Data(
         regions=sum(learned),
@@ -181,7 +180,7 @@ def _data(options: argparse.Namespace, config: StageConfig) -> Data:
 
 
 def _stage_config(stage: Stage, options: argparse.Namespace, overrides: list[str], *, cpu: bool) -> StageConfig:
-    """The stage's configuration: recipe, then what the machine asks for, then the command line."""
+    """Build the stage's configuration: recipe, then machine defaults, then command line."""
     from ureca.training.config import Stage1Config, Stage2Config, Stage3Config
 
     cls: Any = {1: Stage1Config, 2: Stage2Config, 3: Stage3Config}[stage]
@@ -200,7 +199,7 @@ def _stage_config(stage: Stage, options: argparse.Namespace, overrides: list[str
         is_folder = Path(options.base).is_dir()
         arguments += [f"--base={options.base}"] if is_folder else [f"--preset={options.base}", "--base=null"]
     elif not options.config:
-        raise ConfigError("--base is missing: give a preset (internvl2.5-8b), a folder with config.json, or --config.")
+        raise ConfigError("--base is missing: set a preset (internvl2.5-8b), a folder with config.json, or --config.")
     return load_config(cls, [*arguments, *overrides])
 
 
@@ -226,18 +225,18 @@ def _machine(options: argparse.Namespace, config: StageConfig, *, cpu: bool) -> 
 
         memory = options.memory_gb * 2**30 if options.memory_gb else capture_context()["memory_bytes"]
         if memory is None:
-            raise ConfigError("--gpus=none: how much memory this machine has can't be read here. Give --memory_gb.")
+            raise ConfigError("--gpus=none: this machine's memory can't be detected. Set --memory_gb.")
         workers = config.workers.num_workers
         return Machine(name="CPU", num=workers, memory_bytes=memory / workers, flops=CPU_FLOPS)
     num, gpu = _gpus(options)
     if config.workers.bf16 and gpu.bf16_flops is None:
-        raise ConfigError(f"--gpus={options.gpus}: a {gpu.name} has no bfloat16. Give --workers.bf16=false.")
+        raise ConfigError(f"--gpus={options.gpus}: a {gpu.name} has no bfloat16. Set --workers.bf16=false.")
     memory = options.memory_gb or gpu.memory_gib
     peak = gpu.bf16_flops if config.workers.bf16 and gpu.bf16_flops else gpu.fp32_flops
     return Machine(name=gpu.name, num=num, memory_bytes=memory * 2**30, flops=peak)
 
 
-# ---- in words
+# ---- output
 
 
 def _lines(planned: list[Planned], machine: Machine, data: Data, *, mfu: float) -> Iterator[str]:
@@ -261,26 +260,33 @@ def _lines(planned: list[Planned], machine: Machine, data: Data, *, mfu: float) 
     yield ""
     for p in planned:
         s = p.settings
+        features = [
+            "bf16" if s["bf16"] else "float32",
+            f"ZeRO {s['zero_stage']}",
+            *(["activation checkpointing"] if s["activation_checkpointing"] else []),
+            *(["optimizer offloaded"] if s["offload_optimizer"] else []),
+            *(["weights offloaded"] if s["offload_weights"] else []),
+        ]
+        microbatch = (
+            f"microbatches of {s['tokens_per_device']:,} tokens (images {s['images_per_pass']}, "
+            f"regions {s['regions_per_pass']})"
+        )
+        encoder = f"mask encoder {s['mask_encoder']}{f' ({p.mask_source})' if p.mask_source else ''}"
+        lora = f", LoRA {s['lora_rank']}" if s["lora_rank"] else ""
         yield (
-            f"stage {p.stage}: {'bf16' if s['bf16'] else 'float32'}, ZeRO {s['zero_stage']}"
-            f"{', activation checkpointing' if s['activation_checkpointing'] else ''}"
-            f"{', optimizer offloaded' if s['offload_optimizer'] else ''}"
-            f"{', weights offloaded' if s['offload_weights'] else ''}; passes of {s['tokens_per_device']:,} tokens "
-            f"(images {s['images_per_pass']}, regions {s['regions_per_pass']}), {s['tiles']} tiles, "
-            f"N {s['tokens_per_tile']}, mask encoder {s['mask_encoder']}"
-            f"{f' ({p.mask_source})' if p.mask_source else ''}"
-            f"{', LoRA ' + str(s['lora_rank']) if s['lora_rank'] else ''}; {s['trained'] / 1e6:,.0f}M weights train"
+            f"stage {p.stage}: {', '.join(features)}; {microbatch}, {s['tiles']} tiles, N {s['tokens_per_tile']}, "
+            f"{encoder}{lora}; {s['trained'] / 1e6:,.0f}M weights train"
         )
         if p.hours is not None:
             rate = f"{mfu:.0%} of its peak" if gpu else f"{CPU_FLOPS / 1e9:.0f} GFLOP/s a worker"
             over = f"{data.regions:,} regions, epochs {s['epochs']:g}"
             yield f"         {_hours(p.hours)} for {over}, at {rate} (assumed)"
     yield (
-        f"data: {data.regions_per_image:.1f} regions an image, captions of {data.caption_tokens:.0f} tokens "
+        f"data: {data.regions_per_image:.1f} regions per image, captions of {data.caption_tokens:.0f} tokens "
         f"({data.source}); images with the most tiles"
     )
     host = max(p.host_bytes for p in planned)
-    yield f"the machine's own memory: {host / 2**30:,.0f} GiB at the start, where all {machine.num} workers are on one"
+    yield f"host memory: {host / 2**30:,.0f} GiB at the start, if all {machine.num} workers are on one machine"
     for p in planned:
         if not p.fits:
             yield from _advice(p)
@@ -288,13 +294,13 @@ def _lines(planned: list[Planned], machine: Machine, data: Data, *, mfu: float) 
 
 def _advice(p: Planned) -> Iterator[str]:
     yield ""
-    yield f"stage {p.stage} does not fit. What to change, in this order:   GiB alone   with those above"
+    yield f"stage {p.stage} does not fit. Changes, in this order:   GiB alone   combined"
     for change in p.changes:
         alone = "" if change["alone_bytes"] is None else f"{change['alone_bytes'] / 2**30:.1f}"
         joined = f"{change['together_bytes'] / 2**30:.1f}{'  fits' if change['fits'] else ''}"
         yield f"  {change['change']:<56} {alone:>9}   {joined:>9}"
     if not any(change["fits"] for change in p.changes):
-        yield "  Nothing here makes it fit: take GPUs with more memory."
+        yield "  No change makes it fit: use GPUs with more memory."
 
 
 def _hours(hours: float) -> str:

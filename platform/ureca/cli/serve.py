@@ -1,7 +1,7 @@
-"""`ureca serve`: the captioner's HTTP API on this machine, with settings of its own or those of a Serve YAML.
+"""`ureca serve`: serve the HTTP API on this machine, with default settings or those of a Serve YAML.
 
-Ctrl-C and SIGTERM end it in order: new requests are refused (503), those in progress end first. A second
-one ends it at once.
+Ctrl-C and SIGTERM shut down gracefully: new requests get 503 and requests in progress finish. A second signal ends it
+at once.
 """
 
 import argparse
@@ -23,9 +23,8 @@ from ureca.serving.settings import Settings, one_model
 
 _IMPORT_PATHS = ("serve_apps.captioner:build", "ureca.serving:build")
 _HOST_HELP = (
-    "default: the YAML's; without one 127.0.0.1, this machine only, and nobody is asked for a token. To serve to "
-    "others, set access_tokens as in serve_apps/captioner.yaml (`ureca token NAME` makes one), and put TLS in "
-    "front"
+    "default: the YAML's, or 127.0.0.1, this machine only, without authentication. To serve other machines, set "
+    "access_tokens as in serve_apps/captioner.yaml (`ureca token NAME` creates one), and put TLS in front"
 )
 
 
@@ -35,23 +34,23 @@ class _Service:
     name: str = "captioner"
     route_prefix: str | None = "/"
     start: dict[str, Any]
-    """Keyword arguments of `serve.start`; `http_options` among them."""
+    """Keyword arguments of `serve.start`, including `http_options`."""
     logging_config: dict[str, Any] | None = None
-    """Of the application."""
+    """Logging configuration of the application."""
 
 
 def serve_locally(argv: list[str]) -> None:
-    """The subcommand: start Ray, the API and its engines, and stay until Ctrl-C.
+    """Run the subcommand: start Ray, the API and its engines, and wait for Ctrl-C.
 
     Raises:
-        UrecaError: the YAML or the model can't be used, or the port is taken.
+        UrecaError: the YAML or the model is unusable, or the port is in use.
     """
     if joins_cluster():
         raise ConfigError(
-            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: `ureca serve` serves from this machine, with a Ray of its own; "
-            "`serve deploy` serves from a cluster. Unset it, or use that."
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: `ureca serve` serves from this machine with a local Ray; use "
+            "`serve deploy` for a cluster, or unset RAY_ADDRESS."
         )
-    service = asked_for(argv)
+    service = parse_arguments(argv)
     http = service.start["http_options"]
     _check_port(http["host"], http["port"])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -71,28 +70,30 @@ def serve_locally(argv: list[str]) -> None:
         print("starting the engine (about a minute on two cores) …", flush=True)
         use_for_ray_started_here()
         connect()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose own would end it on the spot
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # after ray.init, whose own handler would end the process at once
         serve.start(**service.start)
         ingress = serve.run(
             application, name=service.name, route_prefix=service.route_prefix, logging_config=service.logging_config
         )
         url = f"http://{http['host']}:{http['port']}{(service.route_prefix or '/').rstrip('/')}"
-        print(f"ready: {url} (requests: /docs)   Ctrl-C ends it", flush=True)
+        print(f"ready: {url} (API: /docs)   Ctrl-C stops", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         if ingress is not None:
-            print("ending the requests in progress …   Ctrl-C again ends it at once", flush=True)
+            print("finishing requests in progress …   Ctrl-C again stops at once", flush=True)
             with contextlib.suppress(KeyboardInterrupt, TimeoutError, RayError):
                 ingress.drain.remote().result(timeout_s=service.settings.upkeep.drain_seconds)
-                serve.delete(service.name)  # the engines end in order too
+                serve.delete(service.name)  # engines shut down gracefully too
         print("stopped")
     finally:
-        # Not `serve.shutdown()`: Ray prints an error, since Serve's controller is killed while it is waited for.
+        # Not `serve.shutdown()`: Ray prints an error, because it kills Serve's controller while waiting for it.
         ray.shutdown()
 
 
-def asked_for(argv: list[str]) -> _Service:
-    """What the subcommand's arguments ask for. Raises ConfigError."""
+def parse_arguments(argv: list[str]) -> _Service:
+    """Parse the arguments of the subcommand. Raises ConfigError."""
     options = _parser().parse_args(argv)
     if options.yaml is None:
         models = one_model(options.model, num_gpus=options.gpus or 0)
@@ -109,7 +110,7 @@ def asked_for(argv: list[str]) -> _Service:
 
 
 def _with_one_model(settings: Settings, options: argparse.Namespace) -> Settings:
-    """The YAML's settings, for this model in place of its own; its first one says what a replica takes."""
+    """Replace the YAML's models by one model, with the resources of its first one."""
     first = next(iter(settings.models.values()))
     own = {name: getattr(first, name) for name in type(first).model_fields if name != "export"}
     if options.gpus is not None:
@@ -119,7 +120,7 @@ def _with_one_model(settings: Settings, options: argparse.Namespace) -> Settings
 
 
 def _from_yaml(path: str) -> _Service:
-    """What a file that `serve deploy` takes says. What could not be honored here is refused."""
+    """Read a Serve YAML. Refuses what `ureca serve` can't honor."""
     try:
         mapping = read_config(path)
     except OSError as error:
@@ -132,7 +133,8 @@ def _from_yaml(path: str) -> _Service:
         names = [application["import_path"] for application in config["applications"]]
         if len(names) != 1 or names[0] not in _IMPORT_PATHS:
             raise ConfigError(
-                f"{path}: has applications {names}; `ureca serve` runs one {_IMPORT_PATHS[0]}, `serve run` whatever."
+                f"{path}: has applications {names}; `ureca serve` runs one {_IMPORT_PATHS[0]}; use `serve run` for "
+                "others."
             )
         [application] = config.pop("applications")
         settings = Settings.model_validate(application.pop("args", {}))
@@ -142,7 +144,7 @@ def _from_yaml(path: str) -> _Service:
     known = ("import_path", "name", "route_prefix", "logging_config")
     if unknown := [*sorted(application.keys() - known), *config.keys() & {"target_capacity"}]:
         raise ConfigError(
-            f"{path}: {', '.join(unknown)}: not for `ureca serve`; `serve run` and `serve deploy` take it."
+            f"{path}: {', '.join(unknown)}: not supported by `ureca serve`; use `serve run` or `serve deploy`."
         )
     http_options = {"host": "127.0.0.1", "port": 8000, **config.pop("http_options", {})}
     del application["import_path"]
@@ -151,22 +153,22 @@ def _from_yaml(path: str) -> _Service:
 
 def _check_port(host: str, port: int) -> None:
     if not 0 < port < 65536:
-        raise ConfigError(f"--port {port}: give a port from 1 to 65535")
+        raise ConfigError(f"--port {port}: must be a port from 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"--host {host} --port {port}: {error.strerror}. Give another --port.") from error
+            raise ConfigError(f"--host {host} --port {port}: {error.strerror}. Set another --port.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca serve", description="Serve captions over HTTP on this machine.")
     parser.add_argument("yaml", nargs="?", metavar="YAML", help="settings, as in serve_apps/captioner.yaml")
     parser.add_argument(
-        "--model", metavar="DIR", help="an export (jobs/export.py); default: the YAML's, without one nano, which ships"
+        "--model", metavar="DIR", help="export (jobs/export.py); default: the YAML's, or the packaged nano"
     )
     parser.add_argument("--host", help=_HOST_HELP)
-    parser.add_argument("--port", type=int, help="default: the YAML's, without one 8000")
-    parser.add_argument("--gpus", type=float, help="that an engine may take; default: the YAML's, without one 0")
+    parser.add_argument("--port", type=int, help="default: the YAML's, or 8000")
+    parser.add_argument("--gpus", type=float, help="GPUs per engine; default: the YAML's, or 0")
     return parser

@@ -1,4 +1,4 @@
-"""`ureca view TABLE`: write a region table as a page to look through, and open it."""
+"""`ureca view TABLE`: write a region table as an HTML gallery, and open it."""
 
 import argparse
 import os
@@ -11,14 +11,14 @@ from ureca.viewer.gallery import write_gallery
 
 
 def view_table(argv: list[str]) -> None:
-    """The subcommand; see the module's docstring.
+    """Run the subcommand.
 
     Raises:
-        UrecaError: there is no such table, nothing in it is asked for, or the page can't be written.
+        UrecaError: the table is missing, no image matches, or the page can't be written.
     """
     options = _parser().parse_args(argv)
     if options.images < 1:
-        raise ConfigError(f"--images {options.images}: give 1 or more")
+        raise ConfigError(f"--images {options.images}: must be at least 1")
     summary = write_gallery(options.output, options.table, images=options.images, only=options.filter)
     size_mb = summary.num_bytes / 1e6
     print(f"{options.output}  {size_mb:.1f} MB  {summary.shown:,} of {summary.matching:,} images", end="")
@@ -29,12 +29,16 @@ def view_table(argv: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ureca view", description="Write a region table as one HTML page to look through, and open it."
+        prog="ureca view", description="Write a region table as one HTML page and open it."
     )
-    parser.add_argument("table", metavar="TABLE", help="region table: a parquet file or a folder of them, or s3://…")
-    parser.add_argument("--output", metavar="FILE.html", default="gallery.html", help="default: gallery.html here")
     parser.add_argument(
-        "--images", metavar="N", type=int, default=200, help="most images on the page, evenly spread; default: 200"
+        "table", metavar="TABLE", help=("region table: a parquet file or a folder of them, local or s3://")
+    )
+    parser.add_argument(
+        "--output", metavar="FILE.html", default="gallery.html", help=("default: gallery.html in the current folder")
+    )
+    parser.add_argument(
+        "--images", metavar="N", type=int, default=200, help="maximum images on the page, evenly spaced; default: 200"
     )
     parser.add_argument(
         "--filter",
@@ -47,5 +51,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _has_screen() -> bool:
-    """Whether a browser could show itself; else a text browser might take over the terminal."""
+    """Return whether a graphical browser can open; otherwise a text browser might take over the terminal."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

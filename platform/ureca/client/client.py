@@ -1,7 +1,7 @@
-"""A small client of the captioner's HTTP API.
+"""HTTP client of the caption service.
 
-client = Client("http://localhost:8000")
-for answer in client.caption("photo.jpg", [{"id": "7", "box": [40, 30, 200, 120]}]):
+client = Client("http://localhost:8000") for answer in client.caption("photo.jpg", [{"id": "7", "box": [40, 30, 200,
+120]}]):
     print(answer.id, answer.caption or answer.error)
 """
 
@@ -36,49 +36,50 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class ServiceError(UrecaError):
-    """The service refused the request, or can't be reached. Holds the service's own words."""
+    """The service refused the request or can't be reached; holds the service's message."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        """`status`: of its answer; None where there was none, or it broke off."""
+        """Store message and HTTP status; None if there was no answer, or it was truncated."""
         super().__init__(message)
         self.status = status
 
 
 class _RetryError(Exception):
-    """The service did not do it, and says, or its end says, that it may the next time."""
+    """A failure that may succeed when repeated."""
 
     def __init__(self, error: ServiceError, after_seconds: float = 0.0) -> None:
         super().__init__(str(error))
         self.error, self.after_seconds = error, after_seconds
 
     def pause(self, attempt: int) -> float:
-        """Seconds: as the service says, longer each time, and not the same for all clients at once."""
+        """Return the seconds to wait: the service's Retry-After, or growing delays with jitter."""
         seconds = max(self.after_seconds, 0.5 * 2**attempt)
         return min(_LONGEST_WAIT_SECONDS, seconds) * random.uniform(0.75, 1.25)
 
 
 @dataclass(frozen=True)
 class RegionCaption:
-    """What became of one region: a caption, or what was wrong with the region."""
+    """Result for one region: a caption, or an error."""
 
     id: str
     caption: str | None
     error: str | None
     finish_reason: str | None
-    """`stop` (the model ended it) or `length` (cut at `max_tokens`)."""
+    """`stop` (the model ended it) or `length` (truncated at `max_tokens`)."""
 
 
 class Captions(list[RegionCaption]):
-    """The answers to one request, in the order of its regions."""
+    """Results of one request, in region order."""
 
     def __init__(self, answers: Iterable[RegionCaption], *, model: str, usage: Mapping[str, int]) -> None:
-        """`usage`: `prompt_tokens`, `completion_tokens`, and of the former `cached_tokens`, found in the cache."""
+        """Store results and usage: `prompt_tokens`, `completion_tokens`, and `cached_tokens` (prompt tokens from the
+        cache)."""
         super().__init__(answers)
         self.model, self.usage = model, usage
 
 
 class Client:
-    """Talks to one service. Use it as a context manager, or `close()` it."""
+    """Client of one service. Use it as a context manager, or call `close()`."""
 
     def __init__(
         self,
@@ -88,9 +89,13 @@ class Client:
         timeout_seconds: float = 300,
         retries: int = 8,
     ) -> None:
-        """`token`: where the service asks for one. `retries`: how often a request is sent again that the service had no
-        place or no engine for, or whose connection broke; captioning changes nothing, so sending it twice does no harm.
-        Eight take about a minute and a half, in which a lost engine is replaced.
+        """Create a client.
+
+        Args:
+            token: access token, if the service requires one.
+            retries: retries when the service is full, has no engine, or the connection breaks. Captioning has no side
+                effects, so repeating a request is safe. Eight retries take about 90 seconds, enough to replace a lost
+                engine.
         """
         self._url = url
         self._retries = retries
@@ -110,18 +115,17 @@ class Client:
         """Caption regions of an image.
 
         Args:
-            image: a file's path, a file's bytes, uint8 (H, W, 3) RGB, or a PIL image.
-            regions: each {"id", and one of "rle", "polygon", "box" [x, y, width, height], "mask_png", "points"}, and
-                its own "style" or "question" if it has one; or a COCO RLE alone. Without an id a region's number is
-                its id.
+            image: path of a file, content of a file, uint8 (H, W, 3) RGB, or a PIL image.
+            regions: each {"id", and one of "rle", "polygon", "box" [x, y, width, height], "mask_png", "points"},
+                optionally with "style" or "question"; or a COCO RLE. Without an id the region's index is its id.
             style: "brief", "detailed" or "unique".
-            max_tokens: most tokens of one caption; None leaves it to the service.
-            temperature: 0 takes the likeliest token each time.
-            options: other fields of the request, as /docs describes them (`top_p`, `model`, …).
+            max_tokens: maximum tokens per caption; None: the service's default.
+            temperature: 0 decodes greedily.
+            options: other request fields, see /docs (`top_p`, `model`, …).
 
         Raises:
             ServiceError: with the service's message.
-            ImageError: the file is not there.
+            ImageError: the file does not exist.
         """
         body = _body(image, regions, style, max_tokens, temperature, stream=False) | options
         answer = self._again(lambda: self._request("POST", "/v1/captions", body))
@@ -136,16 +140,20 @@ class Client:
         captions: bool = True,
         **options: Any,
     ) -> dict[str, Any]:
-        """The regions as a tree, parents before children, as `POST /v1/trees` answers; without regions, of those that
-        the service finds in the image. Raises as `caption`."""
+        """Return regions as a tree, parents first, like `POST /v1/trees`; without `regions`, those the service finds.
+
+        Raises like `caption`.
+        """
         body = {"image": data_url(image), "style": style, "captions": captions, **options}
         if regions is not None:
             body["regions"] = _regions(regions)
         return self._again(lambda: self._request("POST", "/v1/trees", body))
 
     def regions(self, image: ImageLike) -> list[dict[str, Any]]:
-        """The regions that the service finds in an image, parents before children, as `POST /v1/regions` answers: each
-        with its "id", "rle", "bbox", "area", "parent" and "depth", and without a caption. Raises as `caption`."""
+        """Return the regions that the service finds in an image, parents first, like `POST /v1/regions`.
+
+        Each has "id", "rle", "bbox", "area", "parent" and "depth", and no caption. Raises like `caption`.
+        """
         body = {"image": data_url(image)}
         return list(self._again(lambda: self._request("POST", "/v1/regions", body))["regions"])
 
@@ -159,41 +167,40 @@ class Client:
         temperature: float = 0.0,
         **options: Any,
     ) -> Iterator[tuple[str, str | RegionCaption]]:
-        """The same, piece by piece: (id, next piece of text), and once a region, last, (id, `RegionCaption`).
+        """Stream captions: yields (id, next piece of text), and finally (id, `RegionCaption`) once per region.
 
-        Pieces of several regions come in turn. Closing the iterator ends the captioning. A stream that breaks is asked
-        again for the regions that it had not told whole, and goes on where it was. That can't be done, and is a
-        ServiceError, where a caption had begun that would not begin so again: with a temperature, or (on two kinds of
-        machines) with other rounding.
+        Pieces of several regions are interleaved. Closing the iterator cancels the captioning. After a broken stream
+        the client requests the unfinished regions again and resumes mid-caption. If the repeated caption starts
+        differently, with a temperature or with other rounding on another kind of machine, that is a ServiceError.
         """
-        told = StreamedRegions(_regions(regions), whole_image=bool(options.get("image_caption")))
+        streamed = StreamedRegions(_regions(regions), whole_image=bool(options.get("image_caption")))
         body = _body(image, (), style, max_tokens, temperature, stream=True) | options
         for attempt in itertools.count():
-            response, events = self._again(lambda: self._open_stream(body | told.fields()))
+            response, events = self._again(lambda: self._open_stream(body | streamed.fields()))
             try:
                 for event in events:
                     for region_id, what in _read_event(event):
-                        yield from told.accept(region_id, what)
+                        yield from streamed.accept(region_id, what)
                 return
             except _RetryError as broken:
-                if attempt == self._retries or (temperature > 0 and told.has_partial_captions):
+                if attempt == self._retries or (temperature > 0 and streamed.has_partial_captions):
                     raise broken.error from broken
                 pause = broken.pause(attempt)
             except StreamDivergedError as error:
                 raise ServiceError(
-                    f"{self._url}: the stream broke, and a caption that had begun now begins in another way."
+                    f"{self._url}: the stream broke, and a repeated caption starts differently."
                 ) from error
             finally:
                 response.close()
             time.sleep(pause)
 
     def models(self) -> list[str]:
-        """The names of the service's models, the one that answers by default first. Raises ServiceError."""
+        """Return the names of the service's models, the default model first. Raises ServiceError."""
         answer = self._again(lambda: self._request("GET", "/v1/models"))
         return [each["id"] for each in answer["data"]]
 
     def is_ready(self) -> bool:
-        """Whether the service answers and its engine is up."""
+        """Return whether the service answers and its engine is up."""
         try:
             return self._http.get("/readyz").is_success
         except httpx.HTTPError:
@@ -211,7 +218,7 @@ class Client:
         self.close()
 
     def _again(self, send: Callable[[], T]) -> T:
-        """What `send` returns, sent again after a pause where it asks for that."""
+        """Call `send`, and repeat it after a pause while it raises `_RetryError`."""
         for attempt in range(self._retries + 1):
             try:
                 return send()
@@ -229,7 +236,7 @@ class Client:
         return answer
 
     def _open_stream(self, body: Mapping[str, Any]) -> tuple[httpx.Response, Iterator[dict[str, Any]]]:
-        """The response, with its first event read."""
+        """Open a stream; return the response and its events, the first one already read."""
         request = self._http.build_request("POST", "/v1/captions", json=body)
         with self._stream_breaks():
             response = self._http.send(request, stream=True)
@@ -263,21 +270,21 @@ class Client:
         try:
             yield
         except httpx.RequestError as error:
-            told = ServiceError(
+            unreachable = ServiceError(
                 f"{self._url}: {type(error).__name__}: {error}. Is the service running? `make serve` starts one."
             )
-            # A time-out has cost the caller its time already, and a wrong URL won't become a right one.
+            # A time-out has already cost the caller its time, and a wrong URL stays wrong.
             final = isinstance(error, httpx.TimeoutException | httpx.UnsupportedProtocol)
-            raise (told if final else _RetryError(told)) from error
+            raise (unreachable if final else _RetryError(unreachable)) from error
 
 
 def _raise_for_status(response: httpx.Response) -> None:
     if not response.is_error:
         return
     error = ServiceError(_message(response), response.status_code)
-    # The service's own 500 would come again; without its form it is a proxy's, whose service was lost on the way.
+    # A 500 in the service's format would recur. Any other format is from a proxy that lost the service.
     lost = response.status_code == 500 and not response.headers.get("content-type", "").startswith("application/json")
-    # What took too long would take as long again.
+    # A request that took too long would take too long again.
     if lost or (response.status_code in (429, 502, 503, 504) and _kind(response) != "timeout"):
         after = response.headers.get("retry-after", "")
         raise _RetryError(error, float(after) if after.isdigit() else 0.0)
@@ -308,15 +315,18 @@ def _body(
 
 
 def as_read(data: bytes, pixels: np.ndarray) -> bytes | np.ndarray:
-    """What to send of an image file whose pixels, as they were read here, are uint8 (H, W, 3): the file, if the service
-    will see the same in it, else the pixels. The service knows three kinds of files, and turns none as EXIF says."""
+    """Return what to send for an image file decoded locally to uint8 (H, W, 3).
+
+    The file itself if the service decodes it identically, otherwise the pixels. The service accepts three formats and
+    ignores EXIF rotation.
+    """
     with Image.open(io.BytesIO(data)) as stored:
         turned = stored.getexif().get(_EXIF_ORIENTATION, 1) != 1
         return pixels if turned or stored.format not in ("JPEG", "PNG", "WEBP") else data
 
 
 def data_url(image: ImageLike) -> str:
-    """An image as the API takes it; an array or a PIL image as PNG, a file as it is. Raises ImageError."""
+    """Encode an image as a data URL: arrays and PIL images as PNG, files unchanged. Raises ImageError."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
@@ -329,7 +339,7 @@ def data_url(image: ImageLike) -> str:
         try:
             data = Path(image).read_bytes()
         except OSError as error:
-            raise ImageError(f"{os.fspath(image)}: {error.strerror}. Give the path of an image file.") from error
+            raise ImageError(f"{os.fspath(image)}: {error.strerror}. Name an existing image file.") from error
     kind = "png" if data[:4] == b"\x89PNG" else "webp" if data[8:12] == b"WEBP" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 

@@ -1,14 +1,14 @@
-"""Read what a model answered, and notice the answers that can't be used.
+"""Parse a model's answers and reject unusable ones.
 
-Answers are asked for as JSON of a schema, which endpoints and engines can hold a model to; where an endpoint refuses
-that, the same answers are read from plain text. An unusable answer is named by kind:
+Answers are requested as JSON with a schema that endpoints and engines can enforce. Where an endpoint refuses a schema,
+the same answers are read from plain text. Kinds of unusable answers:
 
-    refusal      the model declined                 language   it is not English
-    empty        nothing, or no word                copied     it repeats the instructions
-    malformed    not what was asked for             equal      another region has the same caption
-    cut          ended by the limit on tokens       marks      it speaks of outlines or numbers of the views
+    refusal      the model declined                 language   not English
+    empty        no words                           copied     repeats the instructions
+    malformed    not in the requested form          equal      equals another region's caption
+    cut          truncated by the token limit       marks      mentions outlines or numbers of the views
 
-Source: the authors' pipeline keeps whatever the model says (URECA, arXiv 2504.05305, and its code).
+Source: the authors' pipeline keeps every answer (URECA, arXiv 2504.05305, and its code).
 """
 
 import json
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ureca.labeling.describers.base import AnswerProblem, DescribeRequest, Description, Pass
 
 _PHRASE_WORDS = 8
-"""So many words in a row are in the instructions and in an answer only if it was copied."""
+"""Length of a word sequence that, if shared by instructions and answer, proves copying."""
 
 
 class _Answer(BaseModel):
@@ -39,7 +39,7 @@ class DistractorDifference(_Answer):
 
 
 class UniqueAnswer(_Answer):
-    """The differences come first, so that the model has them before it writes."""
+    """The answer of pass unique; differences come first, so that the model writes them before the caption."""
 
     differences: list[DistractorDifference] = Field(default_factory=list)
     caption: str
@@ -78,27 +78,27 @@ _PLAIN_FORMS: dict[Pass, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What came back from an endpoint or an engine."""
+    """The raw answer of an endpoint or an engine."""
 
     text: str
     finish_reason: str = "stop"
-    """As OpenAI's: stop, length, content_filter."""
+    """Finish reason as in the OpenAI API: stop, length, content_filter."""
     structured: bool = True
-    """Whether the model was held to the schema."""
+    """True if the schema was enforced."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
 
 
 def json_schema(pass_name: Pass) -> dict[str, object]:
-    """Of the answer to one pass; every field required and no other allowed, as OpenAI's strict mode asks."""
+    """Return the JSON schema of a pass's answer: all fields required, no others allowed (OpenAI's strict mode)."""
     schema = ANSWERS[pass_name].model_json_schema()
     schema["required"] = list(schema["properties"])
     return schema
 
 
 def answer_form(pass_name: Pass, *, structured: bool) -> str:
-    """The sentence that ends a prompt and says what the answer must look like."""
+    """Return the sentence that ends a prompt and states the answer's form."""
     if structured:
         return f"Answer in English, with JSON of this form and nothing else: {_JSON_FORMS[pass_name]}"
     return _PLAIN_FORMS[pass_name]
@@ -107,14 +107,14 @@ def answer_form(pass_name: Pass, *, structured: bool) -> str:
 def read_answer(
     reply: Reply, request: DescribeRequest, *, marked: tuple[int, ...], phrases: frozenset[str]
 ) -> Description:
-    """The answer to a request, with its problem where it has one.
+    """Parse the answer to a request; its `problem` is set if it is unusable.
 
     Args:
-        reply: as it came.
-        request: what was asked.
-        marked: the regions that bear the numbers of the view: from 0 where the first is the target (pass unique),
-            from 1 in pass choose; empty where nothing is numbered.
-        phrases: of the instructions, as `phrases_of` gives them: what an answer must not repeat.
+        reply: the raw answer.
+        request: the request.
+        marked: regions numbered in the view: from 0 if the first is the target (pass unique), from 1 in pass choose;
+            empty without numbers.
+        phrases: word sequences of the instructions (`phrases_of`), which an answer must not repeat.
     """
     reply = replace(reply, text=_THOUGHTS.sub("", reply.text))
     description = Description(reply.text.strip(), reply.prompt_tokens, reply.completion_tokens, seconds=reply.seconds)
@@ -150,7 +150,7 @@ def read_answer(
 def answer_problem(
     caption: str, request: DescribeRequest, phrases: frozenset[str] = frozenset()
 ) -> AnswerProblem | None:
-    """What makes a caption unusable as the answer to a request, or None. `phrases` as in `read_answer`."""
+    """Return what makes a caption unusable as the answer to a request, or None. `phrases` as in `read_answer`."""
     words = _words(caption)
     if not words:
         return _problem("empty")
@@ -174,7 +174,7 @@ def answer_problem(
 
 
 def phrases_of(texts: Iterable[str]) -> frozenset[str]:
-    """All runs of eight words in the texts."""
+    """Return all sequences of eight words in the texts."""
     phrases = set()
     for text in texts:
         words = _words(text)
@@ -183,7 +183,7 @@ def phrases_of(texts: Iterable[str]) -> frozenset[str]:
 
 
 _THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-"""What some models say before they answer."""
+"""Reasoning that some models emit before their answer."""
 
 _MESSAGES = {
     "refusal": "it declined to answer. The task is only to describe what is visible, which is always possible",
@@ -220,7 +220,7 @@ def _problem(kind: str) -> AnswerProblem:
 
 
 def _is_refusal(text: str) -> bool:
-    """Read at the start only: a caption may well quote "sorry" from a sign."""
+    """Detect a refusal, at the start only: a caption may quote "sorry" from a sign."""
     start = re.sub(r'^[\s{}"]*(?:"?caption"?\s*:\s*"?)?', "", text[:200], flags=re.IGNORECASE)
     return bool(_REFUSAL.match(start))
 
@@ -230,12 +230,12 @@ def _words(text: str) -> list[str]:
 
 
 def _bare(words: list[str]) -> str:
-    """The words without articles: "A red mug." and "the red mug" say the same."""
+    """Drop articles: "A red mug." and "the red mug" are the same caption."""
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def _parsed(reply: Reply, pass_name: Pass) -> _Answer | None:
-    """The answer as JSON, else, where the model was not held to it, as plain text."""
+    """Parse the answer as JSON, or as plain text if the schema was not enforced."""
     text = reply.text.strip()
     start, end = text.find("{"), text.rfind("}")
     if start >= 0 and end > start:
@@ -278,14 +278,14 @@ _OTHERS = """
 _BOTH = {"die", "on", "no", "do", "in", "an", "a", "and", "son", "des", "pod", "met", "den", "van", "dan"}
 _ENGLISH_WORDS = frozenset(_ENGLISH.split())
 _OTHER_WORDS = frozenset(_OTHERS.split()) - _BOTH
-"""Less those that are English words too."""
+"""Without those that are English words too."""
 
 _MOST_FOREIGN_LETTERS = 0.3
-"""Share of letters of other scripts: a caption may quote what a sign says."""
+"""Maximum share of letters from other scripts: a caption may quote a sign."""
 
 
 def is_english(text: str) -> bool:
-    """False where the text is surely in another language; a few bare words pass."""
+    """Return False if the text is certainly in another language; a few bare words pass."""
     letters = [character for character in text if character.isalpha()]
     if not letters:
         return True

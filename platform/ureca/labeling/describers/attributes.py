@@ -1,4 +1,4 @@
-"""The describer that needs no model: says in plain English what was measured of pixels and masks.
+"""Describer without a model: states in plain English what was measured from pixels and masks.
 
     short    a small blue round part at the top of the red object
     long     a small blue smooth round part in the lower left of the picture, at the top of the large red
@@ -6,9 +6,9 @@
     unique   the small blue round part in the lower left, at the top of the red object, the second from the
              left of two alike
 
-The unique caption is the shortest one that no other region of the image fits: further words are added only
-where they tell regions apart, then an order among those still alike, then a cell of a grid. It never states
-what was not measured, and the same image always gets the same captions.
+The unique caption is the shortest one that fits no other region of the image: words are added only where they tell
+regions apart, then an order among those still alike, then a grid cell. Captions state only what was measured, and the
+same image always gets the same captions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +23,13 @@ from ureca.labeling.describers.base import Describer, DescribeRequest, Descripti
 MAX_LONG_WORDS = 40
 
 _CLEARLY_APART: dict[OrderBy, float] = {"left": 0.02, "top": 0.02, "size": 0.2}
-"""Smallest step between neighbors in an order: a share of the picture's side, or about a fifth in size."""
+"""Minimum step between neighbors in an order: a share of the picture's side, or about a fifth in size."""
 
 Regions = Sequence[RegionAttributes]
 
 
 class AttributesDescriber(Describer):
-    """Says measured attributes; deterministic, about a millisecond a region."""
+    """States measured attributes; deterministic, about a millisecond per region."""
 
     name = "attributes"
     model = None
@@ -37,10 +37,10 @@ class AttributesDescriber(Describer):
     uses_model = False
 
     async def check(self) -> None:
-        """Nothing can be missing."""
+        """Do nothing: this describer has no dependencies."""
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: this describer holds no resources."""
 
     async def describe(self, request: DescribeRequest) -> Description:
         regions, index = request.attributes, request.index
@@ -53,7 +53,7 @@ class AttributesDescriber(Describer):
 
 
 def _looks(region: RegionAttributes) -> Claims:
-    """What every caption says: size, color, shape, and the texture where there is one to see."""
+    """Return the claims of every caption: size, color, shape, and texture if there is a visible one."""
     return Claims(
         noun=region.noun,
         size=region.size,
@@ -106,7 +106,7 @@ def _number(count: int) -> str:
 
 
 def _child_groups(children: Sequence[int], regions: Regions) -> list[tuple[str, int]]:
-    """(phrase, how many) of children that look alike: "two small black round parts at its top"."""
+    """Group similar children; return (phrase, count), e.g. "two small black round parts at its top"."""
     groups: dict[tuple[str, str, str], list[RegionAttributes]] = {}
     for child in children:
         region = regions[child]
@@ -114,8 +114,8 @@ def _child_groups(children: Sequence[int], regions: Regions) -> list[tuple[str, 
     phrases = []
     for (size, color, shape), members in groups.items():
         uses_model = f"{size} {color} {shape} part"
-        places = {member.place_in_parent for member in members}
-        place = places.pop() if len(places) == 1 else None
+        slots = {member.place_in_parent for member in members}
+        place = slots.pop() if len(slots) == 1 else None
         many = len(members) > 1
         phrase = f"{_number(len(members))} {uses_model}s" if many else with_article(uses_model, "a")
         if place:
@@ -126,14 +126,14 @@ def _child_groups(children: Sequence[int], regions: Regions) -> list[tuple[str, 
 
 @dataclass(frozen=True)
 class _Extra:
-    """Something more that a caption may say, and the number of words it takes."""
+    """An additional claim, and the number of words it takes."""
 
     num_words: int
     add: Callable[[Claims], Claims]
 
 
 def _unique_claims(index: int, regions: Regions, *, say_all: bool) -> Claims:
-    """The fewest claims that are true of `regions[index]` alone; `say_all` gives everything that helps."""
+    """Return the fewest claims that are true of `regions[index]` only; `say_all` returns all that help."""
     region = regions[index]
     base = _in_parent(replace(_looks(region), place=region.place), region, regions)
     extras = list(_extras(region, regions))
@@ -159,7 +159,7 @@ def _unique_claims(index: int, regions: Regions, *, say_all: bool) -> Claims:
 
 
 def _alike(claims: Claims, index: int, regions: Regions) -> list[int]:
-    """The other regions of which all claims are true."""
+    """Return the other regions of which all claims are true."""
     return [j for j in range(len(regions)) if j != index and match_score(claims, j, regions) == 1.0]
 
 
@@ -197,7 +197,7 @@ def _subsets(extras: Sequence[_Extra]) -> Iterator[tuple[_Extra, ...]]:
 
 
 def _order(index: int, alike: Sequence[int], regions: Regions) -> Order | None:
-    """The region's rank among those alike, from the side on which they are clearest apart, else by size."""
+    """Return the region's rank among similar ones, from the side that separates them most clearly, else by size."""
     group = [index, *alike]
     if len(group) > len(NUMBERS):
         return None

@@ -1,12 +1,12 @@
-"""What a describer is asked and what it answers: one interface for measuring, chat models and local engines.
+"""Describer interface: requests and answers of measuring, chat models and local engines.
 
-A region is described three times (URECA, arXiv 2504.05305, section 3), and then looked at twice more:
+A region is described in three passes (URECA, arXiv 2504.05305, section 3), and checked in two more:
 
-    short    top-down: knows its parent's short caption and those of the siblings before it
-    long     bottom-up: knows its own short caption and its children's long ones
-    unique   knows its long caption and its distractors, and must fit none of them
+    short    top-down: given its parent's short caption and those of the preceding siblings
+    long     bottom-up: given its own short caption and its children's long ones
+    unique   given its long caption and its distractors; must fit no distractor
     choose   blind: which of several regions does a caption describe?
-    judge    is a caption true of its region? The paper's own check of its test set
+    judge    is a caption true of its region? The paper's check of its test set
 """
 
 from collections.abc import Mapping
@@ -24,93 +24,93 @@ Pass = Literal["short", "long", "unique", "choose", "judge"]
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeRequest:
-    """One question to a describer."""
+    """One request to a describer."""
 
     pass_name: Pass
     image: np.ndarray = field(repr=False)
-    """uint8 (H, W, 3), RGB: what a describer that looks cuts its views from."""
+    """uint8 (H, W, 3), RGB; describers with a model cut their views from it."""
     segmentations: tuple[Rle, ...] = field(repr=False)
-    """Of every region of the image; parents stand before their children."""
+    """Segmentation of every region of the image; parents precede their children."""
     parents: tuple[int, ...] = field(repr=False)
-    """The index of each region's parent, -1 at the top level."""
+    """Index of each region's parent, -1 at the top level."""
     index: int
-    """Of the region among the image's. In pass choose the right answer: nothing that a model sees may tell it."""
+    """Index of the region. In pass choose this is the correct answer, which no model input may reveal."""
     attributes: tuple[RegionAttributes, ...] = field(default=(), repr=False)
-    """Measured, of every region of the image; empty for a describer that looks."""
+    """Measured attributes of every region; empty for describers with a model."""
     own_caption: str | None = None
     """Pass long: the region's short caption; unique: its long one; choose and judge: the caption in question."""
     parent_caption: str | None = None
     """The parent's short caption; None at the top level."""
     sibling_captions: tuple[str, ...] = ()
-    """Pass short: the short captions of the siblings before it."""
+    """Pass short: short captions of the preceding siblings."""
     children: tuple[int, ...] = ()
-    """Indices of the regions directly below it."""
+    """Indices of the child regions."""
     child_captions: tuple[str, ...] = ()
-    """Pass long: the long captions of `children`."""
+    """Pass long: long captions of `children`."""
     distractors: tuple[Distractor, ...] = ()
-    """Pass unique: what the caption must not fit, most alike first."""
+    """Pass unique: regions that the caption must not fit, most similar first."""
     distractor_captions: tuple[str, ...] = ()
-    """Pass unique: the long captions of `distractors`."""
+    """Pass unique: long captions of `distractors`."""
     confused_with: tuple[int, ...] = ()
-    """Pass unique, asked again: the regions that the caption given before fits as well."""
+    """Pass unique, repeated: regions that the previous caption fits as well."""
     candidates: tuple[int, ...] = ()
-    """Pass choose: the regions to choose from, `index` among them, in an order that tells nothing."""
+    """Pass choose: regions to choose from, including `index`, in a neutral order."""
     problem: str | None = None
-    """Asked again: what was wrong with the answer before."""
+    """Repeated request: the problem of the previous answer."""
 
     @property
     def segmentation(self) -> Rle:
-        """Of the region itself."""
+        """Segmentation of the region."""
         return self.segmentations[self.index]
 
 
 @dataclass(frozen=True)
 class AnswerProblem:
-    """What makes an answer unusable, so that the question is asked again."""
+    """Reason why an answer is unusable and the request is repeated."""
 
     kind: str
-    """What the ledger counts: refusal, empty, language, copied, equal, malformed, …"""
+    """Kind for the usage report: refusal, empty, language, copied, equal, malformed, …"""
     message: str
-    """For the model: what was wrong with its answer before."""
+    """Message to the model about its previous answer."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """An answer, and what it took where a model gave it."""
+    """An answer, and its usage if a model gave it."""
 
     text: str
-    """The caption; in the passes choose and judge the answer as it came."""
+    """The caption; in passes choose and judge the raw answer."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
-    """That the endpoint or the engine worked on it, waiting for a free place left out."""
+    """Seconds of service time, excluding time in the queue."""
     choice: int | None = None
-    """Pass choose: the index of the region chosen; None where the answer chooses none."""
+    """Pass choose: index of the chosen region; None if the answer chooses none."""
     verdict: bool | None = None
-    """Pass judge: whether the caption is true; None where the answer says neither."""
+    """Pass judge: whether the caption is true; None if the answer is neither."""
     told_apart: Mapping[int, str] = field(default_factory=dict)
-    """Pass unique: distractor -> what the caption says that is not true of it, as far as the model named it."""
+    """Pass unique: distractor -> the claim of the caption that is not true of it, as far as the model named one."""
     problem: AnswerProblem | None = None
-    """Set by the describer where the answer can't be used; its tokens count all the same."""
+    """Set if the answer is unusable; its tokens count nevertheless."""
 
 
 class Describer(Protocol):
-    """Writes captions. One instance serves many images at once."""
+    """Writes captions. One instance serves many images concurrently."""
 
     name: str
-    """What the configuration calls it."""
+    """Name in the configuration."""
     model: str | None
-    """Which model answers, if any."""
+    """Model that answers, if any."""
     prompt_version: str
-    """Changes whenever the same question may get another answer."""
+    """Version of the prompts; changes whenever the same request may get another answer."""
     uses_model: bool
-    """Whether it looks at views and answers the passes choose and judge; else captions are checked by claims."""
+    """True if a model sees the views and answers passes choose and judge; otherwise captions are checked by claims."""
 
     async def check(self) -> None:
-        """Find out, once before a job starts, whether it can answer at all.
+        """Check once, before a job starts, that the describer can answer at all.
 
         Raises:
-            UrecaError: it can't; says which address or file was tried.
+            UrecaError: it can't; names the address or file.
         """
         ...
 
@@ -119,10 +119,10 @@ class Describer(Protocol):
 
         Raises:
             JobStopped: neither this nor any other request can be answered for now; the job stops.
-            Exception: the image is then set aside with the error's text.
+            Exception: the image is quarantined with the error's text.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of connections and processes."""
+        """Close connections and end child processes."""
         ...

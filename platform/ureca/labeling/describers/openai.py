@@ -1,4 +1,4 @@
-"""The describer behind any OpenAI-compatible endpoint, a hosted one or a server of one's own."""
+"""Describer for any OpenAI-compatible endpoint, hosted or self-hosted."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ _JPEG_QUALITY = 90
 
 
 class ChatDescriber(VlmDescriber):
-    """Asks an endpoint through OpenAI's own client."""
+    """Sends requests to an endpoint with OpenAI's own client."""
 
     name = "chat"
 
@@ -30,35 +30,35 @@ class ChatDescriber(VlmDescriber):
         share: float = 1.0,
         budget: Budget | None = None,
     ) -> None:
-        """Nothing is sent yet.
+        """Create the client; nothing is sent yet.
 
         Args:
             config: the endpoint and the job's limits.
-            prompts: the questions.
-            api_key: `config.api_key()`, read where the job was started: workers don't have its environment.
-            share: of the job's concurrency and rates that this process may use, 1 / number of processes; at least
-                one request at a time.
-            budget: the job's tokens; None: no limit.
+            prompts: the prompt set.
+            api_key: `config.api_key()`, read by the driver: workers do not have its environment.
+            share: share of the job's concurrency and rates for this process, 1 / number of processes; at least one
+                request at a time.
+            budget: the job's token budget; None: no limit.
 
         Raises:
-            ConfigError: no address or no model.
+            ConfigError: base URL or model is missing.
         """
         if not config.base_url or not config.model:
             missing = "base_url" if not config.base_url else "model"
             raise ConfigError(
-                f"chat.{missing} is empty: describer chat needs the endpoint's address and the model's name there "
+                f"chat.{missing} is empty: describer chat needs the endpoint's base URL and model "
                 "(--chat.base_url=http://localhost:8000/v1 --chat.model=NAME)"
             )
-        places = max(1, int(config.concurrency * share))
-        super().__init__(prompts, most_prepared=2 * places)
+        slots = max(1, int(config.concurrency * share))
+        super().__init__(prompts, max_prepared=2 * slots)
         self.model = config.model
-        self._endpoint = ChatEndpoint(config, api_key=api_key, places=places, share=share, budget=budget)
+        self._endpoint = ChatEndpoint(config, api_key=api_key, slots=slots, share=share, budget=budget)
 
     async def check(self) -> None:
-        """Ask the endpoint for its models.
+        """List the endpoint's models.
 
         Raises:
-            ConfigError: nobody answers at that address, the key is refused, or the model is not among them.
+            ConfigError: the endpoint does not answer, refuses the key, or lacks the model.
         """
         await self._endpoint.check()
 
@@ -66,7 +66,7 @@ class ChatDescriber(VlmDescriber):
         await self._endpoint.close()
 
     async def _reply(self, prompt: Prompt) -> Reply:
-        pictures = await asyncio.to_thread(lambda: [(told, data_url(picture)) for told, picture in prompt.views])
+        pictures = await asyncio.to_thread(lambda: [(label, data_url(picture)) for label, picture in prompt.views])
         return await self._endpoint.ask(
             ChatQuery(
                 pass_name=prompt.pass_name,
@@ -83,7 +83,7 @@ class ChatDescriber(VlmDescriber):
 
 
 def data_url(picture: Image.Image) -> str:
-    """The picture as a JPEG in a URL; colors at full resolution, so that thin outlines keep theirs."""
+    """Encode the picture as a JPEG data URL, colors at full resolution so that thin outlines keep theirs."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,13 +1,13 @@
-"""Keeping at an OpenAI-compatible endpoint through everything that such endpoints do.
+"""Resilient client for OpenAI-compatible endpoints: retries, back-off, rate limits, budget.
 
-    429, 5xx, time-out, no connection    asked again, later each time, with jitter; Retry-After is obeyed by all
-    a parameter that it does not know    left out from then on (no schema: answers are read from plain text)
-    one request fails and others don't   InputError: that image is set aside
-    no answer at all for long            EndpointLost: the job stops, resumably
-    key or model refused, no quota       EndpointLost, at once: waiting would not help
-    the job's tokens are spent           BudgetSpent, from the budget
+    429, 5xx, time-out, no connection    retried with growing delays and jitter; all requests obey Retry-After
+    unknown parameter                    omitted from then on (no schema: answers are read from plain text)
+    one request fails, others succeed    InputError: the image is quarantined
+    no answer for a long time            EndpointLost: the job stops, resumably
+    key or model refused, no quota       EndpointLost at once: waiting would not help
+    job budget spent                     BudgetSpent, from the budget
 
-The official client is told not to retry: it knows nothing of the other requests.
+The official client's own retries are disabled: it does not know the other requests.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 _MAY_PASS = (403, 408, 409, 425)
-"""Beside 5xx. 403 is what some say to one request that they object to, and others to all once a key has expired."""
+"""Retried besides 5xx. Some endpoints answer 403 to single requests they object to, others to all once a key
+expired."""
 _TOO_BUSY = (429, 503, 529)
-"""Said of the endpoint, never of the request."""
+"""The endpoint is overloaded; never the request's fault."""
 _TOKENS_OF_A_PICTURE = 1800
-"""Before the first answer tells: InternVL's six tiles and thumbnail."""
+"""Estimate before the first answer: InternVL's six tiles and thumbnail."""
 
 _OPTIONAL = {
-    # parameter -> words of a refusal that mean it; an endpoint need not name it rightly
+    # parameter -> words of a refusal that mean it, because endpoints name it differently
     "response_format": ("response_format", "json_schema", "schema", "structured", "guided", "grammar"),
     "seed": ("seed",),
     "temperature": ("temperature",),
@@ -93,15 +94,15 @@ class ChatConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatQuery:
-    """One request, as the client takes it."""
+    """One request, in the form the client sends."""
 
     pass_name: Pass
     system: str
     pictures: tuple[tuple[str, str], ...]
-    """What is said of each, and its data URL."""
+    """Caption and data URL of each image."""
     text: str
     plain_text: str
-    """The text where the endpoint can't be held to the schema."""
+    """Text to send if the endpoint can't enforce the schema."""
     schema: dict[str, object]
     temperature: float
     max_tokens: int
@@ -111,19 +112,19 @@ class ChatQuery:
 class ChatEndpoint:
     """One process's share of an endpoint."""
 
-    def __init__(self, config: ChatConfig, *, api_key: str, places: int, share: float, budget: Budget | None) -> None:
-        """Arguments as of `ChatDescriber`; `places` is how many requests may be under way at once."""
+    def __init__(self, config: ChatConfig, *, api_key: str, slots: int, share: float, budget: Budget | None) -> None:
+        """Create the client; arguments as in `ChatDescriber`. `slots` limits concurrent requests."""
         import openai
 
         self._config, self._budget = config, budget
         self._openai = openai
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url,
-            api_key=api_key or "none",  # the client insists on one
+            api_key=api_key or "none",  # the client requires a key
             max_retries=0,
             timeout=openai.Timeout(config.timeout_s, connect=_CONNECT_SECONDS),
         )
-        self._slots = asyncio.Semaphore(places)
+        self._slots = asyncio.Semaphore(slots)
         self._requests = RateLimiter(config.requests_per_minute * share)
         self._tokens = RateLimiter(config.tokens_per_minute * share)
         self._most_prompt_tokens: dict[Pass, int] = {}
@@ -136,10 +137,10 @@ class ChatEndpoint:
         await self._client.close()
 
     async def check(self) -> None:
-        """See that somebody answers, takes the key and has the model.
+        """Check that the endpoint answers, accepts the key and has the model.
 
         Raises:
-            ConfigError: not so; names the address.
+            ConfigError: it does not; names the address.
         """
         address, model, openai = self._config.base_url, self._config.model, self._openai
         models: list[str] = []
@@ -155,27 +156,28 @@ class ChatEndpoint:
                 f"{address}: no answer ({_reason(error)}); start the endpoint or correct chat.base_url"
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ConfigError(f"{address}: {self._key_refused(error)}") from error
+            raise ConfigError(f"{address}: {self._key_error(error)}") from error
         except openai.NotFoundError as error:
             raise ConfigError(
-                f"{address}: has no model {model!r}, or is no OpenAI API ({_reason(error)}); correct chat.model, or "
-                "chat.base_url, which usually ends in /v1"
+                f"{address}: has no model {model!r}, or is not an OpenAI API ({_reason(error)}); correct chat.model, "
+                "or chat.base_url, which usually ends in /v1"
             ) from error
         except openai.APIStatusError as error:
             if error.status_code >= 500:
                 raise ConfigError(
-                    f"{address}: answers {error.status_code} ({_reason(error)}); wait until it is up, or mend it"
+                    f"{address}: answers {error.status_code} ({_reason(error)}); check the endpoint, or wait until it "
+                    "is up"
                 ) from error
         except (openai.OpenAIError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{address}: speaks no OpenAI API; chat.base_url usually ends in /v1") from error
+            raise ConfigError(f"{address}: is not an OpenAI API; chat.base_url usually ends in /v1") from error
         if models and model not in models:
             raise ConfigError(f"{address}: has no model {model!r}; it has {', '.join(sorted(models)[:10])}")
 
     async def ask(self, question: ChatQuery) -> Reply:
-        """The endpoint's answer, however often it has to be asked.
+        """Send a request, retrying as needed, and return the endpoint's answer.
 
         Raises:
-            InputError: this request fails while others are answered, or is refused as it is.
+            InputError: this request fails while others succeed, or is refused.
             EndpointLost: no request is answered any more.
             BudgetSpent: the job's tokens are spent.
         """
@@ -187,14 +189,14 @@ class ChatEndpoint:
                 async with self._slots:
                     return await self._try(question)
             except openai.AuthenticationError as error:
-                raise EndpointLost(f"{self._config.base_url}: {self._key_refused(error)}") from error
+                raise EndpointLost(f"{self._config.base_url}: {self._key_error(error)}") from error
             except openai.NotFoundError as error:
                 raise EndpointLost(
-                    f"{self._config.base_url}: has no model {self._config.model!r} any more ({_reason(error)})"
+                    f"{self._config.base_url}: no longer has model {self._config.model!r} ({_reason(error)})"
                 ) from error
             except openai.RateLimitError as error:
                 if error.code == "insufficient_quota":
-                    raise EndpointLost(self._quota_spent(error)) from error
+                    raise EndpointLost(self._quota_error(error)) from error
                 failed: Exception = error
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if self._leave_out(error, left_out):
@@ -204,7 +206,7 @@ class ChatEndpoint:
                 failed = error
             except openai.APIStatusError as error:
                 if error.status_code == 402:
-                    raise EndpointLost(self._quota_spent(error)) from error
+                    raise EndpointLost(self._quota_error(error)) from error
                 if error.status_code not in _MAY_PASS:
                     raise InputError(
                         f"{self._config.base_url}: answers {error.status_code} to this request ({_reason(error)})"
@@ -216,30 +218,30 @@ class ChatEndpoint:
                 if last_failure and self._last_answer < last_failure:
                     await self._probe_until_alive()
                 if self._last_answer > last_failure:
-                    failures += 1  # something got through since it failed before: it is not the endpoint alone
+                    failures += 1  # another request succeeded since the last failure, so this request is at fault
             last_failure = now
             if failures > self._config.retries:
                 raise InputError(
-                    f"{self._config.base_url}: failed {failures} times on one request and answered others "
-                    f"meanwhile ({_reason(failed)})"
+                    f"{self._config.base_url}: failed {failures} times on this request while answering others "
+                    f"({_reason(failed)})"
                 ) from failed
             silent = now - max(first_failure, self._last_answer)
             if silent > self._config.give_up_after_s:
                 raise EndpointLost(
-                    f"{self._config.base_url}: no answer for {silent:.0f} s ({_reason(failed)}); bring it up again and "
-                    "give the same command to go on"
+                    f"{self._config.base_url}: no answer for {silent:.0f} s ({_reason(failed)}); restore it and run "
+                    "the same command to resume"
                 ) from failed
             await asyncio.sleep(self._wait(failed, waits))
             waits += 1
 
     async def _probe(self) -> Any:
-        """The shortest question there is."""
+        """Send the shortest possible request."""
         return await self._client.chat.completions.create(
             model=self._config.model, messages=[{"role": "user", "content": "Hi"}], timeout=_CONNECT_SECONDS
         )
 
     async def _probe_until_alive(self) -> None:
-        """Ask what can't be at fault, where nothing else is being answered that would tell."""
+        """Probe the endpoint with a harmless request, unless another request is being answered."""
         if time.monotonic() - self._last_hello < _SECONDS_BETWEEN_PROBES:
             return
         self._last_hello = time.monotonic()
@@ -248,7 +250,7 @@ class ChatEndpoint:
                 self._last_answer = time.monotonic()
 
     async def _try(self, question: ChatQuery) -> Reply:
-        most = self._most_tokens(question)
+        most = self._max_tokens(question)
         await self._requests.wait(1)
         await self._tokens.wait(most)
         while (left := self._not_before - time.monotonic()) > 0:
@@ -261,7 +263,7 @@ class ChatEndpoint:
             spent = reply.prompt_tokens + reply.completion_tokens
             return reply
         except self._openai.APITimeoutError:
-            spent = most  # nobody says whether it was worked on, and billed
+            spent = most  # unknown whether the endpoint processed and billed it
             raise
         finally:
             self._tokens.correct(spent - most)
@@ -276,10 +278,10 @@ class ChatEndpoint:
             completion: Any = await self._client.chat.completions.create(
                 model=self._config.model, messages=messages, **self._parameters(question)
             )
-        except (self._openai.APIResponseValidationError, ValueError) as error:  # cut off, or no JSON
-            raise _NoCompletionError(f"no chat completion ({error})") from error
-        if not getattr(completion, "choices", None):  # a proxy's error page comes as text, with status 200
-            raise _NoCompletionError(f"no chat completion but {str(completion)[:80]!r}")
+        except (self._openai.APIResponseValidationError, ValueError) as error:  # truncated, or not JSON
+            raise _NoCompletionError(f"not a chat completion ({error})") from error
+        if not getattr(completion, "choices", None):  # a proxy's error page is text with status 200
+            raise _NoCompletionError(f"not a chat completion: {str(completion)[:80]!r}")
         self._last_answer = now = time.monotonic()
         [choice, *_] = completion.choices
         refusal = getattr(choice.message, "refusal", None)
@@ -311,78 +313,80 @@ class ChatEndpoint:
         return {name: value for name, value in parameters.items() if name not in self._left_out}
 
     def _leave_out(self, error: Exception, left_out: frozenset[str]) -> bool:
-        """Whether the refusal is of a parameter that the request had; it is left out of all later ones."""
+        """Return whether an error refuses a parameter of the request; that parameter is omitted from later requests."""
         text = _reason(error).lower()
         for name, words in _OPTIONAL.items():
             if name not in left_out and any(word in text for word in words):
                 if name not in self._left_out:
-                    logger.warning("%s does not take %s (%s)", self._config.base_url, name, _reason(error))
+                    logger.warning("%s does not support %s (%s)", self._config.base_url, name, _reason(error))
                 self._left_out.add(name)
                 return True
         return False
 
-    def _most_tokens(self, question: ChatQuery) -> int:
-        """What the request will take at most, going by those before it."""
+    def _max_tokens(self, question: ChatQuery) -> int:
+        """Estimate the maximum tokens of a request from earlier ones."""
         known = self._most_prompt_tokens.get(question.pass_name)
         if known is None:
             known = len(question.system + question.text) // 3 + _TOKENS_OF_A_PICTURE * len(question.pictures)
         return known + question.max_tokens
 
     def _wait(self, error: Exception, waits: int) -> float:
-        """Seconds until the next try: what the endpoint says, else longer each time, with jitter."""
+        """Return the seconds until the next attempt: the endpoint's Retry-After, or growing delays with jitter."""
         response = getattr(error, "response", None)
-        told = _retry_after(response.headers) if response is not None else None
-        if told is not None:
-            told = min(told, _LONGEST_RETRY_AFTER_SECONDS)
-            self._not_before = max(self._not_before, time.monotonic() + told)  # for the others too
-            return told * random.uniform(1.0, 1.1)
+        asked_seconds = _retry_after(response.headers) if response is not None else None
+        if asked_seconds is not None:
+            asked_seconds = min(asked_seconds, _LONGEST_RETRY_AFTER_SECONDS)
+            self._not_before = max(
+                self._not_before, time.monotonic() + asked_seconds
+            )  # applies to the other requests too
+            return asked_seconds * random.uniform(1.0, 1.1)
         return min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(waits, 10)) * random.uniform(0.5, 1.0)
 
-    def _quota_spent(self, error: Exception) -> str:
+    def _quota_error(self, error: Exception) -> str:
         return (
-            f"{self._config.base_url}: the quota of this key is spent ({_reason(error)}); raise it there and give the "
-            "same command again"
+            f"{self._config.base_url}: the quota of this key is spent ({_reason(error)}); raise it at the provider "
+            "and run the same command again"
         )
 
-    def _key_refused(self, error: Exception) -> str:
+    def _key_error(self, error: Exception) -> str:
         return (
-            f"refuses the key in the environment variable {self._config.api_key_env} ({_reason(error)}); "
-            "set it, or name another with chat.api_key_env"
+            f"refuses the key in environment variable {self._config.api_key_env} ({_reason(error)}); set it, or name "
+            "another variable with chat.api_key_env"
         )
 
 
 class RateLimiter:
-    """So many a minute, evenly spread; 0: as many as come."""
+    """Limits a rate per minute, evenly spaced; 0: no limit."""
 
     def __init__(self, per_minute: float) -> None:
         self._seconds_each = 60 / per_minute if per_minute else 0.0
         self._next = 0.0
 
     async def wait(self, amount: int) -> None:
-        """Wait for the turn of `amount` of them; turns are given in the order of the calls."""
+        """Wait until `amount` units are available, in the order of the calls."""
         turn = max(self._next, time.monotonic())
         self._next = turn + amount * self._seconds_each
         await asyncio.sleep(max(0.0, turn - time.monotonic()))
 
     def correct(self, amount: int) -> None:
-        """`amount` more were taken than waited for (fewer, where negative)."""
+        """Account for `amount` more units than waited for (fewer, if negative)."""
         self._next += amount * self._seconds_each
 
 
 class _NoCompletionError(Exception):
-    """An answer with status 200 that is none."""
+    """HTTP 200 without a usable completion."""
 
 
 def _messages(question: ChatQuery, *, structured: bool) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
-    for told, url in question.pictures:
-        content += [{"type": "text", "text": told}, {"type": "image_url", "image_url": {"url": url}}]
+    for label, url in question.pictures:
+        content += [{"type": "text", "text": label}, {"type": "image_url", "image_url": {"url": url}}]
     content.append({"type": "text", "text": question.text if structured else question.plain_text})
     return [{"role": "system", "content": question.system}, {"role": "user", "content": content}]
 
 
 def _retry_after(headers: Any) -> float | None:
-    """Seconds, from a header that holds seconds or a date."""
+    """Return the seconds of a Retry-After header, which holds seconds or a date."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -397,7 +401,7 @@ def _retry_after(headers: Any) -> float | None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one short line: the endpoint's own words where it gave any."""
+    """Summarize an error in one short line, with the endpoint's own message if it has one."""
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else None

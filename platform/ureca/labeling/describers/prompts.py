@@ -1,15 +1,15 @@
-"""The questions that a model is asked: text files that a user can replace, and the views that go with each.
+"""Prompts of a model describer: text files that users can replace, and the views that belong to each.
 
-A prompt set is a folder, one of those that ship (`default`, `paper`) or a user's own:
+A prompt set is a folder, packaged (`default`, `paper`) or a user's:
 
-    set.yaml      its name, which views each pass gets and what is said of them, how they are cut, the sampling
-    system.txt    said first in every request
+    set.yaml      name, views of each pass and their labels, how views are cut, sampling
+    system.txt    system message of every request
     short.txt long.txt unique.txt choose.txt judge.txt
 
-The texts are Jinja templates. What a text may name, and what it must, is fixed for each pass (`_FACTS`), so a
-misspelled or forgotten placeholder is an error before the job starts. A set's version is its name and a hash of all
-its files, of how views are drawn and of the form asked of answers; it stands in the provenance of every image.
-Source of what is asked: URECA (arXiv 2504.05305) section 3 and tables A to C, in words of our own.
+The texts are Jinja templates. Each pass has fixed placeholders, some of them required (`_FACTS`), so a misspelled or
+forgotten placeholder is an error before the job starts. A set's version is its name and a hash of its files, of how
+views are drawn and of the requested answer form; every image's provenance records it. Source of the prompts: URECA
+(arXiv 2504.05305) section 3 and tables A to C, in our own words.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _PASSES: tuple[Pass, ...] = get_args(Pass)
 _SHIPPED = ("default", "paper")
 
 _FACTS: dict[Pass, tuple[set[str], set[str]]] = {
-    # what a text must name, and what it may
+    # required placeholders, optional placeholders
     "short": ({"parent_caption", "sibling_captions", "problem"}, set()),
     "long": ({"caption", "child_captions", "problem"}, {"parent_caption"}),
     "unique": ({"caption", "distractors", "confused_with", "problem"}, {"parent_caption"}),
@@ -48,40 +48,40 @@ _FACTS: dict[Pass, tuple[set[str], set[str]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """A set's set.yaml."""
+    """Content of set.yaml."""
 
     name: str
     views: dict[str, tuple[str, ...]]
-    """Pass -> the views it gets, in order."""
-    told: dict[str, str]
-    """View -> what stands before it in the request."""
+    """Pass -> its views, in order."""
+    labels: dict[str, str]
+    """View -> its label in the request."""
     cut: ViewConfig = field(default_factory=ViewConfig)
     temperature: float = 0.2
-    """Of the passes that write; choose and judge always take the likeliest answer."""
+    """Sampling temperature of the writing passes; choose and judge decode greedily."""
     max_tokens: int = 512
-    """Of one answer."""
+    """Maximum tokens of an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One request, ready to be sent to any model that reads text and pictures."""
+    """A request for any model that reads text and images."""
 
     system: str
     views: tuple[tuple[str, Image.Image], ...]
-    """What is said of each picture, and the picture; they come before the text."""
+    """Label and picture of each view; views precede the text."""
     text: str
     pass_name: Pass
     temperature: float
     max_tokens: int
     seed: int | None
-    """Of sampling: the same question gets the same answer. None when asked again, for another draw."""
+    """Sampling seed, so that the same request gets the same answer. None in repeated requests, for another sample."""
     marked: tuple[int, ...]
-    """The regions that the view's numbers mean, as `read_answer` takes them."""
+    """Regions that the view's numbers refer to (see `read_answer`)."""
     phrases: frozenset[str]
-    """Of the instructions: what an answer must not repeat."""
+    """Word sequences of the instructions, which an answer must not repeat."""
 
     def text_for(self, *, structured: bool) -> str:
-        """The text with the form of the answer: JSON, or plain where the endpoint can't be held to a schema."""
+        """Return the text with the answer's form: JSON, or plain text if the endpoint can't enforce a schema."""
         return f"{self.text}\n\n{answer_form(self.pass_name, structured=structured)}"
 
     @property
@@ -94,7 +94,7 @@ class PromptSet:
     """A loaded prompt set."""
 
     def __init__(self, contents: Mapping[str, str], where: str, longest_px: int | None = None) -> None:
-        """Check the set made of these files. `load` reads them; arguments and errors as there.
+        """Check a set given as file contents; `load` reads them from a folder.
 
         Args:
             contents: file name -> text.
@@ -121,33 +121,33 @@ class PromptSet:
         for file, text in sorted(contents.items()):
             digest.update(f"{file}\0{text}\0".encode())
         self.version = f"{self._settings.name}-{digest.hexdigest()[:12]}"
-        """Name and hash, as it stands in the provenance."""
+        """Name and hash, as recorded in the provenance."""
 
     @classmethod
     def load(cls, name: str = "default", *, longest_px: int | None = None) -> Self:
-        """Read and check the set of that name, or of a folder.
+        """Read and check a packaged set or a folder.
 
         Args:
             name: default, paper, or a folder.
-            longest_px: longest side of a view; None: as the set says.
+            longest_px: longest side of a view; None: the set's value.
 
         Raises:
-            ConfigError: no such folder, a file is missing, or a text names what it can't or not what it must.
+            ConfigError: the folder or a file is missing, or a text has unknown placeholders or lacks required ones.
         """
         folder = _folder(name)
         return cls({file: _read(folder, file) for file in _file_names()}, str(folder), longest_px)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to other machines as its files, which need not be there."""
+        """Pickle as file contents, because other machines need not have the folder."""
         return type(self), self._made_of
 
     @property
     def max_views(self) -> int:
-        """The most pictures that a request of this set has."""
+        """Maximum number of images in a request of this set."""
         return max(len(views) for views in self._settings.views.values())
 
     def prompt(self, request: DescribeRequest) -> Prompt:
-        """Write the question and cut its views: some ten milliseconds of work.
+        """Render the text and cut the views: some ten milliseconds of work.
 
         Raises:
             MaskError: a region's mask can't be decoded.
@@ -173,12 +173,12 @@ class PromptSet:
     def _views(self, request: DescribeRequest, marked: tuple[int, ...]) -> list[tuple[str, Image.Image]]:
         names = self._settings.views[request.pass_name]
         around = self._around(request)
-        if around is None and "image" in names:  # at the top level context is the whole image
+        if around is None and "image" in names:  # at the top level the context is the entire image
             names = tuple(name for name in names if name != "context")
         pictures = []
         for number, name in enumerate(names, 1):
-            told = self._settings.told["image" if name == "context" and around is None else name]
-            pictures.append((f"Image-{number}: {told}", self._picture(name, request, around, marked)))
+            label = self._settings.labels["image" if name == "context" and around is None else name]
+            pictures.append((f"Image-{number}: {label}", self._picture(name, request, around, marked)))
         return pictures
 
     def _picture(self, name: str, request: DescribeRequest, around: int | None, marked: tuple[int, ...]) -> Image.Image:
@@ -192,7 +192,7 @@ class PromptSet:
         return image_view(request.image, request.segmentation, self._cut)
 
     def _around(self, request: DescribeRequest) -> int | None:
-        """The region that context is cut around; None at the top level."""
+        """Return the region to cut the context around; None at the top level."""
         parent = request.parents[request.index]
         if parent < 0:
             return None
@@ -201,13 +201,13 @@ class PromptSet:
         return parent
 
     def _phrases_of(self, environment: jinja2.Environment, pass_name: Pass, text: str) -> frozenset[str]:
-        """Of all that is the same in every request of the pass."""
+        """Return the word sequences that all requests of a pass share."""
         fixed = "".join(value if kind == "data" else "\0" for _, kind, value in environment.lex(text))
         return phrases_of(
             [
                 self._system,
                 *fixed.split("\0"),
-                *self._settings.told.values(),
+                *self._settings.labels.values(),
                 *(answer_form(pass_name, structured=each) for each in (True, False)),
             ]
         )
@@ -219,14 +219,14 @@ def _settings(text: str, where: str) -> _Settings:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(mapping, dict):
-        raise ConfigError(f"{where}: holds {type(mapping).__name__}; give name, views and told")
+        raise ConfigError(f"{where}: holds {type(mapping).__name__}; it must hold name, views and labels")
     return config_from_dict(_Settings, mapping, where=where)
 
 
 def _check_views(settings: _Settings, where: str) -> None:
     views = settings.views
     if set(views) != set(_PASSES):
-        raise ConfigError(f"{where}: views names the passes {', '.join(views)}; give {', '.join(_PASSES)}")
+        raise ConfigError(f"{where}: views has the passes {', '.join(views)}; it must have {', '.join(_PASSES)}")
     known = get_args(View)
     for pass_name, names in views.items():
         if not names or not set(names) <= set(known):
@@ -234,10 +234,10 @@ def _check_views(settings: _Settings, where: str) -> None:
         if "marks" in names and pass_name not in ("unique", "choose"):
             raise ConfigError(f"{where}: views.{pass_name} has marks, which only unique and choose can have")
     if "marks" not in views["choose"]:
-        raise ConfigError(f"{where}: views.choose needs marks: a choice is made among numbered regions")
-    untold = {name for names in views.values() for name in names} - set(settings.told)
-    if untold:
-        raise ConfigError(f"{where}: told says nothing of {', '.join(sorted(untold))}; say what each view shows")
+        raise ConfigError(f"{where}: views.choose needs marks, because the choice is among numbered regions")
+    unlabeled = {name for names in views.values() for name in names} - set(settings.labels)
+    if unlabeled:
+        raise ConfigError(f"{where}: labels lacks {', '.join(sorted(unlabeled))}; label each view")
 
 
 def _file_names() -> list[str]:
@@ -249,7 +249,7 @@ def _folder(name: str) -> Path:
         return Path(str(files("ureca.labeling.describers").joinpath("prompt_texts", name)))
     if not Path(name).is_dir():
         raise ConfigError(
-            f"prompts={name}: no such folder; give {', '.join(_SHIPPED)} or a folder with {', '.join(_file_names())}"
+            f"prompts={name}: no such folder; use {', '.join(_SHIPPED)} or a folder with {', '.join(_file_names())}"
         )
     return Path(name)
 
@@ -276,12 +276,12 @@ def _template(environment: jinja2.Environment, pass_name: Pass, text: str, where
             f"{', '.join(sorted(must | may))}"
         )
     if missing:
-        raise ConfigError(f"{where}: names no {', '.join(sorted(missing))}, which pass {pass_name} can't do without")
+        raise ConfigError(f"{where}: lacks {', '.join(sorted(missing))}, which pass {pass_name} requires")
     return template
 
 
 def _marked(request: DescribeRequest) -> tuple[int, ...]:
-    """The regions numbered in the view: the candidates, or the target, its distractors and what it was taken for."""
+    """Return the regions numbered in the view: the candidates, or the target, its distractors and confused regions."""
     if request.pass_name == "choose":
         return request.candidates
     if request.pass_name == "unique":
@@ -292,7 +292,7 @@ def _marked(request: DescribeRequest) -> tuple[int, ...]:
 
 
 def _facts(request: DescribeRequest, marked: tuple[int, ...]) -> dict[str, Any]:
-    """What the texts can name. Numbers are those of the view."""
+    """Return the values of the placeholders. Numbers are those of the view."""
     captions = {
         each.index: caption for each, caption in zip(request.distractors, request.distractor_captions, strict=False)
     }

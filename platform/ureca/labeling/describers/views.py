@@ -1,14 +1,14 @@
-"""What a model sees of a region: pictures that say which one is meant without covering it.
+"""Views of a region for a model: pictures that mark the region without covering it.
 
-    image     the whole picture, the region outlined
-    context   the region outlined within the one that it is part of, all outside of that blurred
-    crop      the region cut out, all outside of it blurred
-    marks     several regions, each outlined in a color of its own and numbered
+    image     the entire picture, the region outlined
+    context   the region outlined within its parent, everything outside the parent blurred
+    crop      the region cut out, everything outside blurred
+    marks     several regions, each outlined in its own color and numbered
 
-Source: URECA (arXiv 2504.05305) section 3 and figure 2. Put right against the authors' code: crops have a margin,
-since thin regions are unreadable without one; the blur grows with the picture; holes are outlined too; outlines are
-drawn at the size that the model sees, around the region instead of on it; a mark's number never covers a small
-region, and the target's color belongs to no other.
+Source: URECA (arXiv 2504.05305) section 3 and figure 2. Deviations from the authors' code: crops have a margin, because
+thin regions are unreadable without one; the blur scales with the picture; holes are outlined too; outlines are drawn at
+the model's resolution, around the region instead of on it; a mark's number never covers a small region, and no other
+region has the target's color.
 
 Shapes: H, W of the image; h, w of the view.
 """
@@ -25,15 +25,15 @@ from scipy.ndimage import distance_transform_edt
 from ureca.regions.rle import Rle, decode_rle, rle_bbox
 
 DRAWING_VERSION = 1
-"""Goes up whenever a view comes out differently: part of the version of every prompt."""
+"""Incremented whenever views are drawn differently; part of every prompt version."""
 
 SMALLEST_PX = 224
-"""Longest side up to which small crops are enlarged: endpoints refuse tiny pictures, and models see little in them."""
+"""Crops are enlarged to this longest side: endpoints refuse tiny pictures, and models see little in them."""
 
 Color = tuple[int, int, int]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom, in pixels; right and bottom excluded."""
+"""Left, top, right, bottom in pixels; right and bottom exclusive."""
 
 YELLOW: Color = (255, 255, 0)
 BLUE: Color = (0, 70, 255)
@@ -51,41 +51,41 @@ _OTHERS: tuple[Color, ...] = (
     (170, 110, 40),
     (128, 0, 0),
 )
-"""None is near blue, and neighbors in the list are far apart."""
+"""No color is similar to blue, and list neighbors differ clearly."""
 
 _PLATE = 100_000
-"""What a plate's pixel weighs when another plate seeks its place: more than all regions together."""
+"""Weight of a plate's pixel when placing another plate: more than all regions together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How views are cut and drawn."""
+    """How views are cut and drawn: see the fields."""
 
     longest_px: int = 896
     """Longest side of a view; larger ones are scaled down."""
     margin: float = 0.1
-    """Of a crop, on each side, as a share of its box; at least `margin_px` (of the image)."""
+    """Margin of a crop on each side, as a share of its box; at least `margin_px` (image pixels)."""
     margin_px: int = 16
     blur: float = 1 / 15
     """Standard deviation of the blur, as a share of the image's shorter side: 100 px of 1500."""
     context: Literal["parent", "top"] = "parent"
-    """Around which region context is cut: the parent, as the paper says, or the top of the tree, as its code does."""
+    """Region to cut the context around: the parent (the paper's text), or the top of the tree (its code)."""
 
 
 def crop_view(image: np.ndarray, segmentation: Rle, config: ViewConfig) -> Image.Image:
-    """The region cut out of the image (uint8 (H, W, 3), RGB), all outside of it blurred."""
+    """Cut the region out of the image (uint8 (H, W, 3), RGB), everything outside blurred."""
     return _Cut(image, [segmentation], config, margin=True).blurred_outside(segmentation).picture()
 
 
 def context_view(image: np.ndarray, segmentation: Rle, around: Rle, config: ViewConfig) -> Image.Image:
-    """The region outlined in yellow within the region `around`, all outside of that blurred."""
+    """Outline the region in yellow within the region `around`, everything outside that one blurred."""
     cut = _Cut(image, [around], config, margin=True).blurred_outside(around)
     cut.outline(cut.mask(segmentation), YELLOW)
     return cut.picture()
 
 
 def image_view(image: np.ndarray, segmentation: Rle, config: ViewConfig) -> Image.Image:
-    """The whole image, the region outlined in yellow."""
+    """Outline the region in yellow in the entire image."""
     cut = _Cut(image, [], config, margin=False)
     cut.outline(cut.mask(segmentation), YELLOW)
     return cut.picture()
@@ -94,16 +94,16 @@ def image_view(image: np.ndarray, segmentation: Rle, config: ViewConfig) -> Imag
 def marks_view(
     image: np.ndarray, segmentations: Sequence[Rle], config: ViewConfig, *, target_first: bool
 ) -> Image.Image:
-    """The part of the image that holds all regions, each outlined and numbered.
+    """Cut the part of the image that holds all regions, each outlined and numbered.
 
-    With `target_first` the first region is 0 and blue, and the others count from 1; without it all count from 1 and
-    none stands out. (Set of marks, arXiv 2310.11441.)
+    With `target_first` the first region is 0 and blue, and the others count from 1. Otherwise all count from 1 and none
+    stands out. (Set of marks, arXiv 2310.11441.)
     """
     cut = _Cut(image, segmentations, config, margin=True)
     others = segmentations[1:] if target_first else segmentations
     marks = [(str(number), rle, _OTHERS[(number - 1) % len(_OTHERS)]) for number, rle in enumerate(others, 1)]
     if target_first:
-        marks.append(("0", segmentations[0], BLUE))  # drawn last: no other outline runs over it
+        marks.append(("0", segmentations[0], BLUE))  # drawn last, so no other outline crosses it
     masks = [cut.mask(rle) for _, rle, _ in marks]
     for mask, (_, _, color) in zip(masks, marks, strict=True):
         cut.outline(mask, color)
@@ -112,7 +112,7 @@ def marks_view(
 
 
 class _Cut:
-    """A part of the image at the size of the view, to be drawn on."""
+    """A part of the image at the size of the view, to draw on."""
 
     def __init__(self, image: np.ndarray, around: Sequence[Rle], config: ViewConfig, *, margin: bool) -> None:
         height, width = image.shape[:2]
@@ -130,9 +130,9 @@ class _Cut:
         return Image.fromarray(self._pixels)
 
     def mask(self, segmentation: Rle) -> Mask:
-        """The region's pixels in this view, bool (h, w); at least one where it has any in the cut."""
+        """Return the region's pixels in this view, bool (h, w); at least one if the region has any in the cut."""
         left, top, right, bottom = self._box
-        # Transposed: masks are decoded column by column, and turning millions of pixels takes longer than all else.
+        # Transposed: masks are decoded by columns, and transposing millions of pixels would dominate the cost.
         columns = np.ascontiguousarray(decode_rle(segmentation).T[left:right, top:bottom]).view(np.uint8)
         resample = Image.Resampling.BOX if self._shrinks else Image.Resampling.BILINEAR
         hard = np.asarray(Image.fromarray(columns).resize(self._size[::-1], resample)) > 0
@@ -150,20 +150,22 @@ class _Cut:
         return self
 
     def outline(self, mask: Mask, color: Color) -> None:
-        """A line around the region with a thin dark edge, so that it shows on any ground."""
+        """Draw a line around the region with a thin dark edge, visible on any background."""
         line = _grown(mask, self._line_px)
         self._pixels[_grown(line, 1) & ~line] = 0
         frame = np.ones_like(mask)
         frame[self._line_px : -self._line_px, self._line_px : -self._line_px] = False
-        self._pixels[(line & ~mask) | (mask & frame)] = color  # inside only where the region ends with the picture
+        self._pixels[(line & ~mask) | (mask & frame)] = (
+            color  # inside only where the region ends at the picture's border
+        )
 
     def write_numbers(self, marks: Sequence[tuple[str, Mask, Color]]) -> None:
-        """Plates inside regions that have room for one, beside those that have not."""
+        """Draw number plates inside regions with enough room, next to the others."""
         picture = self.picture()
         draw = ImageDraw.Draw(picture)
         font_px = max(14, round(max(self._size) / 40))
         font = ImageFont.load_default(font_px)
-        step = max(1, round(font_px / 7))  # places are sought on a grid: a seventh of a plate is near enough
+        step = max(1, round(font_px / 7))  # positions are searched on a grid of a seventh of a plate
         masks = [_coarse(mask, step) for _, mask, _ in marks]
         taken = np.asarray(np.sum(masks, axis=0, dtype=np.int32))
         for (text, _, color), mask in zip(marks, masks, strict=True):
@@ -179,7 +181,7 @@ class _Cut:
 
 
 def _box_around(segmentations: Sequence[Rle], size: tuple[int, int], config: ViewConfig | None) -> Box:
-    """The smallest box that holds all regions, with its margin; the whole image where there are none."""
+    """Return the smallest box that holds all regions, with its margin; the entire image without regions."""
     height, width = size
     if not segmentations:
         return 0, 0, width, height
@@ -197,7 +199,7 @@ def _box_around(segmentations: Sequence[Rle], size: tuple[int, int], config: Vie
 
 
 def _grown(mask: Mask, by_px: int) -> Mask:
-    """The mask and all within `by_px` of it along rows and columns."""
+    """Dilate the mask by `by_px` along rows and columns."""
     height, width = mask.shape
     padded = np.pad(mask, by_px)
     steps = range(2 * by_px + 1)
@@ -206,20 +208,20 @@ def _grown(mask: Mask, by_px: int) -> Mask:
 
 
 def _coarse(mask: Mask, step: int) -> Mask:
-    """One cell for `step` x `step` pixels, set where any of them is."""
+    """Downsample: a cell is set if any of its `step` x `step` pixels is."""
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % step), (0, -width % step)))
     return np.asarray(padded.reshape(padded.shape[0] // step, step, -1, step).any(axis=(1, 3)))
 
 
 def _plate_corner(mask: Mask, others: NDArray[np.int32], plate: tuple[int, int], *, gap: int) -> tuple[int, int]:
-    """(left, top) of a plate (width, height): inside the region where it has room, else beside it.
+    """Return (left, top) of a plate (width, height): inside the region if there is room, else next to it.
 
-    `others` (h, w) counts the regions and plates that have each pixel; plates count more than all regions together.
+    `others` (h, w) counts regions and plates per pixel; a plate counts more than all regions together.
     """
     height, width = mask.shape
     plate_w, plate_h = plate
-    if mask.sum() > 4 * plate_w * plate_h:  # else it would cover what it names
+    if mask.sum() > 4 * plate_w * plate_h:  # a plate in a smaller region would cover it
         for room in (mask & (others == 0), mask):
             corner = _innermost_corner(room & (others < _PLATE), plate)
             if corner:
@@ -246,7 +248,7 @@ def _plate_corner(mask: Mask, others: NDArray[np.int32], plate: tuple[int, int],
 
 
 def _innermost_corner(room: Mask, plate: tuple[int, int]) -> tuple[int, int] | None:
-    """(left, top) of the plate wholly in the room and farthest from its edges; None where it fits nowhere."""
+    """Return (left, top) of the plate position inside the room farthest from its edges; None if it does not fit."""
     height, width = room.shape
     plate_w, plate_h = plate
     if plate_h > height or plate_w > width:

@@ -1,8 +1,7 @@
-"""The describer with a vLLM engine of its own: one engine in each actor of the labeling job, on the actor's GPUs.
+"""Describer with its own vLLM engine: one engine per actor of the labeling job, on the actor's GPUs.
 
-The engine batches over all questions of all images that the actor has under way. An actor takes whole GPUs of one
-machine, as many as share the model (`gpus_per_actor`), so a tensor-parallel group is one actor and Ray places it like
-any other.
+The engine batches over all requests of all images in progress. An actor takes entire GPUs of one machine, as many as
+share the model (`gpus_per_actor`), so a tensor-parallel group is one actor and Ray places it like any other.
 """
 
 import asyncio
@@ -22,35 +21,35 @@ from ureca.pipeline.engine_actor import EngineActor, end_process
 
 @dataclass(frozen=True, kw_only=True)
 class VllmConfig(EngineConfig):
-    """A model for vLLM and the GPUs that it gets."""
+    """A model for vLLM, and its GPUs."""
 
     section: ClassVar[str] = "vllm"
 
     model: str = "OpenGVLab/InternVL3-38B-hf"
-    """Hub name or folder of a multimodal model; nano: the one that ships, which shows that all works and whose
-    captions are worth nothing."""
+    """Hub name or folder of a multimodal model. nano: the packaged one, to test the setup; its captions are
+    worthless."""
 
 
 class VllmDescriber(VlmDescriber):
-    """Asks an engine in its own process; the first question starts it."""
+    """Sends requests to an engine in this process; the first request starts it."""
 
     name = "vllm"
 
     def __init__(
         self, config: VllmConfig, prompts: PromptSet, *, when_engine_died: Callable[[], None] = end_process
     ) -> None:
-        """No engine is started yet.
+        """Store the configuration without starting the engine.
 
         Args:
             config: the model and its GPUs.
-            prompts: the questions.
-            when_engine_died: as of `EngineActor`.
+            prompts: the prompt set.
+            when_engine_died: as in `EngineActor`.
         """
         from ureca.model.internvl.presets import (
-            preset_path,  # brings torch, which who only reads VllmConfig need not load
+            preset_path,  # imports torch, which readers of VllmConfig do not need
         )
 
-        super().__init__(prompts, most_prepared=2 * config.max_num_seqs)
+        super().__init__(prompts, max_prepared=2 * config.max_num_seqs)
         self.model = config.model
         self._weights = preset_path(config.model)
         self._engine = ChatEngine(
@@ -67,7 +66,7 @@ class VllmDescriber(VlmDescriber):
         )
 
     async def check(self) -> None:
-        """See that a model given as a folder is there; weights from the hub are fetched by the workers.
+        """Check that a model folder exists; workers fetch weights from the hub.
 
         Raises:
             ConfigError: no such folder.
@@ -75,14 +74,14 @@ class VllmDescriber(VlmDescriber):
         is_folder = self._weights.startswith((".", "/")) or self._weights.count("/") > 1
         if is_folder and not (Path(self._weights) / "config.json").is_file():
             raise ConfigError(
-                f"vllm.model={self.model}: no model there (no config.json); give a folder or a name of the hub"
+                f"vllm.model={self.model}: is not a model folder (no config.json); set it to a folder or a hub name"
             )
 
     async def close(self) -> None:
         await self._own.close()
 
     async def _reply(self, prompt: Prompt) -> Reply:
-        content = [part for told, picture in prompt.views for part in (told, picture)]
+        content = [part for label, picture in prompt.views for part in (label, picture)]
         loop = asyncio.get_running_loop()
         async with self._own.running():
             started = loop.time()

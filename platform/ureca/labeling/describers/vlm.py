@@ -1,4 +1,4 @@
-"""What describers that look have in common: views and question out, a checked answer back."""
+"""Base of describers with a vision-language model: views and prompt out, a checked answer back."""
 
 import asyncio
 from abc import abstractmethod
@@ -9,20 +9,20 @@ from ureca.labeling.describers.prompts import Prompt, PromptSet
 
 
 class VlmDescriber(Describer):
-    """Asks a model with prompts of a set; how the model is reached is left open."""
+    """Sends the prompts of a set to a model; subclasses implement the transport."""
 
     uses_model = True
 
-    def __init__(self, prompts: PromptSet, *, most_prepared: int) -> None:
-        """Nothing is started.
+    def __init__(self, prompts: PromptSet, *, max_prepared: int) -> None:
+        """Store the prompts.
 
         Args:
-            prompts: the questions.
-            most_prepared: questions whose views are held in memory at once. A walk asks hundreds at a time; more
-                than the model can take soon would only wait, with some megabytes each.
+            prompts: the prompt set.
+            most_prepared: requests whose views are held in memory. An image issues hundreds of requests at once; more
+                than the model takes soon would only wait, with some megabytes each.
         """
         self._prompts = prompts
-        self._prepared = asyncio.Semaphore(most_prepared)
+        self._prepared = asyncio.Semaphore(max_prepared)
         self.prompt_version = prompts.version
 
     async def describe(self, request: DescribeRequest) -> Description:
@@ -33,4 +33,4 @@ class VlmDescriber(Describer):
 
     @abstractmethod
     async def _reply(self, prompt: Prompt) -> Reply:
-        """Have the model answer. Raises as `Describer.describe`."""
+        """Send a prompt to the model. Raises like `Describer.describe`."""

@@ -72,13 +72,3 @@ def new_token() -> tuple[str, str]:
     """A token, and its SHA-256 for the configuration."""
     token = f"ureca_{secrets.token_urlsafe(32)}"
     return token, hashlib.sha256(token.encode()).hexdigest()
-
-
-def print_token(argv: Sequence[str]) -> None:
-    """`ureca token NAME`. Raises ConfigError."""
-    if len(argv) != 1 or not re.fullmatch(r"[\w.-]+", argv[0]):
-        raise ConfigError("ureca token NAME: give one name (letters, digits, '.', '_', '-'): who will use the token.")
-    token, digest = new_token()
-    print(f"token, shown this once:  {token}")
-    print("under args: in serve_apps/captioner.yaml:")
-    print(f"  access_tokens:\n    - name: {argv[0]}\n      sha256: {digest}")
