@@ -315,8 +315,8 @@ class _Stage:
 
 def _crash(row: ManifestRow, crashes: CrashCounts) -> ImageCrashError:
     return ImageCrashError(
-        f"{row.image_path}: the process working on this image crashed {crashes.all} times, {crashes.alone} of them with "
-        "no other image in progress. Inspect the image and its masks; if the machine was short of memory, start "
+        f"{row.image_path}: the process working on this image crashed {crashes.all} times, {crashes.alone} of them "
+        "with no other image in progress. Inspect the image and its masks; if the machine was short of memory, start "
         "fewer actors."
     )
 

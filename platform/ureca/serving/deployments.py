@@ -1,10 +1,10 @@
 """The application on Ray Serve: `build(settings)`.
 
 Ingress     FastAPI; needs neither torch nor a GPU
-Captioner   one CaptionEngine; a deployment for each model, autoscaled. A replica is chosen by the image's digest, so
-            that all calls for one image meet the KV cache of its prefix (it falls over to others when one is full)
+Captioner   one CaptionEngine; one autoscaled deployment per model. Replicas are chosen by image digest, so all calls
+            for one image find the KV cache of its prefix (a full replica's calls go to others)
 
-Whatever changes in the settings, every deployment gets new replicas: Serve knows one version of the whole application.
+Any change of the settings replaces all replicas: Serve has one version for the entire application.
 """
 
 import asyncio
@@ -38,16 +38,16 @@ from ureca.serving.settings import ServedModel, Settings
 
 logger = logging.getLogger(__name__)
 
-# One setting to change if this experimental class moves.
+# The only setting to change if this experimental class moves.
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _HEALTH_TIMEOUT_SECONDS = 10.0
 _HEALTH_KNOWN_SECONDS = 1.0
-"""Anybody may ask, without a token; so often the controller is asked for them all."""
-# While a new version is rolled in, so many replicas more than usual, at least one: an old one goes on until a new one
-# is ready. Serve's default is none: it ends an old one first, and requests wait for an engine's start.
+"""Cache time of health answers: anybody may ask without a token."""
+# Extra replicas, in percent and at least one, while a new version is deployed: an old replica runs until a new one is
+# ready. Serve's default of none stops an old replica first, and requests wait for an engine's start.
 _SURGE_PERCENT = 20
 _INGRESS_REQUESTS = 200
-"""That the ingress has in progress, and as many that wait in the proxy; beyond that the proxy says 503."""
+"""Requests in progress in the ingress, and as many queued in the proxy; beyond that the proxy answers 503."""
 
 
 class CaptionerReplica:
@@ -77,15 +77,15 @@ class CaptionerReplica:
         self._reporting = asyncio.create_task(self._meter.keep_reporting())
 
     async def check_health(self) -> None:
-        """Serve replaces the replica when this raises; its default pings the process around the engine."""
+        """Check the engine. Serve replaces the replica when this raises; its default check only pings the process."""
         await self._engine.check_health()
 
     async def _end_with_the_engine(self) -> None:
         """End this process once its engine is gone.
 
-        Serve's controller takes three failed checks to replace a replica, on a busy machine a minute; until then the
-        ingress would send it requests. That a process has died the ingress sees for itself: requests then wait for
-        the next replica.
+        Serve's controller needs three failed checks to replace a replica, on a busy machine a minute, during which the
+        ingress would send it requests. The ingress notices a dead process at once: requests then wait for the next
+        replica.
         """
         while True:
             await asyncio.sleep(0.5)
@@ -124,7 +124,7 @@ class CaptionerReplica:
 
 
 def _options(call: CaptionCall) -> dict[str, Any]:
-    # Guessing a digest from how fast an answer comes would tell one tenant what another has sent.
+    # Without a salt, response times would reveal to one tenant which images another has sent.
     return {**dataclasses.asdict(call.sampling), "cache_salt": call.tenant or None, "faults_in_place": True}
 
 
@@ -141,7 +141,7 @@ class ServeBackend:
         try:
             return await response
         except asyncio.CancelledError:
-            response.cancel()  # Serve does it where the caller has left, but not past our own time limit
+            response.cancel()  # Serve cancels when the caller leaves, but not at our own time limit
             raise
         except Exception as error:
             raise _translated(error) from error
@@ -159,9 +159,10 @@ class ServeBackend:
             response.cancel()
 
     async def check_health(self) -> None:
-        """Whether there is a replica whose engine lives, as Serve's controller knows: it asks each every few seconds.
+        """Check that a replica with a live engine exists, as known to Serve's controller, which asks each every few
+        seconds.
 
-        A replica is not asked from here: where all are busy, the question would wait in line, as if none were there.
+        Replicas are not asked directly: if all are busy, the check would wait in their queue as if none existed.
         """
         async with self._looking:
             if time.monotonic() > self._ready_at + _HEALTH_KNOWN_SECONDS:
@@ -181,7 +182,7 @@ class ServeBackend:
 
 
 def _translated(error: Exception) -> Exception:
-    """What the API knows of an error from a replica."""
+    """Translate an error of a replica into one the API knows."""
     if isinstance(error, BackPressureError):
         return OverloadedError()
     if isinstance(error, RayActorError | DeploymentUnavailableError):
@@ -205,7 +206,7 @@ class Ingress:
         log_access_to_stdout()
 
     async def drain(self) -> None:
-        """Refuse new requests, and return when those in progress have ended. The service can only be ended then."""
+        """Refuse new requests, and return when those in progress have finished. Only then may the service end."""
         await self._drain.wait()
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -223,15 +224,15 @@ class Ingress:
 
 
 def build(settings: Settings) -> serve.Application:
-    """The application that `serve_apps/captioner.yaml` names; `args:` there are the settings.
+    """Build the application that `serve_apps/captioner.yaml` names; `args:` there are the settings.
 
     Raises:
-        CheckpointError: an `export` is none.
+        CheckpointError: an `export` is not an export.
     """
     from ureca.model.captioner import CaptionerConfig
 
     for model in settings.models.values():
-        CaptionerConfig.load(model.export_dir)  # said here in one line, not in a replica's log over and over
+        CaptionerConfig.load(model.export_dir)  # fail here with one line instead of repeatedly in a replica's log
     upkeep = _upkeep(settings)
     deployment: Any = serve.deployment  # its type covers only the decorator
     ingress = deployment(Ingress).options(
@@ -271,7 +272,7 @@ def _captioner(name: str, model: ServedModel, upkeep: dict[str, float]) -> serve
 
 
 def router_by_image(max_replicas: int) -> RequestRouterConfig:
-    """Calls with one `session_id`, an image's digest, go to one replica; while that is full, to whichever is free."""
+    """Route calls with the same `session_id` (an image's digest) to one replica; while it is full, to any free one."""
     router: Any = {
         "request_router_class": ROUTER,
         "request_router_kwargs": {"num_fallback_replicas": max(2, max_replicas - 1)},
@@ -284,6 +285,6 @@ def _upkeep(settings: Settings) -> dict[str, float]:
         "health_check_period_s": settings.upkeep.health_check_seconds,
         "health_check_timeout_s": settings.upkeep.health_check_timeout_seconds,
         "graceful_shutdown_timeout_s": settings.upkeep.drain_seconds,
-        "graceful_shutdown_wait_loop_s": 0.5,  # an idle replica waits so long too
+        "graceful_shutdown_wait_loop_s": 0.5,  # an idle replica waits this long too
         "max_surge_percent": _SURGE_PERCENT,
     }

@@ -1,7 +1,7 @@
-"""What the service counts and measures, and how a call to an engine is measured. Knows nothing of who exports it.
+"""Metrics of the service and of calls to an engine, and their export to Ray.
 
-The API and the replicas tell a `Recorder`; on Ray Serve that is `ureca.serving.metrics`, whose metrics stand in
-every node's export beside Ray's and vLLM's own, as `ray_ureca_…`.
+The API and the replicas record to a `Recorder`. On Ray Serve that is `RayRecorder`, whose metrics appear in every
+node's export as `ray_ureca_…`, next to Ray's and vLLM's.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from ureca.engine.results import Caption, Event, RegionFault
 @dataclass(frozen=True)
 class Metric:
     name: str
-    """Prometheus' name, without what the exporter puts before it and, for a counter, without `_total`."""
+    """Prometheus name, without the exporter's prefix and, for counters, without `_total`."""
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     tags: tuple[str, ...]
     boundaries: tuple[float, ...] = ()
-    """Upper ends of a histogram's buckets, in seconds."""
+    """Upper bounds of a histogram's buckets, in seconds."""
 
 
 REPORT_SECONDS = 5.0
@@ -31,7 +31,7 @@ _SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 REQUESTS = Metric("ureca_requests", "counter", "HTTP requests, by route and status.", ("route", "method", "status"))
 REQUEST_SECONDS = Metric(
-    "ureca_request_seconds", "histogram", "Of a whole HTTP request, streams to their end.", ("route",), _SECONDS
+    "ureca_request_seconds", "histogram", "Duration of an HTTP request, streams included.", ("route",), _SECONDS
 )
 REJECTED = Metric(
     "ureca_rejected", "counter", "Requests, and regions in them (invalid_region), refused or failed.", ("reason",)
@@ -42,7 +42,7 @@ REGIONS = Metric(
     "Regions that left the engine: stop, length (cut at max_tokens), or abandoned without a caption.",
     ("model", "finish_reason"),
 )
-REGIONS_IN_FLIGHT = Metric("ureca_regions_in_flight", "gauge", "Regions that a replica is captioning.", ("model",))
+REGIONS_IN_FLIGHT = Metric("ureca_regions_in_flight", "gauge", "Regions in progress in a replica.", ("model",))
 FIRST_TOKEN_SECONDS = Metric(
     "ureca_first_token_seconds",
     "histogram",
@@ -60,12 +60,12 @@ REGION_SECONDS = Metric(
 MASK_ENCODE_SECONDS = Metric(
     "ureca_mask_encode_seconds",
     "histogram",
-    "Of the mask encoder, for all regions of an image.",
+    "Duration of the mask encoder, for all regions of an image.",
     ("model",),
     _SHORT_SECONDS,
 )
-PROMPT_TOKENS = Metric("ureca_prompt_tokens", "counter", "Tokens of prompts: images, masks, questions.", ("model",))
-CACHED_TOKENS = Metric("ureca_cached_tokens", "counter", "Of these, those found in the prefix cache.", ("model",))
+PROMPT_TOKENS = Metric("ureca_prompt_tokens", "counter", "Prompt tokens: images, masks, queries.", ("model",))
+CACHED_TOKENS = Metric("ureca_cached_tokens", "counter", "Prompt tokens found in the prefix cache.", ("model",))
 CAPTION_TOKENS = Metric("ureca_caption_tokens", "counter", "Tokens of captions.", ("model",))
 
 METRICS = (
@@ -85,11 +85,11 @@ METRICS = (
 
 class Recorder(Protocol):
     def record(self, metric: Metric, value: float, **tags: str) -> None:
-        """Add to a counter, set a gauge, or put into a histogram. From any thread."""
+        """Add to a counter, set a gauge, or observe a histogram value. Thread-safe."""
 
 
 class NoRecorder:
-    """Where nobody scrapes."""
+    """Recorder that drops everything."""
 
     def record(self, metric: Metric, value: float, **tags: str) -> None:
         pass
@@ -103,7 +103,8 @@ class EngineMeter:
         self._in_flight = 0
 
     async def keep_reporting(self) -> None:
-        """For ever: Ray forgets a gauge that is not set again for 20 s, and a long caption would be taken for none."""
+        """Report the gauge forever: Ray drops a gauge that is not set for 20 s, so a long caption would look like
+        none."""
         while True:
             self._enter(0)
             await asyncio.sleep(REPORT_SECONDS)
@@ -114,7 +115,7 @@ class EngineMeter:
     async def measure(
         self, events: AsyncGenerator[tuple[int, Event]], num_regions: int
     ) -> AsyncGenerator[tuple[int, Event]]:
-        """Pass on what `CaptionEngine.stream` tells of `num_regions` regions."""
+        """Forward the events of `CaptionEngine.stream` for `num_regions` regions, and record them."""
         began = time.perf_counter()
         left, first = num_regions, True
         self._enter(num_regions)
@@ -151,7 +152,7 @@ class EngineMeter:
 
 
 class RayRecorder:
-    """Make it inside a replica: Serve then adds the tags application, deployment and replica."""
+    """Recorder on Ray. Create it inside a replica, so that Serve adds the tags application, deployment and replica."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {metric.name: _made(metric) for metric in METRICS}
@@ -159,7 +160,7 @@ class RayRecorder:
     def record(self, metric: Metric, value: float, **tags: str) -> None:
         made = self._made[metric.name]
         if metric.kind == "counter":
-            if value:  # Ray refuses to add nothing
+            if value:  # Ray refuses to add 0
                 made.inc(value, tags)
         elif metric.kind == "gauge":
             made.set(value, tags)

@@ -1,12 +1,13 @@
-"""What clients get from Serve's proxy where no ingress answers: 503 with `Retry-After`, in the service's own form.
+"""Proxy middleware: 503 with `Retry-After`, in the service's format, while no ingress answers.
 
-The proxy alone says nothing where the ingress dies, which its HTTP server makes a bare 500, and 404 where it has no
-application at all: before the first is there, and while the last one ends its requests.
+Without it, Serve's proxy sends nothing if the ingress dies, which its HTTP server turns into a bare 500, and 404
+without an application: before the first one is deployed, and while the last one finishes its requests.
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=ureca.serving.proxy:middlewares
 
-in the environment that Ray is started in. `make` and `ureca serve` set it; elsewhere the proxy must find this package.
-Without it a request whose ingress dies gets a bare 500, and one that finds none gets a 503 that names no time.
+must be set in the environment in which Ray starts. `make` and `ureca serve` set it; elsewhere the proxy must find this
+package. Without it, a request whose ingress dies gets a bare 500, and a request without an ingress a 503 without
+`Retry-After`.
 """
 
 import json
@@ -21,8 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ureca.serving.api.errors import RETRY_AFTER_SECONDS
 
 _VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-_LOST = "the service was lost and is being replaced; try again"
-_NOTHING_SERVED = "nothing is served here: the service is starting or ending; try again"
+_LOST = "the service was lost and is being replaced; retry"
+_NOTHING_SERVED = "no service is running here: it is starting or ending; retry"
 
 
 class RetryAfterMiddleware:
@@ -57,7 +58,7 @@ class RetryAfterMiddleware:
             await JSONResponse({"error": error}, 503, headers)(scope, receive, send)
 
     async def _serves_nothing(self, scope: Scope) -> bool:
-        """Whether the proxy has no application, as it says itself at /-/routes: {route: application}, or 503."""
+        """Return whether the proxy has no application, from its own /-/routes: {route: application}, or 503."""
         answer: dict[str, Any] = {"status": 200, "body": b""}
 
         async def read(message: Message) -> None:
@@ -76,10 +77,10 @@ async def _nothing_to_read() -> Message:
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve puts around its proxy."""
+    """Return the middleware for Ray Serve's proxy."""
     return [Middleware(RetryAfterMiddleware)]
 
 
 def use_for_ray_started_here() -> None:
-    """Have a Ray that this process starts after this use `middlewares`."""
+    """Make a Ray that this process starts later use `middlewares`."""
     os.environ.setdefault(_VARIABLE, "ureca.serving.proxy:middlewares")

@@ -1,12 +1,12 @@
-"""The HTTP API: a FastAPI application in front of anything that captions (`CaptionBackend`), by the name of its model.
+"""The HTTP API: a FastAPI application in front of captioning backends (`CaptionBackend`), keyed by model name.
 
 POST /v1/captions           captions for regions of one image; a faulty region gets its error in its own slot
 POST /v1/trees              the regions of an image as a tree, captioned
-POST /v1/regions            the regions that are found in an image, as a tree
-POST /v1/chat/completions   the same in OpenAI's form; GET /v1/models
+POST /v1/regions            regions found in an image, as a tree
+POST /v1/chat/completions   captions in the OpenAI format; GET /v1/models
 GET  /healthz               this process answers
-GET  /readyz                every model has an engine; 503 until they do
-GET  /                      the page for a browser, and for others what is where
+GET  /readyz                every model has an engine; 503 until then
+GET  /                      the page for a browser, a JSON index for other clients
 """
 
 import asyncio
@@ -43,22 +43,22 @@ def create_app(
     proxy_answers_id: bool = False,
     drain: Drain | None = None,
 ) -> FastAPI:
-    """The application. Every error it answers with has the form of `error_body`.
+    """Create the application. All its errors have the form of `error_body`.
 
     Args:
-        backends: what captions, by the name that a request's `model` says.
-        proposer: finds regions in images that come without, and what lies at points.
-        recorder: gets the metrics of `ureca.serving.metrics`.
+        backends: captioning backends by model name.
+        proposer: finds regions in images without masks, and regions at points.
+        recorder: receives the metrics of `ureca.serving.metrics`.
         proxy_answers_id: a proxy in front returns `X-Request-Id`, as Ray Serve's does.
-        drain: ends the service in order; None: nobody will ask for that.
+        drain: drains the service before shutdown; None: never.
     """
     app = FastAPI(
         title="URECA captioner",
-        summary="A caption for every region of an image that fits it alone.",
+        summary="Captions that identify each region of an image.",
         responses=ERROR_RESPONSES,
     )
     app.add_middleware(BodyLimitMiddleware, max_bytes=limits.max_request_bytes, max_seconds=limits.max_seconds)
-    if access_tokens:  # added last, so it comes first: nobody unknown has a body read
+    if access_tokens:  # added last, so it runs first: bodies of unauthenticated requests are not read
         app.add_middleware(BearerAuthMiddleware, tokens=access_tokens)
     app.add_middleware(DrainMiddleware, drain=drain or Drain())
     app.add_middleware(AccessLogMiddleware, recorder=recorder, proxy_answers_id=proxy_answers_id)

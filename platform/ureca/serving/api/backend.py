@@ -1,4 +1,4 @@
-"""What the API asks of whatever captions, and how that may fail; the border between HTTP and the engine."""
+"""Interface between the HTTP API and captioning backends, and their errors."""
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -20,44 +20,44 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class RegionCall:
-    """One region, and what is asked about it."""
+    """One region, with its style or question."""
 
     segmentation: Rle
     style: str
     question: str | None = None
-    """In place of the style's own."""
+    """Question in place of the style's query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How captions are drawn from the model."""
+    """Sampling parameters of captions."""
 
     max_tokens: int
-    """Of one caption."""
+    """Maximum tokens per caption."""
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """0 decodes greedily."""
     top_p: float = 1.0
-    """Share of the probability, the likeliest tokens first, that is drawn from."""
+    """Nucleus sampling: probability mass of the likeliest tokens to sample from."""
     logprobs: bool = False
-    """Whether each token's log-probability is asked for."""
+    """Return each token's log-probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionCall:
-    """One image, its regions that are in order, and how to caption them."""
+    """One image, its valid regions, and how to caption them."""
 
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
     digest: str
-    """SHA-256 of the image file: calls with one digest find a warm cache in one replica."""
+    """SHA-256 of the image file: calls with the same digest share a replica's warm cache."""
     regions: tuple[RegionCall, ...]
     sampling: Sampling
     tenant: str = ""
-    """Who asks: what the engine keeps of one tenant's images serves no other. Empty where nobody is told apart."""
+    """Tenant of the request: cached images of one tenant serve no other. Empty without authentication."""
 
 
 class CaptionBackend(Protocol):
-    """Raises OverloadedError, UnavailableError, or InputError; cancelling a call ends its work."""
+    """Captions regions. Raises OverloadedError, UnavailableError or InputError; canceling a call ends its work."""
 
     async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]: ...
 
@@ -67,4 +67,4 @@ class CaptionBackend(Protocol):
 
 
 Backends = Mapping[str, CaptionBackend]
-"""The models that are served, by name; the first is that of requests which name none."""
+"""Served models by name; the first one answers requests that name none."""

@@ -40,7 +40,7 @@ _LOOK_FOR_CLIENT_SECONDS = 0.2
 
 
 _DROPPED: dict[DropReason, str] = {
-    "too_small": "covers too few pixels to be told from a speck.",
+    "too_small": "covers too few pixels.",
     "too_large": "covers too much of the image.",
     "too_few_levels": "has too few levels of parts.",
     "parent_dropped": "is part of a region that was dropped.",
@@ -48,7 +48,7 @@ _DROPPED: dict[DropReason, str] = {
 
 
 def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) -> APIRouter:
-    """The calls about regions in front of the models."""
+    """Create the routes for captions, trees and regions."""
     router = APIRouter()
 
     @router.post(
@@ -58,7 +58,7 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
         responses=STREAM_RESPONSES,
     )
     async def captions(request: CaptionRequest, http: Request) -> Any:
-        """Captions for regions of one image; a faulty region gets its error in its own slot."""
+        """Caption regions of one image; a faulty region gets its error in its own slot."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
         image = await with_timeout(limits, read_image(request.image))
@@ -76,7 +76,7 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
 
     @router.post("/v1/trees", response_model=TreeResponse, response_model_exclude_none=True)
     async def trees(request: TreeRequest, http: Request) -> Any:
-        """Put regions in a tree, which is part of which, and caption all of it."""
+        """Arrange regions as a tree and caption all of them."""
         model, backend = choose_model(request.model, backends)
         sampling = read_sampling(request, limits)
         image = await with_timeout(limits, read_image(request.image))
@@ -95,22 +95,22 @@ def caption_routes(backends: Backends, *, limits: Limits, read_image: ImageReade
 
     @router.post("/v1/regions", response_model=FoundRegions)
     async def regions(request: FindRequest) -> Any:
-        """Find regions in an image by their looks, and put them in a tree; no model is asked."""
+        """Find regions in an image by color and arrange them as a tree, without a model."""
         image = await with_timeout(limits, read_image(request.image))
         tree = await with_timeout(limits, asyncio.to_thread(_found_tree, image, limits))
         return FoundRegions(
-            regions=[FoundRegion(id=region.region_id, **_place(region, tree)) for region in tree.regions]
+            regions=[FoundRegion(id=region.region_id, **_tree_place(region, tree)) for region in tree.regions]
         )
 
     return router
 
 
 def choose_model(asked: str | None, backends: Backends) -> tuple[str, CaptionBackend]:
-    """The model that a request asks for; the first, where it names none. Raises RequestError (404) for an unknown."""
+    """Return the requested model, or the first one. Raises RequestError (404): unknown model."""
     name = next(iter(backends)) if asked is None else asked
     if name not in backends:
         raise RequestError(
-            f"model: {name!r} is not served here. There is: {', '.join(backends)}.",
+            f"model: {name!r} is not served here. Available: {', '.join(backends)}.",
             status=404,
             kind="model_not_found",
             param="model",
@@ -120,7 +120,7 @@ def choose_model(asked: str | None, backends: Backends) -> tuple[str, CaptionBac
 
 
 async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, limits: Limits) -> None:
-    """Caption the call's regions and fill their answers. Raises RequestError past the time limit."""
+    """Caption the call's regions and fill in their answers. Raises RequestError at the time limit."""
     if not call.regions:
         return
     captions = await with_timeout(limits, backend.caption(call))
@@ -131,9 +131,9 @@ async def fill(backend: CaptionBackend, call: CaptionCall, answers: Answers, lim
 async def peek_first_event(
     backend: CaptionBackend, call: CaptionCall, limits: Limits, http: Request
 ) -> AsyncGenerator[tuple[int, Event]]:
-    """The backend's stream, its first event there: until then a request can be refused with a status of its own.
+    """Return the backend's stream after its first event, up to which a request can still be refused with a status.
 
-    Raises RequestError past the time limit, ClientDisconnect where the client leaves, and what the backend raises.
+    Raises RequestError at the time limit, ClientDisconnect if the client leaves, and the backend's errors.
     """
     stream = backend.stream(call)
     first = []
@@ -158,7 +158,7 @@ async def peek_first_event(
 
 
 async def _while_client_stays(work: asyncio.Future[T], http: Request) -> T:
-    """What `work` returns. Raises ClientDisconnect: no response has begun that would notice it."""
+    """Await `work`. Raises ClientDisconnect if the client leaves: no response has started that would notice it."""
     while not work.done():
         if await http.is_disconnected():
             raise ClientDisconnect
@@ -167,12 +167,12 @@ async def _while_client_stays(work: asyncio.Future[T], http: Request) -> T:
 
 
 def time_limit(limits: Limits) -> asyncio.Timeout:
-    """What is left to the request."""
+    """Return the time-out that is left to the request."""
     return asyncio.timeout(current_request().seconds_left(limits.max_seconds))
 
 
 async def with_timeout(limits: Limits, work: Awaitable[T]) -> T:
-    """What `work` returns. Raises RequestError past the time limit; a thread then ends its work for nobody."""
+    """Await `work`. Raises RequestError at the time limit; a thread then still finishes, without effect."""
     try:
         async with time_limit(limits):
             return await work
@@ -182,7 +182,7 @@ async def with_timeout(limits: Limits, work: Awaitable[T]) -> T:
 
 def too_slow(limits: Limits) -> RequestError:
     return RequestError(
-        f"not done within {limits.max_seconds:g} s, this service's limit. Send fewer regions at a time.",
+        f"not done within {limits.max_seconds:g} s, this service's limit. Send fewer regions per request.",
         status=503,
         kind="timeout",
     )
@@ -191,8 +191,8 @@ def too_slow(limits: Limits) -> RequestError:
 async def _events(
     stream: AsyncGenerator[tuple[int, Event]], answers: Answers, model: str, limits: Limits
 ) -> AsyncGenerator[str]:
-    """Server-sent events, each one JSON: {"id", "delta"}, {"id", "finish_reason", "caption"} once a region,
-    {"id", "error"}, last {"model", "usage"}, then the line [DONE]."""
+    """Yield server-sent events, each one JSON: {"id", "delta"}; once per region {"id", "finish_reason", "caption"} or
+    {"id", "error"}; last {"model", "usage"}, then the line [DONE]."""
     for answer in answers.answers:
         if answer.error is not None:
             yield server_sent({"id": answer.id, "error": answer.error.model_dump()})
@@ -203,7 +203,7 @@ async def _events(
                     yield server_sent({"id": answers.answers[answers.slots[index]].id, "delta": event})
                 else:
                     yield server_sent(answers.add(index, event).model_dump(exclude_none=True))
-    except Exception as error:  # the status line is out: what went wrong can only be told as an event
+    except Exception as error:  # the status line is sent: errors can only be events
         yield failure_event(error, limits)
     else:
         yield server_sent({"model": model, "usage": answers.usage.model_dump()})
@@ -211,7 +211,7 @@ async def _events(
 
 
 def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
-    """The response that sends these server-sent events."""
+    """Create the response that sends these server-sent events."""
 
     async def pieces() -> AsyncGenerator[str]:
         async with aclosing(batch_stream(events)) as events_together:
@@ -222,7 +222,7 @@ def event_stream(events: AsyncGenerator[str]) -> StreamingResponse:
 
 
 def failure_event(error: Exception, limits: Limits) -> str:
-    """What a stream ends with that can't go on."""
+    """Return the final event of a stream that failed."""
     status, body = describe(too_slow(limits) if isinstance(error, TimeoutError) else error)
     if status == 500:
         log_fault(error)
@@ -236,8 +236,10 @@ def server_sent(content: dict[str, Any]) -> str:
 def _tree(
     request: TreeRequest, image: ReadImage, limits: Limits
 ) -> tuple[MaskTree, list[RegionAnswer], dict[str, tuple[str, str | None]]]:
-    """The tree of the request's regions, or of those found in the image; the regions that are not in it; and, by id of
-    those that were sent, each one's style and own question."""
+    """Build the tree of the request's regions, or of those found in the image.
+
+    Returns the tree, the dropped regions, and style and question by region id.
+    """
     if request.regions is None:
         tree = _found_tree(image, limits)
         return tree, _dropped(tree), {}
@@ -269,13 +271,13 @@ def _dropped(tree: MaskTree) -> list[RegionAnswer]:
 
 def _nodes(tree: MaskTree, answers: Answers) -> list[TreeNode]:
     return [
-        TreeNode(**answer.model_dump(), merged_ids=list(region.merged_ids), **_place(region, tree))
+        TreeNode(**answer.model_dump(), merged_ids=list(region.merged_ids), **_tree_place(region, tree))
         for region, answer in zip(tree.regions, answers.answers, strict=True)
     ]
 
 
-def _place(region: Region, tree: MaskTree) -> dict[str, Any]:
-    """The fields of a `TreePlace`."""
+def _tree_place(region: Region, tree: MaskTree) -> dict[str, Any]:
+    """Return the fields of a `TreePlace`."""
     return {
         "parent": tree.regions[region.parent].region_id if region.parent >= 0 else None,
         "depth": region.depth,

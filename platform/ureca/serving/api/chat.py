@@ -1,15 +1,15 @@
-"""OpenAI's form: POST /v1/chat/completions and GET /v1/models. The official client works with it.
+"""The OpenAI-compatible API: POST /v1/chat/completions and GET /v1/models.
 
-One user message holds one image, any number of regions and, if it likes, a question:
+One user message holds one image, any number of regions, and optionally a question:
 
     {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,…"}}
     {"type": "mask", "rle": … }                   or polygon, box, mask_png, points, as in POST /v1/captions
-    {"type": "text", "text": "What is it made of?"}
+    {"type": "text", "text": "What is it made from?"}
 
-Each region is a choice of the answer, in their order; without a region the whole image is asked about. Without a
-text the extra field `style` says what is asked. A PNG whose alpha channel marks the region, as NVIDIA's Describe
-Anything server takes it, is one image with one region; that server's path without /v1 and its model's name work too.
-What this answers with is OpenAI's: errors of the caller are 4xx, deltas are strings, usage counts are there.
+Each region is one choice of the answer, in order; without a region the whole image is captioned. Without a text the
+extra field `style` selects the query. An image whose alpha channel marks the region (one RGBA PNG) is one image with
+one region, the input of NVIDIA's Describe Anything server; that server's path without /v1 and its model name are
+accepted. Responses follow the OpenAI format: caller errors are 4xx, deltas are strings, usage counts are included.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ from ureca.serving.middleware.auth import tenant_of
 from ureca.serving.settings import Limits
 
 DAM_MODEL = "describe_anything_model"
-"""The name under which clients of NVIDIA's Describe Anything server ask for their model."""
+"""Model name of NVIDIA's Describe Anything server."""
 
 PARTS = ("text", "image_url", "mask")
 
@@ -70,7 +70,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """OpenAI's request, as far as a captioner of regions can answer it."""
+    """OpenAI's request, as far as a region captioner can answer it."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -94,7 +94,7 @@ class ChatRequest(BaseModel):
 
     model: Text | None = None
     messages: list[ChatMessage] = Field(min_length=1)
-    style: Style = Field("unique", description="What is asked where the message holds no text.")
+    style: Style = Field("unique", description="Query style if the message holds no text.")
     max_tokens: int | None = Field(None, gt=0)
     max_completion_tokens: int | None = Field(None, gt=0)
     temperature: float = Field(0.0, ge=0.0, le=2.0)
@@ -115,7 +115,7 @@ class ChatRequest(BaseModel):
 
 
 def chat_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) -> APIRouter:
-    """The two calls in front of the models."""
+    """Create the routes in front of the models."""
     router = APIRouter()
     started = int(time.time())
 
@@ -127,7 +127,7 @@ def chat_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) 
     @router.post("/chat/completions", include_in_schema=False)
     @router.post("/v1/chat/completions", responses=STREAM_RESPONSES)
     async def completions(request: ChatRequest, http: Request) -> Any:
-        """Captions of regions, or answers about them, in OpenAI's form: a choice for each region."""
+        """Caption regions, or answer about them, in the OpenAI format: one choice per region."""
         asked = None if request.model == DAM_MODEL else request.model
         model, backend = choose_model(asked, backends)
         sampling = read_sampling(request.sampling(), limits)
@@ -161,10 +161,10 @@ def chat_routes(backends: Backends, *, limits: Limits, read_image: ImageReader) 
 
 
 def _read_message(messages: Sequence[ChatMessage], limits: Limits) -> tuple[str, list[RegionRequest], str | None]:
-    """The image's URL, the regions, and the question, if there is one."""
+    """Return the image URL, the regions, and the question, if there is one."""
     if len(messages) != 1 or messages[0].role != "user":
         roles = ", ".join(message.role for message in messages)
-        raise _bad(f"messages: {roles}. A captioner takes one message, from the user.")
+        raise _bad(f"messages: {roles}. Send one message, from the user.")
     [message] = messages
     parts = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
     urls: list[str] = []
@@ -178,7 +178,7 @@ def _read_message(messages: Sequence[ChatMessage], limits: Limits) -> tuple[str,
             given = part.get("image_url")
             url = given.get("url") if isinstance(given, dict) else given
             if not isinstance(url, str):
-                raise _bad('messages: an image part is {"type": "image_url", "image_url": {"url": …}}.')
+                raise _bad('messages: an image part must be {"type": "image_url", "image_url": {"url": …}}.')
             urls.append(url)
         elif kind == "mask":
             keys = {name: value for name, value in part.items() if name != "type"}
@@ -188,24 +188,24 @@ def _read_message(messages: Sequence[ChatMessage], limits: Limits) -> tuple[str,
             except ValidationError as error:
                 raise _bad(f"messages: mask {len(regions)}: {error.errors()[0]['msg']}.") from error
         else:
-            raise _bad(f"messages: a part of type {str(kind)[:40]!r} is not taken. There are: {', '.join(PARTS)}.")
+            raise _bad(f"messages: a part of type {str(kind)[:40]!r} is not supported. Types: {', '.join(PARTS)}.")
     if len(urls) != 1:
-        raise _bad(f"messages: {len(urls)} images. A request is about one.")
-    # Describe Anything's clients mark in the text where the image stands.
+        raise _bad(f"messages: {len(urls)} images. A request takes one.")
+    # Describe Anything's clients mark the image's position in the text.
     text = " ".join(" ".join(texts).replace("<image>", " ").split())
     try:
         check_text(text)
     except ValueError as error:
         raise _bad(f"messages: the text {error}.") from error
     if len(text) > limits.max_question_chars:
-        raise _bad(f"messages: a text of {len(text)} characters, this service takes {limits.max_question_chars}.")
+        raise _bad(f"messages: a text of {len(text)} characters; the limit is {limits.max_question_chars}.")
     return urls[0], regions, text or None
 
 
 def _regions(
     image: ReadImage, regions: Sequence[RegionRequest], style: Style, text: str | None, limits: Limits
 ) -> Answers:
-    """The regions to ask about; all of them must be in order."""
+    """Return the regions to caption; all of them must be valid."""
     if not regions:
         try:
             marked = alpha_mask(image.data)
@@ -226,13 +226,13 @@ def _regions(
 
 
 def _check(answer: RegionAnswer) -> None:
-    """OpenAI's form has no place for a region's own error."""
+    """Raise a region's error: the OpenAI format has no place for it."""
     if answer.error is not None:
         raise _bad(f"messages: mask {answer.id}: {answer.error.message}")
 
 
 class _Head:
-    """What all parts of an answer share."""
+    """Fields that all parts of an answer share."""
 
     def __init__(self, model: str) -> None:
         self._id, self._created, self._model = f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model
@@ -244,7 +244,7 @@ class _Head:
 async def _events(
     stream: AsyncGenerator[tuple[int, Event]], answers: Answers, head: _Head, limits: Limits, *, with_usage: bool
 ) -> AsyncGenerator[str]:
-    """OpenAI's chunks: the role of each choice first, its text as it comes, its end; last the line [DONE]."""
+    """Yield OpenAI's chunks: the role of each choice first, then its text, then its end; last the line [DONE]."""
 
     def chunk(index: int, delta: dict[str, Any], **more: Any) -> str:
         choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
@@ -262,7 +262,7 @@ async def _events(
                     _check(answer)
                     logprobs = _logprobs(answer.logprobs)
                     yield chunk(index, {}, finish_reason=answer.finish_reason, logprobs=logprobs)
-    except Exception as error:  # the status line is out: what went wrong can only be told as an event
+    except Exception as error:  # the status line is sent: errors can only be events
         yield failure_event(error, limits)
     else:
         if with_usage:

@@ -1,4 +1,4 @@
-"""What is noted of the request in progress, for its metrics and its line in the access log."""
+"""Record of the request in progress, for its metrics and its access log line."""
 
 import time
 from contextvars import ContextVar
@@ -10,14 +10,14 @@ class RequestRecord:
     request_id: str
     model: str | None = None
     regions: int = 0
-    """That captions were asked for."""
+    """Requested captions."""
     invalid_regions: int = 0
     rejected: str | None = None
-    """Type of the error that the request was answered with, or its stream ended with."""
+    """Error type of the response, or of the stream's last event."""
     began: float = field(default_factory=time.monotonic)
 
     def seconds_left(self, of: float) -> float:
-        """Of so many from its beginning; 0 where they are over."""
+        """Return the seconds left of a limit that started with the request; 0 at the end."""
         return max(0.0, self.began + of - time.monotonic())
 
 
@@ -25,12 +25,12 @@ _current: ContextVar[RequestRecord] = ContextVar("ureca_request")
 
 
 def start_request(request_id: str) -> RequestRecord:
-    """The record of a request that begins; `current_request` finds it in all tasks and threads that this one starts."""
+    """Start a request's record; `current_request` finds it in all tasks and threads of the request."""
     record = RequestRecord(request_id)
     _current.set(record)
     return record
 
 
 def current_request() -> RequestRecord:
-    """The record of the request that is being handled; outside of any, one that nobody reads."""
+    """Return the record of the request in progress; outside of requests, an unused one."""
     return _current.get(RequestRecord(""))

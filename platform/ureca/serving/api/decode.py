@@ -1,6 +1,6 @@
-"""From what a request holds to pixels and masks, with every limit checked before the memory is taken.
+"""Decode a request's image and masks, with every limit checked before memory is allocated.
 
-image    data URL -> file -> uint8 (H, W, 3) RGB, as stored (EXIF rotation is not applied, masks count stored pixels)
+image    data URL -> file -> uint8 (H, W, 3) RGB, as stored (EXIF rotation is not applied: masks refer to stored pixels)
 region   rle | polygon | box | mask_png | points -> COCO RLE of the image's size
 """
 
@@ -25,33 +25,33 @@ from ureca.serving.settings import Limits
 IMAGE_TYPES = ("jpeg", "png", "webp")
 _DATA_URL = re.compile(r"data:image/(?P<type>[\w.+-]+);base64,", re.ASCII)
 _FORMS = ("rle", "polygon", "box", "mask_png", "points")
-_MOST_POINTS = 64
-# pycocotools walks a polygon's edges in steps of a fifth of a pixel and keeps every step.
+_MAX_POINTS = 64
+# pycocotools rasterizes polygon edges in steps of a fifth of a pixel and keeps every step.
 _MAX_PERIMETERS = 200
 
 
 def data_url_bytes(url: str) -> bytes:
-    """The file in a `data:image/…;base64,` URL.
+    """Return the file in a `data:image/…;base64,` URL.
 
     Raises:
-        RequestError: another kind of URL, another type of image, or not base64.
+        RequestError: another kind of URL, another image type, or invalid base64.
     """
     match = _DATA_URL.match(url)
     if match is None:
-        raise _bad_image("image: is no data URL. Send the file itself: data:image/jpeg;base64,…")
+        raise _bad_image("image: is not a data URL. Send the file itself: data:image/jpeg;base64,…")
     if match["type"] not in IMAGE_TYPES:
-        raise _bad_image(f"image: of type image/{match['type']}. Send one of {', '.join(IMAGE_TYPES)}.")
+        raise _bad_image(f"image: has type image/{match['type']}. Supported: {', '.join(IMAGE_TYPES)}.")
     data = _from_base64(url[match.end() :])
     if data is None:
-        raise _bad_image("image: what follows base64, is not base64. Encode the whole file, without line breaks.")
+        raise _bad_image("image: invalid base64. Encode the whole file, without line breaks.")
     return data
 
 
 def decode_request_image(data: bytes, limits: Limits) -> np.ndarray:
-    """The pixels, uint8 (H, W, 3) RGB, of an image file.
+    """Decode an image file to uint8 (H, W, 3) RGB.
 
     Raises:
-        RequestError: no file of a known type, too many pixels, too small or too thin, or not decodable.
+        RequestError: unsupported type, too many pixels, too small, too thin, or damaged.
     """
     width, height = _check_header(data, limits)
     try:
@@ -61,7 +61,7 @@ def decode_request_image(data: bytes, limits: Limits) -> np.ndarray:
 
 
 def _check_header(data: bytes, limits: Limits) -> tuple[int, int]:
-    """(width, height) as the file's header says, if they are within the limits."""
+    """Return (width, height) from the file's header, checked against the limits."""
     try:
         with Image.open(io.BytesIO(data), formats=[name.upper() for name in IMAGE_TYPES]) as image:
             width, height = image.size
@@ -69,9 +69,9 @@ def _check_header(data: bytes, limits: Limits) -> tuple[int, int]:
     except Image.DecompressionBombError as error:
         raise _too_large(f"image: {error}".rstrip(".")) from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise _bad_image(f"image: not a {', '.join(IMAGE_TYPES)} file that can be read ({len(data)} bytes)") from error
+        raise _bad_image(f"image: not a readable {', '.join(IMAGE_TYPES)} file ({len(data)} bytes)") from error
     if width * height > limits.max_image_pixels:
-        raise _too_large(f"image: {width} x {height} pixels, this service takes {limits.max_image_pixels} in all")
+        raise _too_large(f"image: {width} x {height} pixels; the limit is {limits.max_image_pixels} pixels")
     if min(width, height) < limits.min_image_side_px:
         raise _bad_image(f"image: {width} x {height} pixels; both sides must have at least {limits.min_image_side_px}.")
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
@@ -79,70 +79,72 @@ def _check_header(data: bytes, limits: Limits) -> tuple[int, int]:
             f"image: {width} x {height} pixels; one side may be at most {limits.max_aspect_ratio:g} times the other."
         )
     if frames != 1:
-        raise _bad_image(f"image: has {frames} frames. Send one of them.")
+        raise _bad_image(f"image: has {frames} frames. Send one frame.")
     return width, height
 
 
 def region_to_rle(region: Mapping[str, Any], size: Size, propose: Callable[[], Sequence[Mask]]) -> Rle:
-    """A region's mask, given in exactly one of five forms, as an RLE of `size` (height, width).
+    """Return a region's mask, given in exactly one of five forms, as an RLE of `size` (height, width).
 
-    rle: COCO's, compressed or not; polygon: [x1, y1, x2, y2, …] or several; box: [x, y, width, height];
-    mask_png: base64 (or data URL) of a PNG of the image's size, with one channel that is not 0 in the region, or with
-    an alpha channel that is not; points: [[x, y], …], the smallest of the proposed regions that holds them all.
+    rle: COCO RLE, compressed or not; polygon: [x1, y1, x2, y2, …] or several; box: [x, y, width, height]; mask_png:
+    base64 (or data URL) of a PNG of the image's size whose single channel, or alpha channel, is nonzero in the region;
+    points: [[x, y], …], the smallest proposed region that contains them all.
 
     Args:
-        propose: the image's proposed regions; called for `points` only.
+        propose: returns the image's proposed regions; called for `points` only.
 
     Raises:
-        MaskError: no or several forms, not of the form's shape, of another size, or without a pixel.
+        MaskError: no form or several, a malformed one, another size, or no pixel.
     """
     given = [form for form in _FORMS if region.get(form) is not None]
     if len(given) != 1:
-        raise MaskError(f"region has {' and '.join(given) or 'no mask'}: give exactly one of {', '.join(_FORMS)}.")
+        raise MaskError(
+            f"region has {' and '.join(given) or 'no mask'}: it must have exactly one of {', '.join(_FORMS)}."
+        )
     value = region[given[0]]
     if given[0] == "rle":
         if not isinstance(value, Mapping):
-            raise MaskError('rle: give COCO\'s form, {"size": [height, width], "counts": …}.')
+            raise MaskError("rle: must be a COCO RLE with size [height, width] and counts.")
         return check_rle(value, size, where="rle")
     if given[0] == "box":
         return _box(value, size)
     if given[0] == "polygon":
         return _polygon(value, size)
     if given[0] == "points":
-        return _held_by(_points(value, size), propose())
+        return _smallest_containing(_points(value, size), propose())
     return _mask_png(value, size)
 
 
 def _points(value: Any, size: Size) -> list[tuple[int, int]]:
-    """Places (row, column) of the pixels that the points lie in."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value or len(value) > _MOST_POINTS:
-        raise MaskError(f"points: give 1 to {_MOST_POINTS} points, [[x, y], …] in pixels.")
+    """Return (row, column) of the pixels that contain the points."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value or len(value) > _MAX_POINTS:
+        raise MaskError(f"points: must be 1 to {_MAX_POINTS} points, [[x, y], …] in pixels.")
     places = []
     for point in value:
         if not isinstance(point, Sequence) or len(point) != 2 or not all(_is_number(each) for each in point):
-            raise MaskError("points: each is two numbers, [x, y] in pixels.")
+            raise MaskError("points: each must be two numbers, [x, y] in pixels.")
         x, y = (math.floor(each) for each in point)
         if not (0 <= x < size[1] and 0 <= y < size[0]):
-            raise MaskError(f"points: [{point[0]:g}, {point[1]:g}] lies outside the image of {list(size)} (h, w).")
+            raise MaskError(f"points: [{point[0]:g}, {point[1]:g}] is outside the image of {list(size)} (h, w).")
         places.append((y, x))
     return places
 
 
-def _held_by(places: Sequence[tuple[int, int]], proposed: Sequence[Mask]) -> Rle:
-    """The smallest of the proposed regions that holds all places."""
+def _smallest_containing(places: Sequence[tuple[int, int]], proposed: Sequence[Mask]) -> Rle:
+    """Return the smallest proposed region that contains all pixels."""
     for mask in sorted(proposed, key=lambda each: rle_area(each.segmentation)):
         inside = decode_rle(mask.segmentation)
         if all(inside[place] for place in places):
             return mask.segmentation
     raise MaskError(
-        f"points: none of the {len(proposed)} regions proposed for this image holds all {len(places)}. "
-        "Give fewer points, or the region's box or mask."
+        f"points: none of the {len(proposed)} regions proposed for this image contains all {len(places)}. Send fewer "
+        "points, or the region's box or mask."
     )
 
 
 def _box(value: Any, size: Size) -> Rle:
     if not isinstance(value, Sequence) or len(value) != 4 or not all(_is_number(each) for each in value):
-        raise MaskError("box: give four numbers, [x, y, width, height] in pixels.")
+        raise MaskError("box: must be four numbers, [x, y, width, height] in pixels.")
     x, y, width, height = (float(each) for each in value)
     if not (width > 0 and height > 0):
         raise MaskError(f"box: width {width:g}, height {height:g}; both must be above 0: [x, y, width, height].")
@@ -151,7 +153,7 @@ def _box(value: Any, size: Size) -> Rle:
 
 def _polygon(value: Any, size: Size) -> Rle:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise MaskError("polygon: give [x1, y1, x2, y2, x3, y3, …] in pixels, or a list of such lists.")
+        raise MaskError("polygon: must be [x1, y1, x2, y2, x3, y3, …] in pixels, or a list of such lists.")
     try:
         parts = value if isinstance(value[0], Sequence) else [value]
         flat = [np.asarray(part, dtype=np.float64).ravel() for part in parts]
@@ -159,12 +161,11 @@ def _polygon(value: Any, size: Size) -> Rle:
             float(np.abs(np.diff(part[: len(part) // 2 * 2].reshape(-1, 2), axis=0)).sum()) for part in flat
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise MaskError("polygon: holds something else than numbers.") from error
+        raise MaskError("polygon: holds values that are not numbers.") from error
     if not math.isfinite(perimeter) or perimeter > _MAX_PERIMETERS * sum(size):
         raise MaskError(
-            f"polygon: its edges add up to {perimeter:.3g} pixels in an image of {list(size)} (height, "
-            "width). "
-            "Send so intricate a mask as rle or mask_png."
+            f"polygon: its edges add up to {perimeter:.3g} pixels in an image of {list(size)} (height, width). Send "
+            "such a mask as rle or mask_png."
         )
     return polygon_to_rle(value, size)
 
@@ -172,7 +173,7 @@ def _polygon(value: Any, size: Size) -> Rle:
 def _mask_png(value: Any, size: Size) -> Rle:
     data = _from_base64(value.removeprefix("data:image/png;base64,")) if isinstance(value, str) else None
     if data is None:
-        raise MaskError("mask_png: not base64. Encode the PNG file, without line breaks.")
+        raise MaskError("mask_png: invalid base64. Encode the PNG file, without line breaks.")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if (image.height, image.width) != size:
@@ -187,21 +188,21 @@ def _mask_png(value: Any, size: Size) -> Rle:
                 mask = np.asarray(image.getchannel("A")) != 0
             else:
                 raise MaskError(
-                    f"mask_png: has the channels {', '.join(bands)}. "
-                    "Send one channel (gray), or an alpha channel, in which the region is not 0."
+                    f"mask_png: has channels {', '.join(bands)}. Send one channel (gray), or an alpha channel, that "
+                    "is nonzero in the region."
                 )
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MaskError(f"mask_png: not a PNG file that can be decoded ({len(data)} bytes).") from error
+        raise MaskError(f"mask_png: not a readable PNG file ({len(data)} bytes).") from error
     if not mask.any():
-        raise MaskError("mask_png: every pixel is 0. In the region they must not be.")
+        raise MaskError("mask_png: every pixel is 0. The region must be nonzero.")
     return encode_mask(mask)
 
 
 def alpha_mask(data: bytes) -> Rle | None:
-    """The region that an image file's alpha channel marks: where it is not 0. None without such a channel.
+    """Return the region marked by an image file's alpha channel (nonzero pixels); None without one.
 
-    This is how NVIDIA's Describe Anything server takes a region: one RGBA PNG. The file must have been decoded before
-    by `decode_request_image`, which checks its size.
+    NVIDIA's Describe Anything server takes regions this way, as one RGBA PNG. Decode the file with
+    `decode_request_image` first, which checks its size.
 
     Raises:
         MaskError: the alpha channel is 0 everywhere.
@@ -223,7 +224,7 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _is_number(value: Any) -> bool:
-    # No pixel is so far away, and whole numbers of JSON may be too long for a float.
+    # Larger coordinates are invalid, and integers in JSON may exceed a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 

@@ -1,9 +1,9 @@
-"""Fetch an image that a request names by its URL, from hosts that the service's owner has allowed, and no other.
+"""Fetch an image by URL, from hosts that the operator has allowed.
 
     URL ──scheme, host on the list──> resolve once ──every address public──> connect to that very address ──>
-    status, size while it arrives ──redirect? from the start, with what is left of the time
+    status, size while it arrives ──redirect? from the start, with the remaining time
 
-The address that was checked is the one connected to, so a name that changes its address in between gains nothing.
+The connection uses the checked address, so a host name that changes its address in between gains nothing.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether an address is one of the public internet, also in the ways that IPv6 writes addresses of IPv4."""
+    """Return whether an address is public, including IPv4 addresses embedded in IPv6."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
@@ -42,31 +42,31 @@ class _ForbiddenAddressError(Exception):
 
 
 async def fetch_image(url: str, settings: ImageUrls, *, allows: Callable[[IPAddress], bool] = is_public) -> bytes:
-    """The file at an http(s) URL.
+    """Fetch the file at an http(s) URL.
 
     Args:
-        allows: which addresses may be connected to.
+        allows: predicate for addresses to connect to.
 
     Raises:
-        RequestError: the host is not on the list, resolves to an address that is not public, does not answer in time
-            or with another status than 200, redirects too often or elsewhere, or sends more bytes than allowed.
+        RequestError: the host is not on the list, has an address that is not public, does not answer in time or with
+            status 200, redirects too often or elsewhere, or sends too many bytes.
     """
     ends = asyncio.get_running_loop().time() + settings.timeout_seconds
     try:
         async with asyncio.timeout_at(ends):
             return await _follow(url, settings, allows)
     except TimeoutError as error:
-        raise _refused(f"its host did not send it within {settings.timeout_seconds:g} s") from error
+        raise _refused(f"the host did not send it within {settings.timeout_seconds:g} s") from error
     except _ForbiddenAddressError as error:
-        raise _refused(f"its host has the address {error}, which is not public") from error
+        raise _refused(f"the host has the address {error}, which is not public") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, ssl.SSLError) as error:
-        raise _refused(f"its host can't be reached ({type(error).__name__})") from error
+        raise _refused(f"the host can't be reached ({type(error).__name__})") from error
 
 
 async def _follow(url: str, settings: ImageUrls, allows: Callable[[IPAddress], bool]) -> bytes:
     for _ in range(settings.max_redirects + 1):
         parts = _checked(url, settings)
-        # Made anew each time: nothing is kept open for a host that one request named.
+        # A new pool per request: no connection is kept open for a host that one request named.
         async with httpcore.AsyncConnectionPool(network_backend=_CheckedNetwork(allows)) as pool:
             target = parts._replace(fragment="").geturl()
             headers = [("User-Agent", "ureca"), ("Accept", "image/*"), ("Host", parts.netloc)]
@@ -75,7 +75,7 @@ async def _follow(url: str, settings: ImageUrls, allows: Callable[[IPAddress], b
                     url = urljoin(url, _header(response.headers, b"location"))
                     continue
                 if response.status != 200:
-                    raise _refused(f"its host answered {response.status}")
+                    raise _refused(f"the host answered {response.status}")
                 return await _limited(response, settings.max_bytes)
     raise _refused(f"it was redirected more than {settings.max_redirects} times")
 
@@ -88,21 +88,21 @@ def _checked(url: str, settings: ImageUrls) -> SplitResult:
         raise _refused("it is no URL") from error
     schemes = ("https", "http") if settings.allow_http else ("https",)
     if parts.scheme not in schemes:
-        raise _refused(f"URLs of {parts.scheme or 'no scheme'} are not fetched by this service")
+        raise _refused(f"URLs with scheme {parts.scheme or '(none)'} are not fetched by this service")
     if parts.username is not None or "\\" in url or not url.isascii() or any(each <= " " for each in url):
-        raise _refused("it holds a user name, a backslash, or characters that a URL must not have")
+        raise _refused("it holds a user name, a backslash, or invalid characters")
     host = host.lower().rstrip(".")
     named = any(host == each.lower() or (each.startswith(".") and host.endswith(each.lower())) for each in
                 settings.allowed_hosts)  # fmt: skip
     if not named:
         raise _refused(f"{host or 'no host'}: URLs of this host are not fetched by this service")
     if port is not None and port not in (80, 443) and not settings.allow_http:
-        raise _refused(f"port {port} is not fetched from")
+        raise _refused(f"port {port} is not allowed")
     return parts
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that are allowed, and to those that were checked. TLS still checks the host's name."""
+    """Connects to allowed addresses only, and to those that were checked. TLS still verifies the host's name."""
 
     def __init__(self, allows: Callable[[IPAddress], bool]) -> None:
         self._allows = allows

@@ -1,6 +1,6 @@
-"""From a request to the call that the backend gets, and the slots of the answer that wait for its captions.
+"""Translate a request into a backend call and the answer slots that wait for its captions.
 
-What is wrong with a region ends in its own slot; what is wrong with the request ends it.
+An invalid region gets its error in its own slot; an invalid request is refused.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _FORMS = ("rle", "polygon", "box", "mask_png", "points")
 @dataclass(frozen=True)
 class ReadImage:
     data: bytes
-    """The file."""
+    """Content of the file."""
     pixels: np.ndarray
     """(H, W, 3) uint8 RGB."""
     proposer: Proposer
@@ -56,16 +56,16 @@ class ReadImage:
 
     @functools.cached_property
     def proposed(self) -> tuple[Mask, ...]:
-        """The regions that are found in it; computed once, which takes a while."""
+        """Regions found in the image; computed once, on first access."""
         return tuple(self.proposer(self.pixels))
 
 
 ImageReader = Callable[[str], Awaitable[ReadImage]]
-"""`read_image` with the service's settings."""
+"""`read_image` bound to the service's settings."""
 
 
 async def read_image(url: str, *, limits: Limits, urls: ImageUrls, proposer: Proposer) -> ReadImage:
-    """The image of a data URL, or, where allowed, of another. Raises RequestError."""
+    """Read an image from a data URL or, where allowed, from another URL. Raises RequestError."""
     if url[:8].lower().startswith(("http:", "https:")):
         data = await fetch_image(url, urls)
     else:
@@ -74,12 +74,10 @@ async def read_image(url: str, *, limits: Limits, urls: ImageUrls, proposer: Pro
 
 
 def read_sampling(options: SamplingOptions, limits: Limits) -> Sampling:
-    """Raises RequestError where more tokens are asked for than the service gives."""
+    """Read the sampling parameters. Raises RequestError: more tokens than the service allows."""
     max_tokens = options.max_tokens or min(96, limits.max_tokens)
     if max_tokens > limits.max_tokens:
-        raise RequestError(
-            f"max_tokens: {max_tokens}, this service gives at most {limits.max_tokens}.", param="max_tokens"
-        )
+        raise RequestError(f"max_tokens: {max_tokens}; the limit is {limits.max_tokens}.", param="max_tokens")
     return Sampling(
         max_tokens=max_tokens, temperature=options.temperature, top_p=options.top_p, logprobs=options.logprobs
     )
@@ -87,11 +85,11 @@ def read_sampling(options: SamplingOptions, limits: Limits) -> Sampling:
 
 @dataclass
 class Answers:
-    """An answer for each region: at first its id or its error; captions are filled in as they come."""
+    """One answer per region: first its id or its error; captions are filled in as they arrive."""
 
     answers: list[RegionAnswer]
     slots: list[int]
-    """Which answers wait for a caption, in the order of `regions`."""
+    """Indices of the answers that wait for a caption, in the order of `regions`."""
     regions: list[RegionCall]
     usage: Usage = field(default_factory=Usage)
 
@@ -102,7 +100,7 @@ class Answers:
         )
 
     def add(self, index: int, caption: Caption | RegionFault) -> RegionAnswer:
-        """Fill in the caption of the call's region `index`, or why it has none; returns its answer."""
+        """Fill in the caption or the error of the call's region `index`; return its answer."""
         answer = self.answers[self.slots[index]]
         if isinstance(caption, RegionFault):
             answer.error = SlotError(type="invalid_region", message=f"question: {caption.message}")
@@ -120,10 +118,10 @@ class Answers:
         return answer
 
     def add_whole_image(self, size: Size, style: Style) -> None:
-        """Ask about the whole image too, in the last slot."""
+        """Also caption the whole image, in the last slot."""
         if any(answer.id == WHOLE_IMAGE for answer in self.answers):
             raise RequestError(
-                f"regions: the id {WHOLE_IMAGE!r} is the whole image's where image_caption is asked. Use another.",
+                f"regions: the id {WHOLE_IMAGE!r} is reserved for the whole image with image_caption. Use another id.",
                 param="regions",
             )
         self.slots.append(len(self.answers))
@@ -132,22 +130,22 @@ class Answers:
 
 
 def read_regions(regions: Sequence[RegionRequest], image: ReadImage, style: Style, limits: Limits) -> Answers:
-    """The regions that are in order, and an answer for each.
+    """Validate the regions; return the valid ones and an answer for each.
 
     Raises:
-        RequestError: too many regions, or two of one id.
+        RequestError: too many regions, or a repeated id.
     """
     if len(regions) > limits.max_regions:
         raise RequestError(
-            f"regions: {len(regions)} of them, this service takes {limits.max_regions} at a time. "
-            "Send them in several requests; the image's cache is shared.",
+            f"regions: {len(regions)} regions; the limit is {limits.max_regions} per request. Send several requests; "
+            "they share the image's cache.",
             status=413,
             kind="too_large",
             param="regions",
         )
     ids = [str(index if region.id is None else region.id) for index, region in enumerate(regions)]
     if twice := _first_twice(ids):
-        raise RequestError(f"regions: id {twice!r} occurs twice. Give each an id of its own.", param="regions")
+        raise RequestError(f"regions: id {twice!r} is repeated. Region ids must be unique.", param="regions")
     read = Answers([], [], [])
     for slot, (region_id, region) in enumerate(zip(ids, regions, strict=True)):
         answer = RegionAnswer(id=region_id)
@@ -166,12 +164,12 @@ def _read_region(region: RegionRequest, image: ReadImage, style: Style, limits: 
         raise MaskError(f"unknown key {next(iter(region.model_extra))!r} in the region.")
     own_style = style if region.style is None else region.style
     if own_style not in get_args(Style):
-        raise MaskError(f"style: {str(own_style)[:40]!r} is none of {', '.join(get_args(Style))}.")
+        raise MaskError(f"style: {str(own_style)[:40]!r} is not one of {', '.join(get_args(Style))}.")
     question = region.question
     if question is not None and not (isinstance(question, str) and question.strip()):
-        raise MaskError("question: give a text, or leave it out for the style's own.")
+        raise MaskError("question: must be a text; omit it to use the style's query.")
     if question is not None and len(question) > limits.max_question_chars:
-        raise MaskError(f"question: has {len(question)} characters, this service takes {limits.max_question_chars}.")
+        raise MaskError(f"question: has {len(question)} characters; the limit is {limits.max_question_chars}.")
     try:
         check_text(question or "")
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The JSON that goes in and out of the API's own calls; FastAPI documents it at /docs. OpenAI's stand in `chat.py`."""
+"""JSON schema of the API's own requests and responses, documented at /docs. OpenAI's schema is in `chat.py`."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,50 +11,52 @@ WHOLE_IMAGE = "image"
 
 
 def check_text(text: str) -> str:
-    """The text. Raises ValueError where it is none: JSON can hold half of a surrogate pair, which no answer can."""
+    """Return the text. Raises ValueError for half of a surrogate pair, which JSON can hold and no response can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("holds half of a surrogate pair, which stands for no character") from error
+        raise ValueError("holds half of a surrogate pair, which is not a character") from error
     return text
 
 
 Text = Annotated[str, AfterValidator(check_text)]
 
-IMAGE = "A data URL, data:image/jpeg;base64,… (or png, webp); or a URL of a host that the service's owner allowed."
+IMAGE = "Data URL, data:image/jpeg;base64,… (or png, webp); or the URL of a host that the operator allowed."
 
 
 class RegionRequest(BaseModel):
-    """One region: an id, its mask in exactly one of five forms, and what to ask about it.
+    """One region: an id, its mask in exactly one of five forms, and optionally a style or question.
 
-    What is wrong with a region is told in its own slot of the answer, so its form is not checked here.
+    Errors of a region are reported in its own answer slot, so its fields are not validated here.
     """
 
-    # Unknown keys too: they end as this region's error.
+    # Unknown keys are kept too: they become this region's error.
     model_config = ConfigDict(extra="allow")
 
-    id: Text | int | None = Field(None, description="Returned with the caption. Default: its number, from 0.")
+    id: Text | int | None = Field(None, description="Returned with the caption. Default: the region's index, from 0.")
     rle: Any = Field(None, description='COCO RLE: {"size": [height, width], "counts": …}, compressed or not.')
     polygon: Any = Field(None, description="[x1, y1, x2, y2, …] in pixels, or a list of such lists.")
     box: Any = Field(None, description="[x, y, width, height] in pixels.")
     mask_png: Any = Field(
         None,
-        description="Base64 of a PNG of the image's size: one channel, or an alpha channel, not 0 inside.",
+        description=(
+            "Base64 of a PNG of the image's size whose single channel or alpha channel is nonzero in the region."
+        ),
     )
     points: Any = Field(
-        None, description="[[x, y], …] in pixels: the smallest of the regions found in the image that holds them all."
+        None, description="[[x, y], …] in pixels: the smallest region found in the image that contains them all."
     )
-    style: Any = Field(None, description="In place of the request's: brief, detailed or unique.")
-    question: Any = Field(None, description="A question of your own about this region, in place of the style's.")
+    style: Any = Field(None, description="Style in place of the request's: brief, detailed or unique.")
+    question: Any = Field(None, description="Question about this region in place of the style's query.")
 
 
 class SamplingOptions(BaseModel):
-    """How captions are drawn from the model."""
+    """Sampling parameters of captions."""
 
-    max_tokens: int | None = Field(None, gt=0, description="Most tokens of one caption.")
-    temperature: float = Field(0.0, ge=0.0, le=2.0, description="0: the likeliest token each time.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Share of the probability that tokens are drawn from.")
-    logprobs: bool = Field(False, description="Tell each token's log-probability.")
+    max_tokens: int | None = Field(None, gt=0, description="Maximum tokens per caption.")
+    temperature: float = Field(0.0, ge=0.0, le=2.0, description="0: greedy decoding.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus sampling: probability mass to sample from.")
+    logprobs: bool = Field(False, description="Return each token's log-probability.")
 
 
 class CaptionRequest(SamplingOptions):
@@ -73,32 +75,34 @@ class CaptionRequest(SamplingOptions):
         },
     )
 
-    model: Text | None = Field(None, description="Which of the service's models; default: its first.")
+    model: Text | None = Field(None, description="Model of the service; default: its first.")
     image: str = Field(description=IMAGE)
     regions: list[RegionRequest] = Field(min_length=1)
-    style: Style = Field("unique", description="A few words, all there is to say, or what fits no other region.")
-    image_caption: bool = Field(False, description="Caption the whole image too: `image` in the answer.")
-    stream: bool = Field(False, description="Answer with server-sent events, each naming its region.")
+    style: Style = Field(
+        "unique", description=("brief: a few words; detailed: a full description; unique: fits no other region.")
+    )
+    image_caption: bool = Field(False, description="Also caption the whole image: `image` in the response.")
+    stream: bool = Field(False, description="Respond with server-sent events, each naming its region.")
 
 
 class TreeRequest(SamplingOptions):
-    """One image, whose regions are put in a tree (which is part of which) and captioned."""
+    """One image whose regions to arrange as a tree and caption."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"image": "data:image/jpeg;base64,…", "captions": False}]}
     )
 
-    model: Text | None = Field(None, description="Which of the service's models; default: its first.")
+    model: Text | None = Field(None, description="Model of the service; default: its first.")
     image: str = Field(description=IMAGE)
     regions: list[RegionRequest] | None = Field(
-        None, min_length=1, description="Default: the regions that are found in the image by their looks."
+        None, min_length=1, description="Default: regions found in the image by color."
     )
     style: Style = "unique"
-    captions: bool = Field(True, description="False: the tree alone, at once.")
+    captions: bool = Field(True, description="False: only the tree, without captions.")
 
 
 class FindRequest(BaseModel):
-    """One image, whose regions are to be found."""
+    """One image to find regions in."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"image": "data:image/jpeg;base64,…"}]})
 
@@ -116,7 +120,7 @@ class TokenLogprob(BaseModel):
 
 
 class RegionAnswer(BaseModel):
-    """One region's caption, or what was wrong with the region."""
+    """A region's caption, or its error."""
 
     id: str
     caption: str | None = None
@@ -126,43 +130,43 @@ class RegionAnswer(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of the whole request, in OpenAI's words."""
+    """Tokens of the entire request, in OpenAI's terms."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    """Of `prompt_tokens`: found in the KV cache, so not computed."""
+    """Tokens of `prompt_tokens` found in the KV cache."""
 
 
 class ErrorDetail(BaseModel):
     type: str
     message: str
     param: str | None
-    """Which field of the request is meant."""
+    """Field of the request at fault."""
 
 
 class ErrorResponse(BaseModel):
-    """Of every answer that is no 200."""
+    """Body of every response except 200."""
 
     error: ErrorDetail
 
 
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds until it is worth trying again.", "schema": {"type": "string"}}}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds until a retry is worthwhile.", "schema": {"type": "string"}}}
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorResponse, "description": "The request can't be answered as it is; the message says why."},
+    "4XX": {"model": ErrorResponse, "description": "The request can't be answered; the message gives the reason."},
     503: {
         "model": ErrorResponse,
-        "description": "Too much to do, or no engine at the moment: try again.",
+        "description": "Overloaded, or no engine at the moment: retry.",
         "headers": _RETRY_AFTER,
     },
 }
-"""How /docs describes what else may come, of each call."""
+"""Other responses of each call, for /docs."""
 
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    # Without a schema: tools don't agree whether it would be that of the whole stream or of an event.
+    # Without a schema: tools disagree whether it would describe the stream or an event.
     200: {"content": {"text/event-stream": {}}, "description": "With `stream`, server-sent events: `data: {…}`."}
 }
-"""The same, of a call that can answer piece by piece."""
+"""The same for calls that can stream."""
 
 
 class CaptionResponse(BaseModel):
@@ -173,24 +177,24 @@ class CaptionResponse(BaseModel):
 
 
 class TreePlace(BaseModel):
-    """Where a region is in the tree, and in the image."""
+    """Position of a region in the tree and in the image."""
 
     parent: str | None = None
-    """Id of the region that it is part of."""
+    """Id of the parent region."""
     depth: int
     area: int
-    """Pixels."""
+    """Area in pixels."""
     bbox: list[float]
     """x, y, width, height in pixels."""
     rle: dict[str, Any]
-    """COCO's compressed RLE."""
+    """Compressed COCO RLE."""
 
 
 class TreeNode(RegionAnswer, TreePlace):
-    """A region in its place in the tree."""
+    """A region of the tree with its caption."""
 
     merged_ids: list[str]
-    """Ids of near-duplicates that this region stands for."""
+    """Ids of near-duplicates merged into this region."""
 
 
 class TreeResponse(BaseModel):
@@ -203,7 +207,7 @@ class TreeResponse(BaseModel):
 
 
 class FoundRegion(TreePlace):
-    """A region that was found in the image."""
+    """A region found in the image."""
 
     id: str
 

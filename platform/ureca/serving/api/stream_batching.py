@@ -1,4 +1,4 @@
-"""Streams that cross a process: what has come meanwhile goes together."""
+"""Batch stream items that cross a process boundary."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 async def batch_stream(stream: AsyncGenerator[T]) -> AsyncGenerator[list[T]]:
-    """The stream's items, all at once that have come since the last were taken.
+    """Yield the stream's items in batches: all that arrived since the last batch.
 
-    Each item that goes from process to process alone costs Ray more than an engine takes for the piece of text in it:
-    with many regions at once, the way would be slower than the engine.
+    Sending each item separately costs Ray more than the engine needs for its piece of text: with many regions,
+    transport would be slower than the engine.
     """
     waiting: list[T] = []
     changed = asyncio.Event()
@@ -35,7 +35,7 @@ async def batch_stream(stream: AsyncGenerator[T]) -> AsyncGenerator[list[T]]:
             if items:
                 yield items
             if taking.done() and not waiting:
-                await taking  # raises what the stream raised
+                await taking  # raises the stream's error
                 return
     finally:
         taking.cancel()

@@ -1,11 +1,10 @@
-"""Each request under an id: `X-Request-Id` in its response, its metrics, and one line of JSON in the access log.
+"""Access log: request ids (`X-Request-Id`), request metrics, and one JSON line per request.
 
     {"time": "2026-01-31T12:00:00.123+00:00", "request_id": "…", "method": "POST", "path": "/v1/captions",
      "status": 200, "tenant": "ada", "model": "nano_captioner", "regions": 3, "seconds": 0.412, "rejected": null}
 
-Nothing of an image, a question, a caption or a token is in it.
-`rejected` is the type of the error that the request was answered or its stream ended with; status 499 is a client that
-left.
+It contains nothing of an image, a question, a caption or a token. `rejected` is the error type of the response or of
+the stream's end; status 499 means that the client left.
 """
 
 import json
@@ -34,13 +33,15 @@ _LONGEST_PATH = 200
 
 
 class AccessLogMiddleware:
-    """ASGI middleware, the outermost: what the module's docstring says, and `Retry-After` in every 503."""
+    """Outermost ASGI middleware: access log, request id, and `Retry-After` in every 503."""
 
     def __init__(self, app: ASGIApp, *, recorder: Recorder, proxy_answers_id: bool) -> None:
-        """
+        """Wrap the application.
+
         Args:
             proxy_answers_id: a proxy in front gives every request an id and returns it, as Ray Serve's does; then only
-                another one than that is put into a response here.
+                a
+                different id is added to a response here.
         """
         self._app = app
         self._recorder = recorder
@@ -70,8 +71,8 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, observed_send)
         except ClientDisconnect:
-            pass  # there is nobody to answer
-        except Exception as error:  # Starlette's own handler of last resort stands outside of all middleware
+            pass  # the client is gone
+        except Exception as error:  # Starlette's own last handler is outside of all middleware
             if status:
                 raise
             await fault_response(error)(scope, receive, observed_send)
@@ -79,7 +80,9 @@ class AccessLogMiddleware:
             self._note(scope, record, status if ended else _CLIENT_LEFT, time.perf_counter() - began)
 
     def _note(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")  # never the path: anybody can think of many
+        route = getattr(
+            scope.get("route"), "path", "none"
+        )  # the route, not the path: clients can invent any number of paths
         self._recorder.record(REQUESTS, 1, route=route, method=scope["method"], status=str(status))
         self._recorder.record(REQUEST_SECONDS, seconds, route=route)
         if record.rejected is not None:
@@ -102,7 +105,7 @@ class AccessLogMiddleware:
 
 
 def log_access_to_stdout() -> None:
-    """One line for each request, as it is; in a Ray worker that is its `worker-….out` in the session's `logs`."""
+    """Write one plain line per request to stdout; in a Ray worker that is `worker-….out` in the session's `logs`."""
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))

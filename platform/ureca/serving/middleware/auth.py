@@ -1,30 +1,28 @@
-"""Bearer tokens: who may ask, and in whose name.
+"""Bearer token authentication.
 
-The configuration holds SHA-256 of each token and no token; `ureca token NAME` makes one. A token is 256 random bits,
-so a plain hash, unlike one of a password, can't be guessed back.
+The configuration holds each token's SHA-256 and no token; `ureca token NAME` creates one. A token is 256 random bits,
+so its plain hash can't be reversed, unlike a password's.
 """
 
 import hashlib
 import hmac
-import re
 import secrets
 from collections.abc import Sequence
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ureca.errors import ConfigError
 from ureca.serving.api.errors import error_body
 from ureca.serving.settings import AccessToken
 
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
-"""What says nothing of anybody's images; and all below `/page/`, the page's own files."""
+"""Paths without authentication, which reveal no image; also everything below `/page/`."""
 _OPEN_BELOW = "/page/"
-_REFUSAL = "no valid access token. Send `Authorization: Bearer TOKEN` with one that this service's owner gave you."
+_REFUSAL = "no valid access token. Send `Authorization: Bearer TOKEN` with a token from this service's operator."
 
 
 class BearerAuthMiddleware:
-    """ASGI middleware: 401 unless a request brings a known token. Its name becomes the request's tenant."""
+    """ASGI middleware: 401 without a known token; the token's name becomes the request's tenant."""
 
     def __init__(self, app: ASGIApp, *, tokens: Sequence[AccessToken]) -> None:
         self._app = app
@@ -47,14 +45,14 @@ class BearerAuthMiddleware:
 
     def _name_of(self, token: bytes) -> str | None:
         digest, found = hashlib.sha256(token).digest(), None
-        for name, known in self._tokens:  # all of them: how long it takes tells nothing
+        for name, known in self._tokens:  # compare all, so that the duration reveals nothing
             if hmac.compare_digest(digest, known):
                 found = name
         return found
 
 
 def path_below_prefix(scope: Scope) -> str:
-    """A request's path without Serve's route_prefix, which is its root path."""
+    """Return a request's path without Serve's route_prefix (its root path)."""
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
@@ -64,11 +62,11 @@ def _is_open(scope: Scope) -> bool:
 
 
 def tenant_of(scope: Scope) -> str:
-    """The name of the token that a request brought; empty where none is asked for."""
+    """Return the name of the request's token; empty without authentication."""
     return str(scope.get("state", {}).get("tenant", ""))
 
 
 def new_token() -> tuple[str, str]:
-    """A token, and its SHA-256 for the configuration."""
+    """Create a token; return it with its SHA-256 for the configuration."""
     token = f"ureca_{secrets.token_urlsafe(32)}"
     return token, hashlib.sha256(token.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Refuse a request body that is too large before all of it is in memory, or that does not arrive in time."""
+"""Refuse request bodies that are too large, before they are in memory, or that arrive too slowly."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from ureca.serving.api.errors import error_body
 
 
 class BodyLimitMiddleware:
-    """ASGI middleware: 413 where Content-Length says more than `max_bytes` or more arrives, 408 after `max_seconds`."""
+    """ASGI middleware: 413 if Content-Length or the body exceeds `max_bytes`, 408 after `max_seconds`."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_seconds: float) -> None:
         self._app = app
@@ -30,7 +30,7 @@ class BodyLimitMiddleware:
                 body = await self._read(receive)
         except TimeoutError:
             message = (
-                f"the body did not arrive within {self._max_seconds:g} s, this service's limit. Send less at a time."
+                f"the body did not arrive within {self._max_seconds:g} s, this service's limit. Send less per request."
             )
             await JSONResponse(error_body("timeout", message), 408)(scope, receive, send)
             return
@@ -44,14 +44,14 @@ class BodyLimitMiddleware:
         async def replay() -> Message:
             nonlocal given
             if given:
-                return await receive()  # tells of a client that leaves
+                return await receive()  # reports a client that leaves
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """All of the body, or as soon as it is too large what is there; None where the client leaves."""
+        """Read the body, or stop as soon as it is too large; None if the client leaves."""
         body, more = bytearray(), True
         while more and len(body) <= self._max_bytes:
             message = await receive()

@@ -1,6 +1,7 @@
-"""The end of a service in order: new requests are refused, those in progress end, the queued ones among them.
+"""Graceful shutdown: refuse new requests, finish those in progress, queued ones included.
 
-Serve's own way ends all deployments of an application at once: what still waits in the ingress would find no replica.
+Serve's own shutdown ends all deployments of an application at once: requests queued in the ingress would find no
+replica.
 """
 
 import asyncio
@@ -13,21 +14,21 @@ from ureca.serving.middleware.auth import path_below_prefix
 
 
 class Drain:
-    """How many requests are in progress, and whether new ones are taken."""
+    """Counts requests in progress and decides whether new ones are accepted."""
 
     def __init__(self) -> None:
         self.peek_first_event = False
         self.in_progress = 0
 
     async def wait(self) -> None:
-        """Take no new requests from now on, and return when the last one in progress has ended."""
+        """Stop accepting requests, and return when the last one in progress has finished."""
         self.peek_first_event = True
         while self.in_progress:
             await asyncio.sleep(0.1)
 
 
 class DrainMiddleware:
-    """ASGI middleware: 503 for all but `/healthz` once `drain` has begun."""
+    """ASGI middleware: 503 for everything but `/healthz` once draining has started."""
 
     def __init__(self, app: ASGIApp, *, drain: Drain) -> None:
         self._app = app
@@ -38,7 +39,7 @@ class DrainMiddleware:
             await self._app(scope, receive, send)
             return
         if self._drain.peek_first_event and path_below_prefix(scope) != "/healthz":
-            body = error_body("unavailable", "the service is ending; try again")
+            body = error_body("unavailable", "the service is shutting down; retry")
             await JSONResponse(body, 503)(scope, receive, send)
             return
         self._drain.in_progress += 1

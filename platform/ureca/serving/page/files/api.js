@@ -1,4 +1,4 @@
-// The service's calls. What goes wrong comes out as a ServiceError in the service's own words.
+// Calls of the service. Failures become a ServiceError with the service's message.
 
 export class ServiceError extends Error {
   constructor(message, status = 0) {
@@ -7,32 +7,32 @@ export class ServiceError extends Error {
   }
 }
 
-const TOKEN = "ureca token"; // in sessionStorage: of this tab, gone with it
+const TOKEN = "ureca token"; // in sessionStorage: lives as long as this tab
 export const keepToken = (token) => sessionStorage.setItem(TOKEN, token);
 export const hasToken = () => sessionStorage.getItem(TOKEN) !== null;
 
-/** What is served here: {"service", "models", "links"}. */
+/** The service's index: {"service", "models", "links"}. */
 export const serviceIndex = async () => (await ask("./", { headers: { Accept: "application/json" } })).json();
 
-/** A file of the page's own. */
+/** A file of the page. */
 export const fileOf = async (path) => (await ask(path)).blob();
 
-/** The JSON that a call answers with. */
+/** The JSON response of a call. */
 export const post = async (path, body, signal) => (await send(path, body, signal)).json();
 
-/** The events of a streamed answer, each an object. */
+/** The events of a streamed response, each an object. */
 export async function* stream(path, body, signal) {
   const response = await send(path, { ...body, stream: true }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ""; ; ) {
     const { value, done } = await reader.read().catch((error) => { throw lost(error); });
-    if (done) throw new ServiceError("The connection broke before the end. Ask again.");
+    if (done) throw new ServiceError("The connection broke before the end. Try again.");
     const blocks = (text + value).split("\n\n");
-    text = blocks.pop(); // the beginning of the next one
+    text = blocks.pop(); // the start of the next event
     for (const block of blocks) {
       const data = block.replace(/^data: /, "");
       if (data === "[DONE]") {
-        await reader.read().catch(() => {}); // the end itself; all was told, however that goes
+        await reader.read().catch(() => {}); // the end of the body; all events have arrived
         return;
       }
       const event = JSON.parse(data);
@@ -56,7 +56,7 @@ const ask = async (path, options = {}) => {
   try {
     message = JSON.parse(text).error.message;
   } catch {
-    message = `${path}: HTTP ${response.status}: ${text.slice(0, 200)}`; // of something between here and the service
+    message = `${path}: HTTP ${response.status}: ${text.slice(0, 200)}`; // from a proxy in between
   }
   throw new ServiceError(message, response.status);
 };

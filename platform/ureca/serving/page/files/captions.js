@@ -1,26 +1,26 @@
-// Captions as they stream in, and what is kept of them.
+// Captions as they stream in, and a cache of finished ones.
 //
-// A region keeps one caption for each thing it was asked: `region.said` maps `keyOf` a model and a style or question to
-// {text, busy, error, cut}. What was cut off by another choice is forgotten, so that it is asked for again.
+// A region has one caption per request: `region.said` maps `keyOf` a model and a style or question to
+// {text, busy, error, cut}. A caption that was canceled by another choice is dropped, so that it is requested again.
 
 import { stream } from "./api.js";
 
 export const keyOf = ({ model, style, question }) => `${model}\n${question ? `? ${question}` : style}`;
 
 export class Captioner {
-  /** `onChange` gets each region of which something was said; `onRun` is called when asking begins and ends. */
+  /** `onChange` receives each region with a new caption piece; `onRun` is called when captioning starts and ends. */
   constructor({ onChange, onRun }) {
     Object.assign(this, { onChange, onRun });
     this.running = null; // {controller, key, regions}
   }
 
-  /** How many of the running captions are there. */
+  /** Number of finished captions of the running request. */
   get numDone() {
     const { regions, key } = this.running;
     return regions.filter((region) => !region.said.get(key)?.busy).length;
   }
 
-  /** Whether a region's caption is there, or on its way. */
+  /** Return whether a region's caption is finished or in progress. */
   has(region, ask) {
     const said = region.said.get(keyOf(ask));
     return said !== undefined && !said.error;
@@ -37,7 +37,7 @@ export class Captioner {
     this.onRun();
   }
 
-  /** Ask for captions of regions of an image; ends when the last is there. Cuts off what was running. */
+  /** Caption regions of an image; resolves after the last caption. Cancels a running request. */
   async ask(dataUrl, regions, { model, style, question }) {
     this.stop();
     const key = keyOf({ model, style, question }), controller = new AbortController();

@@ -1,5 +1,4 @@
-// What there is of an image as COCO captions JSON, the form that `ureca convert --format coco` reads; and the ways to
-// take it along.
+// Export of an image's captions as COCO captions JSON, which `ureca convert --format coco` reads: copy and download.
 
 import { keyOf } from "./captions.js";
 
@@ -24,18 +23,18 @@ const whole = (region, key) => {
 };
 
 const answersOf = (region, model) => {
-  const begin = keyOf({ model, style: "? " }); // of the keys of all questions to this model
+  const begin = keyOf({ model, style: "? " }); // prefix of the keys of questions to this model
   const questions = [...region.said.keys()].filter((key) => key.startsWith(begin) && whole(region, key) !== null);
   return questions.length ? { answers: questions.map((key) => ({ question: key.slice(begin.length), answer: whole(region, key) })) } : {};
 };
 
-/** Put a text on the clipboard; whether that worked. */
+/** Copy a text to the clipboard; return whether that worked. */
 export const copy = async (text) => {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Without TLS a browser has no clipboard for pages but this old one.
+    // Without TLS, browsers offer pages only this old clipboard API.
     const area = Object.assign(document.createElement("textarea"), { value: text, className: "unseen" });
     document.body.append(area);
     area.select();
@@ -48,5 +47,5 @@ export const copy = async (text) => {
 export const download = (name, text) => {
   const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000); // once the browser has begun to read it
+  setTimeout(() => URL.revokeObjectURL(url), 1000); // after the browser has started to read it
 };

@@ -1,4 +1,4 @@
-// Elements. Text from outside only ever becomes text nodes.
+// Element factories. External text only becomes text nodes.
 
 export const $ = (selector) => document.querySelector(selector);
 

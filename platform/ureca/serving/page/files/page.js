@@ -1,4 +1,4 @@
-// The page: an image, its regions, and what is said of them. Everything it shows comes from this service.
+// The page: an image, its regions and their captions. All data comes from this service.
 
 import { fileOf, post, serviceIndex } from "./api.js";
 import { Captioner, keyOf } from "./captions.js";
@@ -12,11 +12,11 @@ import { attempt } from "./trouble.js";
 
 let picture = null; // {name, url, dataUrl, width, height, note}
 let regions = []; // {id, parent, depth, area, bbox, rle, runs, outline, hue, said}: parents before children
-let chosen = null; // the region that the card is about
-let asked = { model: undefined, style: "unique", question: "" }; // of every region, until another is asked
-let smallest = null; // id of the smallest region where the image was clicked last
-let looking = null; // AbortController of the calls for this picture's regions
-let turn = Promise.resolve(); // of those calls: each builds on the regions that the one before has left
+let chosen = null; // the region shown in the card
+let asked = { model: undefined, style: "unique", question: "" }; // for every region, until changed
+let smallest = null; // id of the smallest region at the last click
+let looking = null; // AbortController of the region requests for this picture
+let turn = Promise.resolve(); // queue of those requests: each one starts from the regions of the previous one
 
 const byId = (id) => regions.find((region) => region.id === id) ?? null;
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
@@ -41,14 +41,14 @@ const open = (name, file) => attempt(async () => {
   inTurn(findRegions);
 });
 
-/** Do what changes the regions of this picture, once what was begun before is done. */
+/** Run a change of this picture's regions after earlier changes are done. */
 const inTurn = (action) => {
   const its = picture;
   turn = turn.then(() => its === picture && attempt(action));
 };
 
 const findRegions = async () => {
-  say("Looking for regions …");
+  say("Finding regions …");
   const found = (await post("v1/regions", { image: picture.dataUrl }, looking.signal)).regions;
   setRegions(found);
   say([`${plural(found.length, "region")} found.`, picture.note].join(" "));
@@ -72,7 +72,7 @@ const setRegions = (nodes) => {
   for (const name of ["all", "copy", "save"]) $(`#${name}`).disabled = !regions.length;
 };
 
-/** Put a drawn region among the others; the service knows its mask and its place in the tree. */
+/** Add a drawn region; the service returns its mask and its parent. */
 const addDrawn = (shape) => inTurn(async () => {
   captioner.stop();
   say("Reading the region …");
@@ -83,7 +83,7 @@ const addDrawn = (shape) => inTurn(async () => {
   if (fault) throw new Error(fault.error.message);
   setRegions(answer.regions);
   const kept = answer.regions.find((each) => each.id === id || each.merged_ids.includes(id));
-  say(kept.id === id ? `Region ${id} was added.` : `What you drew is nearly region ${kept.id}.`);
+  say(kept.id === id ? `Region ${id} was added.` : `Your drawing nearly equals region ${kept.id}.`);
   choose(kept.id);
 });
 
@@ -110,11 +110,11 @@ const caption = (which) => attempt(() => captioner.ask(picture.dataUrl, which, a
 const choose = (id) => {
   setChosen(byId(id));
   if (!captioner.has(chosen, asked)) caption([chosen]);
-  // What is shown as it is goes on beside captions of all, but not beside one that nobody looks at any more.
+  // A single caption may run next to a caption-all request, but is canceled when its region is no longer shown.
   else if (captioner.running?.regions.length === 1 && captioner.running.regions[0] !== chosen) captioner.stop();
 };
 
-/** Ask something else of the chosen region, and of those chosen from now on. */
+/** Change the style or question for the chosen region and those chosen later. */
 const ask = (next) => {
   asked = next;
   regions.forEach(tellInTree);
@@ -145,7 +145,7 @@ const pointAt = (id) => {
   tree.mark(id, chosen?.id ?? null);
 };
 
-// ---- what is shown of a region
+// ---- region card
 
 const share = (region) => {
   const percent = (100 * region.area) / (picture.width * picture.height);
@@ -173,7 +173,7 @@ const tellInCard = () => {
     : said?.error ?? said?.text ?? "";
   text.classList.toggle("busy", Boolean(said?.busy));
   text.classList.toggle("soft", !said?.text);
-  // A reader hears the caption once it is whole.
+  // Screen readers announce the caption when it is complete.
   text.setAttribute("aria-busy", String(Boolean(said?.busy)));
   const [x, y, width, height] = chosen?.bbox.map((value) => Math.round(value)) ?? [];
   const facts = !chosen ? [] : [`${share(chosen)} of the image`, `${width} × ${height} pixels at ${x}, ${y}`,
@@ -189,7 +189,7 @@ const tellInCard = () => {
 
 const pick = (ids) => {
   if (!ids.length) return;
-  // Clicked again, the same place means what is around it.
+  // A second click at the same point selects the parent.
   const up = smallest === ids[0] && chosen && (chosen.id === ids[0] || isAbove(chosen, byId(ids[0]))) ? chosen.parent : null;
   smallest = ids[0];
   choose(up ?? ids[0]);
@@ -202,7 +202,7 @@ const isAbove = (region, part) => {
 };
 
 const HINTS = {
-  pick: () => "Click a region; click again for what it is part of.",
+  pick: () => "Click a region; click again for its parent.",
   box: (corners) => (corners ? "Now the opposite corner." : "Drag a box, or set two corners."),
   polygon: (corners) => (corners < 3 ? "Set at least three corners." : "Close it by Enter, a double click, or its first corner."),
 };
@@ -264,7 +264,7 @@ on("#all", "click", captionAll);
 on("#stop", "click", () => { captioner.stop(); say("Stopped."); });
 on("#copy", "click", async () => {
   say(await copy(taken()) ? `Copied: ${plural(regions.length, "region")} as COCO JSON.`
-    : "This browser gives the page no clipboard. Download the file instead.");
+    : "This browser denies clipboard access. Download the file instead.");
 });
 on("#save", "click", () => { download(`${stem()}.json`, taken()); say(`Saved as ${stem()}.json.`); });
 on("#models", "change", ({ target }) => useModel(target.value));

@@ -1,14 +1,14 @@
-// An image file as the service takes it, and as this page shows it: the same pixels in the same order.
+// Read an image file so that the page shows exactly the pixels that the service reads.
 
 const TAKEN = ["image/jpeg", "image/png", "image/webp"];
 
-/** {name, url, dataUrl, width, height, note} of an image file. Throws an Error whose words say what to do. */
+/** Return {name, url, dataUrl, width, height, note} of an image file. Throws an Error that names the remedy. */
 export const readPicture = async (name, file) => {
   let blob = file, note = "";
   if (file.type === "image/jpeg" && isTurned(new DataView(await file.arrayBuffer()))) {
-    // The service leaves pixels as they are stored, and a caption of a photo that lies on its side helps nobody.
+    // The service ignores EXIF rotation, and captions of a photo that lies on its side are useless.
     blob = await redrawn(name, file, "image/jpeg");
-    note = "The photo was turned upright, as its camera noted; masks count pixels of the upright one.";
+    note = "The photo was rotated upright by its EXIF data; masks refer to the upright photo.";
   } else if (!TAKEN.includes(file.type)) {
     blob = await redrawn(name, file, "image/png");
     note = `${file.type || "The file"} was made a PNG, which the service takes.`;
@@ -41,12 +41,12 @@ const dataUrl = (blob) => new Promise((resolve, reject) => {
   reader.readAsDataURL(blob);
 });
 
-/** Whether a JPEG's EXIF (tag 0x0112) says that it is to be turned or mirrored. */
+/** Return whether a JPEG's EXIF orientation (tag 0x0112) rotates or mirrors it. */
 const isTurned = (view) => {
   let at = 2;
   while (at + 4 < view.byteLength && view.getUint8(at) === 0xff) {
     const marker = view.getUint8(at + 1), length = view.getUint16(at + 2);
-    if (marker === 0xda) return false; // the pixels begin
+    if (marker === 0xda) return false; // start of the pixel data
     if (marker === 0xe1 && length > 16 && at + length < view.byteLength && view.getUint32(at + 4) === 0x45786966) {
       return exifOrientation(new DataView(view.buffer, at + 10, length - 8)) > 1;
     }

@@ -1,10 +1,10 @@
-// COCO's compressed run lengths: where a region is, and its outline.
+// COCO's compressed run lengths: point queries and outlines of masks.
 //
-// A mask is stored column by column, top to bottom; counts tell in turn how many pixels are outside and inside. Here a
-// mask is its runs, [start, end, start, end, …] of the pixels inside: no image of it is ever made.
+// A mask is stored by columns, top to bottom; counts alternate between pixels outside and inside. Here a mask is its
+// runs, [start, end, start, end, …] of the pixels inside, never a bitmap.
 
-/** Run lengths of a `counts` string: 5 bits a character from "0" on, the 6th says that more follow; from the fourth
- * number on each is the difference to the one two places before. */
+/** Decode a `counts` string: 5 bits per character offset by "0", the 6th bit continues a number; from the fourth
+ * number on, each is the difference to the one two before. */
 const countsOf = (text) => {
   const counts = [];
   for (let at = 0; at < text.length; ) {
@@ -30,10 +30,10 @@ export const runsOf = (rle) => {
   return runs;
 };
 
-/** Whether pixel (x, y) is inside; `height` is the image's. */
+/** Return whether pixel (x, y) is inside; `height` is the image's. */
 export const contains = (runs, height, x, y) => {
   const pixel = x * height + y;
-  let low = 0, high = runs.length; // how many ends lie at or before the pixel: odd means inside
+  let low = 0, high = runs.length; // number of run ends at or before the pixel: odd means inside
   while (low < high) {
     const middle = (low + high) >> 1;
     if (runs[middle] <= pixel) low = middle + 1;
@@ -42,10 +42,10 @@ export const contains = (runs, height, x, y) => {
   return low % 2 === 1;
 };
 
-/** The outline along the edges of pixels, as the `d` of an SVG path; fill it by the rule evenodd. */
+/** Return the outline along pixel edges as the `d` of an SVG path with fill rule evenodd. */
 export const outline = (runs, height) => {
   const columns = columnsOf(runs, height);
-  const next = new Map(); // corner -> corners that edges lead to, the inside at their right hand
+  const next = new Map(); // corner -> ends of its edges, with the inside on the right
   const corner = (x, y) => x * (height + 1) + y;
   const edge = (from, to) => (next.has(from) ? next.get(from).push(to) : next.set(from, [to]));
   for (const [x, ends] of columns) {
@@ -60,7 +60,7 @@ export const outline = (runs, height) => {
   return [...next.keys()].map((start) => loops(next, start, height + 1)).join("");
 };
 
-/** x -> [top, bottom, top, bottom, …] of the runs in that column. */
+/** Return x -> [top, bottom, top, bottom, …] of the runs in that column. */
 const columnsOf = (runs, height) => {
   const columns = new Map();
   for (let at = 0; at < runs.length; at += 2) {
@@ -74,7 +74,7 @@ const columnsOf = (runs, height) => {
   return columns;
 };
 
-/** Calls `found` for every stretch where just one of two neighboring columns is inside. */
+/** Call `found` for every stretch where exactly one of two neighboring columns is inside. */
 const sides = (left, right, found) => {
   let [i, j, from] = [0, 0, 0];
   while (i < left.length || j < right.length) {
@@ -86,7 +86,7 @@ const sides = (left, right, found) => {
   }
 };
 
-/** The closed lines that begin at a corner; their edges are taken out of `next`. */
+/** Return the closed lines that start at a corner, removing their edges from `next`. */
 const loops = (next, start, stride) => {
   let path = "";
   while (next.get(start).length) {

@@ -1,14 +1,14 @@
-// The image with its regions: shows, points at and picks them, and draws new ones by pointer or keyboard.
+// The image with its regions: shows, highlights and picks them, and draws new ones by pointer or keyboard.
 
 import { makeSvg } from "./make.js";
 import { contains } from "./rle.js";
 
-const NEAR_PX = 9; // on the screen: a first corner that is met again, a drag that was none
-const STEP = 0.02; // of the image's longer side, that an arrow key moves the cross
+const NEAR_PX = 9; // screen distance: closing a polygon at its first corner, or a click instead of a drag
+const STEP = 0.02; // share of the image's longer side per arrow key
 
 export class Stage {
-  /** `onPick` and `onHover` get the ids of the regions at a point, the smallest first; `onDraw` gets {box} or
-   * {polygon} as the service takes them; `onMode` the mode and whether a drawing has begun. */
+  /** `onPick` and `onHover` receive the ids of the regions at a point, smallest first; `onDraw` receives {box} or
+   * {polygon} in the service's format; `onMode` the mode and whether a drawing has started. */
   constructor(element, { onPick, onHover, onDraw, onMode }) {
     Object.assign(this, { element, onPick, onHover, onDraw, onMode });
     this.image = element.querySelector("img");
@@ -49,7 +49,7 @@ export class Stage {
     this.svg.replaceChildren(this.shade, ...this.paths.values(), this.draft);
   }
 
-  /** Mark the region that is pointed at, and the chosen one; null: none. */
+  /** Highlight the hovered and the chosen region; null for neither. */
   mark(pointed, chosen) {
     for (const [id, path] of this.paths) {
       path.classList.toggle("pointed", id === pointed);
@@ -108,7 +108,7 @@ export class Stage {
   }
 
   #down(event) {
-    this.pressedIn = this.mode; // the click that ends a drawing picks nothing
+    this.pressedIn = this.mode; // the click that ends a drawing must not pick a region
     if (this.mode === "pick" || event.button !== 0) return;
     event.preventDefault();
     this.element.focus({ preventScroll: true });
@@ -131,7 +131,7 @@ export class Stage {
     if (this.mode === "pick" || event.button !== 0) return;
     this.cursor = this.#place(event);
     if (this.mode === "polygon") this.#setCorner();
-    // A press that was no drag leaves its corner: the next one sets the other.
+    // A click without a drag sets the first corner; the next click sets the other.
     else if (!this.#isNear(this.cursor, this.points[0])) this.#setCorner();
   }
 
@@ -148,7 +148,7 @@ export class Stage {
       this.close();
       return;
     }
-    if (!last || !this.#isNear(place, last)) this.points.push(place); // a double click is one corner
+    if (!last || !this.#isNear(place, last)) this.points.push(place); // a double click adds one corner
     this.#redraw();
   }
 

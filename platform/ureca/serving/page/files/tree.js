@@ -1,9 +1,9 @@
-// The regions as a tree to go through with the arrow keys; one of its items at a time is reached by Tab.
+// The region tree, navigated with arrow keys; Tab reaches one item at a time.
 
 import { make } from "./make.js";
 
 export class Tree {
-  /** `onChoose` and `onHover` get a region's id; `onHover` null when nothing is pointed at. */
+  /** `onChoose` and `onHover` receive a region's id; `onHover` null when no region is hovered. */
   constructor(list, { onChoose, onHover }) {
     Object.assign(this, { list, onChoose, onHover });
     this.items = new Map();
@@ -30,7 +30,7 @@ export class Tree {
       return item;
     });
     this.list.replaceChildren(...below(null));
-    // In the order in which they stand, which is that of the arrow keys.
+    // In display order, which the arrow keys follow.
     this.items = new Map([...this.list.querySelectorAll("[role=treeitem]")].map((item) => [item.dataset.region, item]));
     this.#reach(this.items.keys().next().value ?? null);
   }
@@ -49,7 +49,7 @@ export class Tree {
     }
   }
 
-  /** Make an item the one that Tab reaches, and show it where the list scrolls by itself: the page stays where it is. */
+  /** Make an item reachable by Tab and scroll it into view within the list, without scrolling the page. */
   reveal(id) {
     this.#reach(id);
     if (this.list.scrollHeight > this.list.clientHeight) this.items.get(id).firstChild.scrollIntoView({ block: "nearest" });

@@ -1,16 +1,16 @@
-// What may go wrong, told in words on the page.
+// Error messages on the page.
 
 import { hasToken, keepToken } from "./api.js";
 import { $, make } from "./make.js";
 
-/** Do what may fail, and tell how in words; what lacked a token is done again once there is one. */
+/** Run an action and show its error; an action that lacked a token is repeated after one is entered. */
 export const attempt = async (action) => {
   $("#error").hidden = true;
   $("#access").hidden = true;
   try {
     await action();
   } catch (error) {
-    if (error.name === "AbortError") return; // another choice took its place
+    if (error.name === "AbortError") return; // replaced by another choice
     $("#status").textContent = "";
     if (error.status === 401) askForToken(action);
     else showError(error.message);
@@ -26,7 +26,7 @@ const showError = (message) => {
 };
 
 const askForToken = (action) => {
-  if (hasToken()) showError("The service does not know this token.");
+  if (hasToken()) showError("The service does not accept this token.");
   $("#access").onsubmit = (event) => {
     event.preventDefault();
     keepToken($("#token").value.trim());
