@@ -151,12 +151,12 @@ def test_masks_of_the_turned_picture_turn_the_photo(tmp_path: Path):
     stored = read_with(tmp_path, sa1b_record(), data)
     assert (stored.size, stored.notes) == (SIZE, Counter())
     mask = np.rot90(square(), -1)  # orientation 6: a quarter turn clockwise
-    turned = read_with(tmp_path, record_of({"id": 1, "segmentation": encode_mask(mask)}), data)
-    assert (turned.size, turned.notes) == (UPRIGHT, Counter(exif_turned=1))
-    np.testing.assert_array_equal(turned.image, np.rot90(stored.image, -1))
+    rotated = read_with(tmp_path, record_of({"id": 1, "segmentation": encode_mask(mask)}), data)
+    assert (rotated.size, rotated.notes) == (UPRIGHT, Counter(exif_rotated=1))
+    np.testing.assert_array_equal(rotated.image, np.rot90(stored.image, -1))
     # the row's size is all that later readers need
-    row = ImageRow(image_id="a", image_bytes=turned.data, height=UPRIGHT[0], width=UPRIGHT[1], status="unlabeled")
-    np.testing.assert_array_equal(load_image(row), turned.image)
+    row = ImageRow(image_id="a", image_bytes=rotated.data, height=UPRIGHT[0], width=UPRIGHT[1], status="unlabeled")
+    np.testing.assert_array_equal(load_image(row), rotated.image)
 
 
 def test_photo_without_masks_stands_upright(tmp_path: Path):

@@ -18,7 +18,9 @@ def test_what_was_begun_and_never_ended_has_died():
     coordinator.begin("b", alone=False)
     coordinator.end("b", Counter(images=1))
     assert coordinator.block_status(["a", "b", "c"]).crashes == {"a": CrashCounts(1, 0)}
-    assert coordinator.block_status(["a"]).crashes == {"a": CrashCounts(1, 0)}, "counted once for each time it was begun"
+    assert coordinator.block_status(["a"]).crashes == {"a": CrashCounts(1, 0)}, (
+        "counted once for each time it was begun"
+    )
     coordinator.begin("a", alone=True)
     assert coordinator.block_status(["a"]).crashes == {"a": CrashCounts(2, 1)}
     stats = coordinator.stats()

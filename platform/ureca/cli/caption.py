@@ -220,11 +220,11 @@ def _of_png(text: str, size: tuple[int, int]) -> list[Any]:
     """Return the mask in a PNG file."""
     from collections import Counter
 
-    from ureca.corpus.images import MAX_PIXELS
+    from ureca.corpus.images import DEFAULT_MAX_PIXELS
     from ureca.corpus.masks import masks_of_pngs
     from ureca.storage.files import read_bytes
 
-    found = masks_of_pngs([("1", text, read_bytes(text))], size, max_pixels=MAX_PIXELS, notes=Counter())
+    found = masks_of_pngs([("1", text, read_bytes(text))], size, max_pixels=DEFAULT_MAX_PIXELS, notes=Counter())
     if not found:
         raise MaskError(f"--mask {text}: no pixel is set; the region must be white or opaque")
     return [found[0].segmentation]

@@ -1,15 +1,15 @@
-"""Decode image files to RGB arrays in the frame that their masks were made in.
+"""Decode image files to RGB arrays in the orientation that their masks refer to.
 
-A camera held upright stores its picture lying down, with an EXIF note to turn it. Tools differ in whether they
-heed the note, so the size of the masks decides:
+Cameras store upright photos lying on their side, with an EXIF orientation. Tools differ in whether they apply it, so
+the size of the masks decides:
 
-    masks' size        the picture is taken
+    masks' size        orientation of the image
     as stored          as stored
-    as turned          turned, as the EXIF note says
+    as rotated         rotated by its EXIF orientation
     neither            refused
-    no masks           turned where that changes its size, so that the size alone tells later what was done
+    no masks           rotated if that changes the size, so that the size alone later shows what was done
 
-What else a file may hold becomes 8-bit RGB: CMYK, gray, palette, 16 bits (scaled to 8), alpha (over white).
+All other pixel formats become 8-bit RGB: CMYK, gray, palette, 16 bits (scaled to 8), alpha (over white).
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ureca.errors import ConfigError, ImageError
 
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit, above which it warns of a decompression bomb."""
+DEFAULT_MAX_PIXELS = 89_478_485
+"""Pillow's limit, above which it warns of a decompression bomb."""
 
-MOST_PIXELS = 2 * MAX_PIXELS
-"""Above this Pillow refuses whatever it is told."""
+PIXEL_LIMIT = 2 * DEFAULT_MAX_PIXELS
+"""Pillow's hard limit, above which it always refuses."""
 
-# Our own limit is checked right after. For good, not around each call: that is not safe in threads.
+# Our own limit is checked right after. Set globally, because setting it per call is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _EXIF_ORIENTATION = 0x0112
@@ -37,44 +37,44 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 
 
 class ImageSizes(NamedTuple):
-    """(height, width) of an image file."""
+    """(height, width) of an image file, as stored and as rotated."""
 
     stored: tuple[int, int]
-    """As its pixels lie in the file."""
-    turned: tuple[int, int]
-    """As its EXIF note wants it shown; the same where there is none."""
+    """Size of the stored pixels."""
+    rotated: tuple[int, int]
+    """Size after the EXIF rotation; equal to `stored` without one."""
 
 
-def image_sizes(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> ImageSizes:
-    """Both sizes of an encoded image, from its head: no pixel is decoded.
+def image_sizes(data: bytes, *, where: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageSizes:
+    """Read both sizes of an encoded image from its header, without decoding pixels.
 
     Raises:
-        ImageError: not an image, or of more than `max_pixels`.
+        ImageError: not an image, or more than `max_pixels`.
     """
     with opened_image(data, where, max_pixels) as image:
         return _sizes(image)
 
 
-def check_image_size(data: bytes, *, where: str, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an encoded image whose size `decode_image` would refuse. Its head is enough where that has the size.
+def check_image_size(data: bytes, *, where: str, size: tuple[int, int], max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Refuse an encoded image whose size `decode_image` would refuse. The header is enough if it has the expected size.
 
     Raises:
-        ImageError: not an image, of more than `max_pixels`, or not of `size`.
+        ImageError: not an image, more than `max_pixels`, or not of `size`.
     """
     with opened_image(data, where, max_pixels) as image:
-        if (image.height, image.width) != tuple(size):  # only then: of a PNG the EXIF note may come after its pixels
+        if (image.height, image.width) != tuple(size):  # only then: a PNG's EXIF may come after its pixels
             _refuse_other_size(_sizes(image), size, where)
 
 
 def decode_image(
-    data: bytes, *, where: str, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes, *, where: str, size: tuple[int, int] | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> np.ndarray:
-    """uint8 (H, W, 3), RGB, of an encoded image: as stored, unless its `size` is that of the turned picture.
+    """Decode an image to uint8 (H, W, 3), RGB: as stored, or rotated if only that matches `size`.
 
-    `where` opens the error's text; `size` is the (height, width) that its masks or records give.
+    `where` prefixes error messages; `size` is the (height, width) from its masks or records.
 
     Raises:
-        ImageError: not an image, truncated, of more than `max_pixels`, or not of `size`.
+        ImageError: not an image, truncated, more than `max_pixels`, or not of `size`.
     """
     with opened_image(data, where, max_pixels) as image:
         sizes = _sizes(image)
@@ -87,10 +87,10 @@ def decode_image(
 
 @contextlib.contextmanager
 def opened_image(data: bytes, where: str, max_pixels: int) -> Iterator[Image.Image]:
-    """The image, not yet decoded; what Pillow raises in the body becomes an ImageError.
+    """Open an image without decoding it; Pillow's errors in the body become ImageError.
 
     Raises:
-        ImageError: not an image, truncated, or of more than `max_pixels`.
+        ImageError: not an image, truncated, or more than `max_pixels`.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -99,7 +99,7 @@ def opened_image(data: bytes, where: str, max_pixels: int) -> Iterator[Image.Ima
             yield image
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{where}: not an image that Pillow can read ({len(data)} bytes). Give a JPEG or PNG file."
+            f"{where}: not an image that Pillow can read ({len(data)} bytes). Use a JPEG or PNG file."
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -113,28 +113,28 @@ def opened_image(data: bytes, where: str, max_pixels: int) -> Iterator[Image.Ima
 
 
 def check_max_pixels(max_pixels: int) -> None:
-    """Refuse a limit that can't be kept.
+    """Refuse a limit that Pillow can't honor.
 
     Raises:
-        ConfigError: not from 1 to `MOST_PIXELS`.
+        ConfigError: not between 1 and the hard limit.
     """
-    if not 1 <= max_pixels <= MOST_PIXELS:
-        raise ConfigError(f"max_pixels={max_pixels}: give 1 to {MOST_PIXELS}, the most that Pillow opens")
+    if not 1 <= max_pixels <= PIXEL_LIMIT:
+        raise ConfigError(f"max_pixels={max_pixels}: must be between 1 and {PIXEL_LIMIT}, Pillow's hard limit")
 
 
 def _sizes(image: Image.Image) -> ImageSizes:
     height, width = image.height, image.width
-    turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
-    return ImageSizes((height, width), (width, height) if turned else (height, width))
+    rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
+    return ImageSizes((height, width), (width, height) if rotated else (height, width))
 
 
 def _refuse_other_size(sizes: ImageSizes, size: tuple[int, int], where: str) -> None:
     if tuple(size) not in sizes:
         raise ImageError(
             f"{where}: the image is {list(sizes.stored)} (height, width)"
-            + (f", or {list(sizes.turned)} as EXIF turns it" if sizes.turned != sizes.stored else "")
-            + f", its records say {list(size)}. "
-            "Masks and image must be of one size: encode the masks at the image's size."
+            + (f", or {list(sizes.rotated)} after EXIF rotation" if sizes.rotated != sizes.stored else "")
+            + f", but its records have {list(size)}. Masks and image must have the same size: encode the masks at the "
+            "image's size."
         )
 
 
@@ -142,7 +142,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):  # 32 bits, of no agreed range: darkest to brightest
+    if image.mode in ("I", "F"):  # 32 bits without a standard range: scale from darkest to brightest
         wide = np.nan_to_num(np.asarray(image, dtype=np.float64))
         spread = wide.max() - wide.min()
         return Image.fromarray(np.uint8(255 * (wide - wide.min()) / (spread or 1) + 0.5)).convert("RGB")

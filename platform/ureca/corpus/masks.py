@@ -1,18 +1,18 @@
-"""Masks of one image from what corpora keep them in: SA-1B and COCO records, PNG files.
+"""Masks of one image from corpus formats: SA-1B and COCO records, PNG files.
 
     record    {"image": {"height", "width"}, "annotations": [{"id", "segmentation", "bbox", "iscrowd"}, …]}
               segmentation: RLE with counts as a string or a list, or polygons; without one the bbox (x, y, w, h)
-    id map    one PNG: every value but 0 is a region, R + 256 G + 65536 B where it is in color
-    PNGs      one PNG a region: set where it is not black (or, cut out with alpha, where it is opaque)
+    id map    one PNG: every value but 0 is a region; color values are R + 256 G + 65536 B
+    PNGs      one PNG per region: the mask is not black (or, cut out with alpha, opaque)
 
-What can be mended is mended and counted, under these names:
-    empty_masks        no pixel set; left out
-    crowds             COCO's iscrowd: many things under one mask; left out
-    boxes              nothing but a box: the box's pixels are the mask
-    duplicated_ids     the same id again: "7" becomes "7#2"
-    void               the value 255 of an id map with a palette: the border between things, as PASCAL VOC draws it
-    exif_turned        the masks were made on the picture as EXIF turns it
-Source of the forms: facebookresearch/segment-anything README and scripts/amg.py; cocodataset.org, "Data format";
+Repairs are counted under these names:
+    empty_masks        no pixel set; dropped
+    crowds             COCO's iscrowd, many objects in one mask; dropped
+    boxes              only a box: its pixels are the mask
+    duplicated_ids     a repeated id: "7" becomes "7#2"
+    void               value 255 of an id map with a palette, the border in PASCAL VOC; dropped
+    exif_rotated        the masks refer to the photo after EXIF rotation
+Source of the formats: facebookresearch/segment-anything README and scripts/amg.py; cocodataset.org, "Data format";
 cocodataset/panopticapi panopticapi/utils.py:rgb2id.
 """
 
@@ -33,22 +33,22 @@ _VOID = 255
 
 
 def annotations_of(record: Any, *, where: str) -> tuple[list[Mapping[str, Any]], Size | None]:
-    """The annotations of a record, and the image's (height, width) if it says so.
+    """Return a record's annotations, and the image's (height, width) if the record has it.
 
-    A bare list of annotations, as Segment Anything's automatic mode returns it, is a record too.
+    A bare list of annotations, the output of Segment Anything's automatic mode, is a record too.
 
     Raises:
-        InputError: it is of another form.
+        InputError: another form.
     """
     try:
         annotations = record if isinstance(record, list) else record["annotations"]
         image = {} if isinstance(record, list) else record["image"]
         size = (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
         if not all(isinstance(item, dict) for item in annotations):
-            raise TypeError("an annotation is no object")
+            raise TypeError("an annotation is not an object")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{where}: not of SA-1B's form ({type(error).__name__}: {error}). Give "
+            f"{where}: not in SA-1B's format ({type(error).__name__}: {error}). Use "
             '{"image": {"height", "width", …}, "annotations": [{"id", "segmentation", …}, …]}.'
         ) from error
     return annotations, size
@@ -57,10 +57,10 @@ def annotations_of(record: Any, *, where: str) -> tuple[list[Mapping[str, Any]],
 def frame_of(
     annotations: Sequence[Mapping[str, Any]], size: Size | None, sizes: ImageSizes, *, where: str
 ) -> Size | None:
-    """(height, width) that the masks were made in: that of their RLEs, or else the one the record gives.
+    """Return the (height, width) that the masks refer to: that of their RLEs, or else the record's.
 
     Raises:
-        MaskSizeError: the RLEs are of another size than the image, stored or turned.
+        MaskSizeError: the RLEs match neither the stored nor the rotated image.
     """
     rle_sizes: dict[tuple[int, ...], str] = {}
     for index, item in enumerate(annotations):
@@ -82,11 +82,11 @@ def frame_of(
 def masks_of_annotations(
     annotations: Sequence[Mapping[str, Any]], size: Size, *, where: str, notes: Counter[str]
 ) -> list[Mask]:
-    """Checked masks of an image of `size` (height, width); what was mended is counted in `notes`.
+    """Return the checked masks of an image of `size` (height, width); repairs are counted in `notes`.
 
     Raises:
         MaskSizeError: an RLE of another size.
-        MaskError: a segmentation of no known form, or damaged.
+        MaskError: an unknown or damaged segmentation.
     """
     found: list[tuple[str, Rle]] = []
     for index, item in enumerate(annotations):
@@ -119,21 +119,21 @@ def _segmentation(segmentation: Any, bbox: Any, size: Size, *, where: str) -> Rl
         raise
     except (MaskError, TypeError, ValueError) as error:
         raise MaskError(f"{where}: {error}") from error
-    raise MaskError(f"{where} has neither a segmentation nor a bbox. Give an RLE, polygons, or x, y, width, height.")
+    raise MaskError(f"{where} has neither a segmentation nor a bbox. Add an RLE, polygons, or x, y, width, height.")
 
 
 def masks_of_id_map(
     ids: np.ndarray, *, wanted: Sequence[str] | None, has_palette: bool, where: str, notes: Counter[str]
 ) -> list[Mask]:
-    """One mask for every value of an id map, int64 (H, W), but 0; of `wanted` values only, if they are given.
+    """Return one mask per nonzero value of an id map, int64 (H, W); only `wanted` values, if given.
 
-    Works on the runs of all regions at once: 2,000 regions take no longer than a few.
+    Works on the runs of all regions at once: 2,000 regions are as fast as a few.
 
     Raises:
-        MaskError: more different values than any map of regions has; it is a photo.
+        MaskError: too many different values; the file is a photo.
     """
     height, width = ids.shape
-    flat = ids.ravel(order="F")  # runs go down the columns
+    flat = ids.ravel(order="F")  # runs are column-major
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     lengths = np.diff(np.concatenate((starts, [flat.size])))
     values = flat[starts]
@@ -141,8 +141,8 @@ def masks_of_id_map(
     firsts = np.concatenate(([0], np.flatnonzero(np.diff(values[order])) + 1))
     if len(firsts) > MAX_REGIONS_PER_MAP:
         raise MaskError(
-            f"{where}: {len(firsts)} different values: a picture, and no map of region ids. "
-            "Give a PNG in which every region has one value, or move it away from the photo of its name."
+            f"{where}: {len(firsts)} different values: this is a picture, not an id map. Use a PNG with one value per "
+            "region, or rename it so that it does not belong to a photo."
         )
     runs_of = {str(values[runs[0]]): runs for runs in np.split(order, firsts[1:])}
     runs_of.pop("0", None)
@@ -166,7 +166,7 @@ def masks_of_id_map(
 
 
 def read_id_map(data: bytes, *, where: str, max_pixels: int) -> tuple[np.ndarray, bool]:
-    """The values of an id map, int64 (H, W), and whether it has a palette.
+    """Read an id map as int64 (H, W); also return whether it has a palette.
 
     Raises:
         ImageError: not an image, or too large.
@@ -181,11 +181,11 @@ def read_id_map(data: bytes, *, where: str, max_pixels: int) -> tuple[np.ndarray
 def masks_of_pngs(
     files: Sequence[tuple[str, str, bytes]], size: Size, *, max_pixels: int, notes: Counter[str]
 ) -> list[Mask]:
-    """One mask a file of (region id, path, content), in an image of `size` (height, width).
+    """Return one mask per file (region id, path, content), for an image of `size` (height, width).
 
     Raises:
-        ImageError: a file is no image.
-        MaskSizeError: a mask of another size than the image.
+        ImageError: a file is not an image.
+        MaskSizeError: a mask's size differs from the image's.
     """
     found: list[tuple[str, Rle]] = []
     for region_id, where, data in files:
@@ -198,10 +198,10 @@ def masks_of_pngs(
             elif image.mode.startswith("I"):
                 shades = np.asarray(image)
             elif image.mode == "P":
-                shades = np.asarray(image)  # its indices: 0 is the background
+                shades = np.asarray(image)  # palette indices: 0 is the background
             else:
                 shades = np.asarray(image.convert("RGB")).max(axis=2)
-        # edges may be smoothed; a mask of zeros and ones has nothing to smooth
+        # Edges may be smoothed; a mask of zeros and ones has none.
         mask = shades > (127 if shades.dtype == np.uint8 and shades.max(initial=0) > 127 else 0)
         if not mask.any():
             notes["empty_masks"] += 1
@@ -211,7 +211,7 @@ def masks_of_pngs(
 
 
 def check_png_size(found: Size, size: Size, *, where: str) -> None:
-    """Raises MaskSizeError unless a PNG's (height, width) is its image's."""
+    """Raise MaskSizeError unless a PNG's (height, width) is its image's."""
     if found != size:
         raise MaskSizeError(
             f"{where}: a mask of {list(found)} (height, width), its image is {list(size)}. "
@@ -220,7 +220,7 @@ def check_png_size(found: Size, size: Size, *, where: str) -> None:
 
 
 def _with_unique_ids(found: Sequence[tuple[str, Rle]], notes: Counter[str]) -> list[Mask]:
-    """Masks with the ids they came with; an id that comes again gets a number that no other has."""
+    """Make ids unique: a repeated id gets the next free number."""
     taken = {region_id for region_id, _ in found}
     seen: set[str] = set()
     masks = []

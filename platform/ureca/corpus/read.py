@@ -1,4 +1,4 @@
-"""Read one image and its masks by its row of the manifest."""
+"""Read one image and its masks, given its manifest row."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ureca.corpus.images import MAX_PIXELS, check_max_pixels, decode_image, image_sizes
+from ureca.corpus.images import DEFAULT_MAX_PIXELS, check_max_pixels, decode_image, image_sizes
 from ureca.corpus.masks import (
     annotations_of,
     check_png_size,
@@ -30,10 +30,10 @@ from ureca.storage import files as io
 
 @dataclass(frozen=True, kw_only=True)
 class ReadLimits:
-    """What an image may be."""
+    """Limits of images and masks."""
 
-    max_pixels: int = MAX_PIXELS
-    """Pixels of a photo or a mask file; a file with more is set aside before it is decoded."""
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    """Maximum pixels of a photo or mask file; larger files are quarantined before decoding."""
 
     def __post_init__(self) -> None:
         check_max_pixels(self.max_pixels)
@@ -41,31 +41,31 @@ class ReadLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """An image in memory, and its masks."""
+    """An image in memory, with its masks."""
 
     data: bytes
     """The encoded file."""
     image: np.ndarray
     """uint8 (H, W, 3), RGB."""
     size: Size
-    """(height, width) of `image` and of every mask. `decode_image(data, size=size)` gives `image` again."""
+    """(height, width) of `image` and of every mask. `decode_image(data, size=size)` reproduces `image`."""
     masks: list[Mask]
-    """None of them empty, no id twice."""
+    """Non-empty masks with unique ids."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was mended, and how often; the names are those of ureca.corpus.masks."""
+    """Repairs and their counts, named as in ureca.corpus.masks."""
     regions: tuple[RegionRow, ...] | None = None
-    """Of a region table's image: the masks in the tree that was made of them; None where none was made yet."""
+    """Regions of a region table's image, in their tree; None before a tree is built."""
 
 
 def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
-    """Read a row's photo and masks and check every pixel and mask.
+    """Read a row's photo and masks; check every pixel and mask.
 
     Raises:
-        ImageError: the photo is missing, truncated, too large, or not of the size its masks say.
-        InputError: the masks' file is missing or of another form.
+        ImageError: the photo is missing, truncated, too large, or does not match its masks' size.
+        InputError: the masks' file is missing or has another format.
         MaskSizeError: masks of another size than the photo.
-        MaskError: a mask that is damaged.
-        StorageError: nothing is wrong with the image, but S3 refuses or does not answer.
+        MaskError: a damaged mask.
+        StorageError: S3 refuses or does not answer; the image is not at fault.
     """
     limits = limits or ReadLimits()
     table_row = _record(row) if row.masks_kind == "regions" else None
@@ -78,7 +78,7 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
         raise ImageError(f"{error}{of_masks}") from error
     sizes = image_sizes(data, where=row.image_path, max_pixels=limits.max_pixels)
     notes: Counter[str] = Counter()
-    size: Size | None = sizes.turned
+    size: Size | None = sizes.rotated
     ids = record = None
     if row.masks_kind == "record":
         record, size = annotations_of(_record(row), where=_masks_path(row))
@@ -97,7 +97,7 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
         size = first if first in sizes else sizes.stored
     image = decode_image(data, where=row.image_path, size=size, max_pixels=limits.max_pixels)
     size = (image.shape[0], image.shape[1])
-    notes["exif_turned"] += size != sizes.stored
+    notes["exif_rotated"] += size != sizes.stored
     masks: list[Mask] = []
     regions: tuple[RegionRow, ...] | None = None
     if table_row is not None:
@@ -114,7 +114,7 @@ def read_row(row: ManifestRow, limits: ReadLimits | None = None) -> LoadedImage:
 
 
 def read_sa1b(image_path: str | os.PathLike[str], masks_path: str | os.PathLike[str] | None) -> LoadedImage:
-    """Read a photo and its masks in SA-1B's form; without `masks_path` there are no masks. Raises as `read_row`."""
+    """Read a photo and its masks in SA-1B's format; without `masks_path` there are no masks. Raises like `read_row`."""
     return read_row(
         ManifestRow(
             image_id=PurePosixPath(image_path).stem,
@@ -135,7 +135,7 @@ def _record(row: ManifestRow) -> Any:
 
 
 def _wanted(row: ManifestRow, notes: Counter[str]) -> list[str] | None:
-    """The ids of a panoptic image's segments; None where every value of its map is one."""
+    """Return the segment ids of a panoptic image; None if every value of its map is a segment."""
     if row.record is None:
         return None
     segments, _ = annotations_of(json.loads(row.record), where=_masks_path(row))
@@ -144,7 +144,7 @@ def _wanted(row: ManifestRow, notes: Counter[str]) -> list[str] | None:
 
 
 def _region_id(path: str, row: ManifestRow) -> str:
-    """A mask file's name without what it shares with its photo: 3 of NAME/3.png and of NAME_3.png."""
+    """Return a mask file's name without the part shared with its photo: 3 for NAME/3.png and NAME_3.png."""
     stem = PurePosixPath(io.file_name(path)).stem
     return stem.removeprefix(f"{PurePosixPath(row.image_id).name}_")
 

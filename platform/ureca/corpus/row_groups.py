@@ -1,12 +1,12 @@
-"""Rows of a region table by their place, without reading the rest: what an index of the table points into.
+"""Random access to rows of a region table by location, for indexes that point into the table.
 
-    place      (file, row group, row): numbers, each counted from 0 within the one before it
-    footer     at the end of a parquet file: its schema, and place, size and statistics of each row group. Two files
-               of equal length and footer hold the same table, short of intent.
+    location   (file, row group, row): indices, each counted from 0 within the previous one
+    footer     end of a parquet file: schema, and location, size and statistics of each row group. Two files with the
+               same length and footer hold the same table, short of intent.
 
-A row group is what parquet lets be read by itself; `write_regions` makes them of 16 images, about 10 MB where the
-table holds the images' bytes. Who jumps about in such a table reads 16 images to get one: keep images by reference
-(`image.path`) where that hurts, as it does in S3.
+A row group is parquet's unit of reading; `write_regions` writes groups of 16 images, about 10 MB if the table holds
+image bytes. Random access then reads 16 images to get one: store images by reference (`image.path`) where that matters,
+as in S3.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from ureca.errors import InputError
 from ureca.storage import files as io
 
 _MAGIC_BYTES = 8
-"""At a parquet file's end: the footer's length, and `PAR1`."""
+"""End of a parquet file: the footer's length, and `PAR1`."""
 _AT_ONCE = 16
-"""Files whose footers are read at the same time: in S3 each takes a few round trips."""
+"""Footers to read concurrently: in S3 each takes a few round trips."""
 
 
 class TableFile(NamedTuple):
-    """One file of a region table, and what shows that it has not changed."""
+    """One file of a region table, with a fingerprint."""
 
     path: str
     num_bytes: int
@@ -41,15 +41,15 @@ class TableFile(NamedTuple):
 
 
 def table_files(path: str) -> list[TableFile]:
-    """The files of a region table, a parquet file or a folder of them, each with a schema that can be read.
+    """Return the files of a region table (a parquet file or a folder of them), each with a readable schema.
 
     Raises:
-        InputError: nothing there, or another kind of table, or another version of it.
+        InputError: missing, another kind of table, or another version.
         StorageError: S3 refuses or does not answer.
     """
     files = io.list_files(path, ".parquet")
     if not files:
-        raise InputError(f"{path}: no parquet file in it. Give a region table, as jobs/label_corpus.py writes it.")
+        raise InputError(f"{path}: no parquet file in it. Name a region table, written by jobs/label_corpus.py.")
     with ThreadPoolExecutor(min(_AT_ONCE, len(files))) as pool:
         return list(pool.map(_describe, files))
 
@@ -58,7 +58,7 @@ def _describe(file_path: str) -> TableFile:
     with io.open_input(file_path) as stream:
         parquet = open_parquet(stream, file_path)
         columns = check_schema(parquet.schema_arrow, file_path)
-        # Casting no rows shows whether the types can be cast.
+        # Casting zero rows checks the types.
         empty = pa.RecordBatch.from_pylist([], schema=parquet.schema_arrow).select(columns)
         as_region_batch(empty, file_path)
         return TableFile(file_path, stream.size(), parquet.metadata.num_rows, _footer_digest(stream))
@@ -76,34 +76,34 @@ class _Open(NamedTuple):
 
 
 class RowGroups:
-    """Reads the rows of a region table by their place. Thread-safe."""
+    """Reads rows of a region table by location. Thread-safe."""
 
     def __init__(self, files: Sequence[TableFile], *, groups_kept: int = 8, files_open: int = 32) -> None:
-        """`files`: as `table_files` gave them. Nothing is read yet.
+        """Prepare reading `files` (from `table_files`); nothing is read yet.
 
         Args:
-            groups_kept: row groups held in memory, those used last.
-            files_open: files that each thread leaves open.
+            groups_kept: most recently used row groups to keep in memory.
+            files_open: files that each thread keeps open.
         """
         self._files = files
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._groups_kept, self._files_open = groups_kept, files_open
         self._lock = threading.Lock()
         self._metadata: dict[int, pq.FileMetaData] = {}
-        self._opened = threading.local()  # a ParquetFile must not be read by two threads at once
+        self._opened = threading.local()  # a ParquetFile is not thread-safe
 
     def row(self, file: int, group: int, row: int) -> ImageRow:
-        """The image at a place.
+        """Read the image at a location.
 
         Raises:
-            InputError: the file is not what it was when it was described, or the row contradicts itself.
+            InputError: the file has changed, or the row is inconsistent.
             StorageError: S3 refuses or does not answer.
         """
         found = self._group(file, group).slice(row, 1).combine_chunks().to_batches()[0]
         return ImageRow.from_record(as_region_batch(found, self._files[file].path).to_pylist()[0])
 
     def scan(self, file: int, wanted: Callable[[str], bool]) -> Iterator[pa.Table]:
-        """The row groups of a file one by one, with those leaves of its columns that are wanted.
+        """Yield the row groups of a file, with the wanted leaves of its columns.
 
         A leaf is named by its path: `height`, `regions.caption`.
         """
@@ -114,11 +114,11 @@ class RowGroups:
                 yield opened.parquet.read_row_group(group, columns=leaves).combine_chunks()
 
     def leaves(self, file: int) -> list[str]:
-        """The names of a file's leaves."""
+        """Return the names of a file's leaves."""
         return list(_leaves(self._open(file).parquet).values())
 
     def num_absent(self, file: int, group: int, leaf: str) -> int | None:
-        """How many values of a leaf are null in a row group, by the footer; None where it does not say."""
+        """Return the number of nulls of a leaf in a row group, from the footer; None if unrecorded."""
         metadata = self._open(file).parquet.metadata.row_group(group)
         for number in range(metadata.num_columns):
             column = metadata.column(number)
@@ -153,8 +153,8 @@ class RowGroups:
             changed = stream.size() != described.num_bytes or _footer_digest(stream) != described.footer
         if changed:
             raise InputError(
-                f"{described.path}: has changed since training began to read it. Put the former file back, or start "
-                "again with another --run_directory."
+                f"{described.path}: has changed since training started to read it. Restore the former file, or set "
+                "another --run_directory."
             )
         parquet = open_parquet(stream, described.path, self._metadata.get(file))
         self._metadata.setdefault(file, parquet.metadata)
@@ -165,11 +165,11 @@ class RowGroups:
 
 
 _OF_LISTS = {"list", "element", "item", "bag", "array_element", "array"}
-"""What parquet writers put into the path of a list's elements."""
+"""Path segments that parquet writers use for list elements."""
 
 
 def _leaves(parquet: pq.ParquetFile) -> dict[str, str]:
-    """The file's path of each leaf of the region table's columns, and its name."""
+    """Map each leaf of the region table's columns from its path in the file to its name."""
     paths = [parquet.schema.column(number).path for number in range(len(parquet.schema.names))]
     parts = [path.split(".") for path in paths]
     return {

@@ -1,8 +1,7 @@
-"""The region table: one row per image, the only hand-over between labeling, training, evaluation, relabeling.
+"""Schema of the region table: one row per image, the only interface between labeling, training and evaluation.
 
-`REGION_TABLE_SCHEMA` is what stands in the parquet files; `ImageRow` and its parts are the same row in
-Python. A quarantined image is a row like any other, with `error` set and no regions, so that nothing
-vanishes: images in = rows out.
+`REGION_TABLE_SCHEMA` is the parquet schema; `ImageRow` and its parts are the same row in Python. A quarantined image is
+a row like any other, with `error` set and no regions, so nothing is lost: images in = rows out.
 
     status        regions        captions   error
     unlabeled     a tree         none       none
@@ -21,10 +20,11 @@ from ureca.regions.rle import Rle
 from ureca.regions.tree import Region
 
 SCHEMA_VERSION = 2
-"""2 added `notes`, and `requests`, `retries` and `describer_seconds` to `provenance`; 1 is read as having none."""
+"""Version 2 added `notes`, and `requests`, `retries` and `describer_seconds` to `provenance`; readers fill them for
+1."""
 READABLE_VERSIONS = (1, 2)
 ADDED_COLUMNS = ("notes",)
-"""Columns that a table of version 1 lacks."""
+"""Columns missing in version 1."""
 SCHEMA_VERSION_KEY = b"ureca.region_table.version"
 
 Status = Literal["unlabeled", "labeled", "quarantined"]
@@ -82,12 +82,12 @@ REGION_TABLE_SCHEMA = pa.schema(
 
 
 def _items(values: Iterable[Any] | None) -> Iterable[Any]:
-    """Other writers may store an empty list as null; pandas hands out arrays, which have no truth value."""
+    """Iterate a list that other writers may store as null, or pandas returns as an array."""
     return () if values is None else values
 
 
 def _pairs(counts: Mapping[str, int] | None) -> list[tuple[str, int]] | None:
-    """A map as Arrow takes it, in an order that does not depend on the run; null if it holds nothing."""
+    """Convert a map for Arrow, in deterministic order; null if empty."""
     return sorted(counts.items()) if counts else None
 
 
@@ -96,54 +96,54 @@ def _mapping(pairs: Any) -> dict[str, Any] | None:
 
 
 def _whole(value: Any) -> int | None:
-    """pandas turns a column of whole numbers with nulls into floats with NaN."""
+    """Convert to int; pandas turns integer columns with nulls into floats with NaN."""
     return None if value is None or value != value else int(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distractor:
-    """A region of the same image that the caption might be taken for."""
+    """A region of the same image that a caption may be mistaken for."""
 
     index: int
-    """Place of the other region in the image's list."""
+    """Index of the other region in the image's list."""
     similarity: float
     told_apart_by: str | None = None
-    """What the caption says to rule it out; None if nothing was found."""
+    """Claim of the caption that rules it out; None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionRow:
-    """One region of an image: its place in the mask tree, and its captions once there are any."""
+    """One region of an image: its position in the mask tree, and its captions if it has any."""
 
     region_id: str
     parent: int
-    """Index in the image's list of regions; -1 = top level. Parents stand before their children."""
+    """Index in the image's list of regions; -1 = top level. Parents precede their children."""
     depth: int
     segmentation: Rle
     area: int
-    """Pixels."""
+    """Area in pixels."""
     bbox: tuple[float, float, float, float]
     """x, y, width, height in pixels."""
     merged_ids: tuple[str, ...] = ()
-    """Ids of the near-duplicates folded into this region."""
+    """Ids of near-duplicates merged into this region."""
     short_caption: str | None = None
     long_caption: str | None = None
     caption: str | None = None
-    """The unique one."""
+    """The unique caption."""
     distractors: tuple[Distractor, ...] = ()
     uniqueness: float | None = None
-    """Share of verification questions that picked this region; None if never asked."""
+    """Share of verification questions that picked this region; None if none was asked."""
     flags: tuple[str, ...] = ()
     attributes: dict[str, str] | None = None
-    """True attributes, known for drawn scenes only."""
+    """True attributes, known only with ground truth."""
 
     @classmethod
     def of(cls, region: Region, **labels: Any) -> Self:
-        """A region of a mask tree, with the fields that tell more of it."""
+        """Create a row from a region of a mask tree, with further fields."""
         return cls(**vars(region), **labels)
 
     def without_captions(self) -> Self:
-        """The region as it was before anybody captioned it: its place, its mask, and which others are alike."""
+        """Return the region without captions: position, mask and distractors."""
         return replace(
             self,
             short_caption=None,
@@ -155,7 +155,7 @@ class RegionRow:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The value of this region in the table's `regions` list."""
+        """Return this region's value in the table's `regions` list."""
         return {
             "region_id": self.region_id,
             "merged_ids": list(self.merged_ids),
@@ -178,7 +178,7 @@ class RegionRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read one element of `regions`, as pyarrow, pandas or Ray Data hands it out."""
+        """Read one element of `regions`, as returned by pyarrow, pandas or Ray Data."""
         x, y, width, height = (float(value) for value in record["bbox"])
         segmentation, attributes = record["segmentation"], record["attributes"]
         return cls(
@@ -211,18 +211,18 @@ class RegionRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RowError:
-    """Why an image was set aside."""
+    """Reason why an image was quarantined."""
 
     step: str
-    """Where it failed: read, tree, describe, verify, write, …"""
+    """Step that failed: read, tree, describe, verify, write, …"""
     kind: str
-    """The error's class name: what a summary counts."""
+    """Error class name, counted in summaries."""
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Who wrote the captions of an image, from what, and what it took."""
+    """Origin and usage of an image's captions."""
 
     describer: str | None = None
     model: str | None = None
@@ -230,22 +230,22 @@ class Provenance:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float | None = None
-    """From the reading of the image to its last caption, waiting included."""
+    """Seconds from reading the image to its last caption, including waits."""
     code_version: str | None = None
     requests: Mapping[str, int] | None = None
-    """Pass -> questions asked, those asked again included."""
+    """Pass -> requests, including repeated ones."""
     retries: Mapping[str, int] | None = None
-    """What was wrong with an answer -> how often the question was asked again for it."""
+    """Problem of an answer -> requests repeated for it."""
     describer_seconds: float | None = None
-    """That endpoint or engine worked on the questions, one after the other."""
+    """Total service time of endpoint or engine, in seconds."""
 
     def to_record(self) -> dict[str, Any]:
-        """The value of the table's column `provenance`."""
+        """Return the value of the table's column `provenance`."""
         return {**vars(self), "requests": _pairs(self.requests), "retries": _pairs(self.retries)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read the column as pyarrow, pandas or Ray Data hands it out."""
+        """Read the column as returned by pyarrow, pandas or Ray Data."""
         maps = {name: _mapping(record.get(name)) for name in ("requests", "retries")}
         return cls(**{**record, **maps})
 
@@ -257,25 +257,27 @@ class ImageRow:
     image_id: str
     image_path: str | None = None
     image_bytes: bytes | None = None
-    """The encoded file; None when the table holds the image by reference (`image_path`)."""
+    """The encoded file; None if the table refers to the image by `image_path`."""
     height: int | None = None
     width: int | None = None
-    """Pixels in the frame of its masks: as stored in the file, or as EXIF turns it; None where unreadable."""
+    """Size in the orientation of its masks: as stored, or after EXIF rotation; None if unreadable."""
     status: Status
     error: RowError | None = None
     regions: tuple[RegionRow, ...] = ()
     provenance: Provenance | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
-    """What was put right or left out on the way here -> how often, e.g. masks dropped for their size."""
+    """Repairs and drops on the way here -> count, e.g. masks dropped for their size."""
 
     def __post_init__(self) -> None:
         problem = self._problem()
         if problem:
-            raise InputError(f"region table row {self.image_id!r}: {problem}. Write rows with ureca.corpus.ImageRow.")
+            raise InputError(
+                f"region table row {self.image_id!r}: {problem}. Write rows with ureca.corpus.schema.ImageRow."
+            )
 
     def _problem(self) -> str | None:
         if self.status not in get_args(Status):
-            return f"status {self.status!r} is none of {', '.join(get_args(Status))}"
+            return f"status {self.status!r} is not one of {', '.join(get_args(Status))}"
         if (self.status == "quarantined") != (self.error is not None):
             return f"status {self.status!r} with error {self.error}"
         if self.status == "quarantined" and self.regions:
@@ -284,7 +286,7 @@ class ImageRow:
             return f"status {self.status!r} without the image's height and width"
         for index, region in enumerate(self.regions):
             if not -1 <= region.parent < index:
-                return f"region {region.region_id!r} at {index} has its parent at {region.parent}, not before it"
+                return f"region {region.region_id!r} at index {index} has its parent at {region.parent}, not before it"
             if list(region.segmentation["size"]) != [self.height, self.width]:
                 return (
                     f"region {region.region_id!r} has an RLE of size {region.segmentation['size']}, "
@@ -296,14 +298,14 @@ class ImageRow:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width); only for rows that were read."""
+        """(height, width); only for readable images."""
         assert self.height is not None
         assert self.width is not None
         return self.height, self.width
 
     @classmethod
     def quarantined(cls, image_id: str, path: str | None, step: str, error: Exception) -> Self:
-        """The row of an image that `step` could not get through."""
+        """Return the row of an image that failed in `step`."""
         return cls(
             image_id=image_id,
             image_path=path,
@@ -312,7 +314,7 @@ class ImageRow:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The row as a dict that `pyarrow.Table.from_pylist(…, REGION_TABLE_SCHEMA)` takes."""
+        """Return the row as a dict for `pyarrow.Table.from_pylist(…, REGION_TABLE_SCHEMA)`."""
         return {
             "image_id": self.image_id,
             "image": {"bytes": self.image_bytes, "path": self.image_path},
@@ -327,10 +329,10 @@ class ImageRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read one row as pyarrow (`to_pylist`), pandas or Ray Data hands it out.
+        """Read one row as returned by pyarrow (`to_pylist`), pandas or Ray Data.
 
         Raises:
-            InputError: the row contradicts itself, e.g. a region whose parent stands after it.
+            InputError: the row is inconsistent, e.g. a region precedes its parent.
         """
         image, error, provenance = record["image"] or {}, record["error"], record["provenance"]
         return cls(

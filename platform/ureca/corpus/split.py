@@ -1,4 +1,4 @@
-"""Hold images out of training: by image, so that no region of a held-out image is ever trained on."""
+"""Held-out split by image, so that no region of a held-out image is trained on."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Split(NamedTuple):
-    """Image ids, in the order they came."""
+    """Image ids of both sides, in input order."""
 
     train: list[str]
     heldout: list[str]
@@ -19,15 +19,15 @@ class Split(NamedTuple):
 def split_heldout(image_ids: Iterable[str], share: float, seed: int = 0) -> Split:
     """Hold out about `share` of the images, chosen by a hash of each id and `seed`.
 
-    An image's side depends on its own id alone: it stays there when images are added or reordered. Only where
-    that would leave one side of a small corpus empty (and 0 < share < 1, two images or more) the image
-    nearest to the border changes sides.
+    An image's side depends only on its own id, so it is stable when images are added or reordered. If that leaves one
+    side of a small corpus empty (with 0 < share < 1 and two images or more), the image nearest to the threshold changes
+    sides.
 
     Raises:
         ConfigError: share outside 0..1.
     """
     if not 0 <= share <= 1:
-        raise ConfigError(f"heldout={share}: give the share of images to hold out, from 0 to 1")
+        raise ConfigError(f"heldout={share}: must be between 0 and 1")
     ids = list(image_ids)
     places = {image_id: _place(image_id, seed) for image_id in ids}
     heldout = {image_id for image_id in ids if is_heldout(image_id, share, seed)}
@@ -43,12 +43,12 @@ def split_heldout(image_ids: Iterable[str], share: float, seed: int = 0) -> Spli
 
 
 def is_heldout(image_id: str, share: float, seed: int = 0) -> bool:
-    """Whether `split_heldout` holds this image out of every corpus large enough to have both sides."""
+    """Return whether `split_heldout` holds this image out of any corpus large enough to have both sides."""
     return _place(image_id, seed) < share
 
 
 def _place(image_id: str, seed: int) -> float:
-    """Where in 0..1 an id falls, evenly spread."""
+    """Map an id to 0..1, uniformly."""
     digest = hashlib.sha256(f"{seed}\n{image_id}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 

@@ -1,7 +1,7 @@
 """Read and write the region table, image by image.
 
-A table is one parquet file or a folder of them (what Ray Data writes). Row groups are small, so that reading
-holds a few images at a time however large the table is.
+A table is one parquet file or a folder of them (as Ray Data writes). Row groups are small, so reading holds a few
+images at a time for any table size.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ureca.corpus.images import MOST_PIXELS, decode_image
+from ureca.corpus.images import PIXEL_LIMIT, decode_image
 from ureca.corpus.schema import (
     ADDED_COLUMNS,
     READABLE_VERSIONS,
@@ -28,20 +28,20 @@ from ureca.errors import ImageError, InputError
 from ureca.storage import files as io
 
 ROWS_PER_GROUP = 16
-"""Images in a row group: with their bytes about 10 MB of SA-1B photos."""
+"""Images per row group: about 10 MB of SA-1B photos with their bytes."""
 
 
 def rows_to_table(rows: Iterable[ImageRow]) -> pa.Table:
-    """The rows as an Arrow table of the region table's schema."""
+    """Convert rows to an Arrow table with the region table's schema."""
     return pa.Table.from_pylist([row.to_record() for row in rows], schema=REGION_TABLE_SCHEMA)
 
 
 def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow], *, in_order: bool = False) -> int:
-    """Write rows into one parquet file, as they come; returns how many.
+    """Write rows to one parquet file; return their number.
 
-    `in_order`: they come sorted by image id, so that none need be remembered to notice one that comes twice.
+    `in_order`: rows are sorted by image id, so repeated ids are found without remembering all.
 
-    The file appears, or takes the place of an older one, only when it is complete.
+    The file appears, or replaces an older one, only when it is complete.
 
     Raises:
         InputError: two rows have the same image id.
@@ -56,7 +56,7 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow], *, in_
             for row in group:
                 if row.image_id in seen or (in_order and num_rows and row.image_id <= last):
                     raise InputError(
-                        f"{target}: image id {row.image_id!r} occurs twice. Image ids must be unique in a table."
+                        f"{target}: image id {row.image_id!r} is repeated. Image ids must be unique in a table."
                     )
                 if not in_order:
                     seen.add(row.image_id)
@@ -66,19 +66,19 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[ImageRow], *, in_
 
 
 def read_regions(path: str | os.PathLike[str]) -> pa.Table:
-    """The whole region table (a parquet file or a folder of them) in memory, rows in file order.
+    """Read an entire region table (a parquet file or a folder of them), rows in file order.
 
     Raises:
-        InputError: nothing there, or another kind of table, or another version of it.
+        InputError: missing, another kind of table, or another version.
     """
     return pa.Table.from_batches(iter_batches(path), schema=REGION_TABLE_SCHEMA)
 
 
 def iter_images(path: str | os.PathLike[str]) -> Iterator[ImageRow]:
-    """The rows of a region table one by one, holding one row group at a time.
+    """Yield the rows of a region table, holding one row group at a time.
 
     Raises:
-        InputError: as `read_regions`; or a row that contradicts itself.
+        InputError: like `read_regions`; or an inconsistent row.
     """
     for batch in iter_batches(path):
         for record in batch.to_pylist():
@@ -86,11 +86,11 @@ def iter_images(path: str | os.PathLike[str]) -> Iterator[ImageRow]:
 
 
 def iter_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
-    """Record batches of the region table's schema, at most one row group each. Raises as `read_regions`."""
+    """Yield record batches with the region table's schema, at most one row group each. Raises like `read_regions`."""
     source = os.fspath(path)
     files = io.list_files(source, ".parquet")
     if not files:
-        raise InputError(f"{source}: no parquet file in it. Give a region table, as `ureca label` writes it.")
+        raise InputError(f"{source}: no parquet file in it. Name a region table, written by jobs/label_corpus.py.")
     for file_path in files:
         with io.open_input(file_path) as stream:
             parquet = open_parquet(stream, file_path)
@@ -100,24 +100,24 @@ def iter_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
 
 
 def open_parquet(stream: Any, file_path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """The parquet file in a stream; `metadata`: its footer, where it was read before.
+    """Open the parquet file in a stream; `metadata` is its footer, if already read.
 
     Raises:
-        InputError: it is no parquet file.
+        InputError: not a parquet file.
     """
     try:
         return pq.ParquetFile(stream, metadata=metadata)
     except pa.ArrowInvalid as error:
         raise InputError(
-            f"{file_path}: not readable as parquet ({error}). Copy it again, or run the job that wrote it again."
+            f"{file_path}: not readable as parquet ({error}). Copy it again, or rerun the job that wrote it."
         ) from error
 
 
 def load_image(row: ImageRow) -> np.ndarray:
-    """The pixels of a row's image: uint8 (H, W, 3), RGB, of the row's height and width.
+    """Load the pixels of a row's image: uint8 (H, W, 3), RGB, with the row's height and width.
 
     Raises:
-        ImageError: the file is missing, truncated, or of another size than the row says, stored and turned.
+        ImageError: the file is missing, truncated, or differs from the row's size, stored and rotated.
     """
     if row.image_bytes is not None:
         data, where = row.image_bytes, f"image {row.image_id!r}"
@@ -129,19 +129,18 @@ def load_image(row: ImageRow) -> np.ndarray:
             raise ImageError(f"image {row.image_id!r}: {error}") from error
     else:
         raise ImageError(
-            f"image {row.image_id!r} has neither bytes nor a path in its table. Write the table again with one of them."
+            f"image {row.image_id!r} has neither bytes nor a path in its table. Rewrite the table with one of them."
         )
-    return decode_image(data, where=where, size=row.size, max_pixels=MOST_PIXELS)
+    return decode_image(data, where=where, size=row.size, max_pixels=PIXEL_LIMIT)
 
 
 def canonical_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a region table's content: equal for two runs that wrote the same, in any order and time.
+    """Return the SHA-256 of a region table's content, independent of row order, file boundaries and times.
 
-    Left out: the order of rows, their spread over files, the seconds in `provenance`. Only if the rows are not
-    sorted by id does it hold a digest of each.
+    Holds a digest per row only if the rows are not sorted by id.
 
     Raises:
-        InputError: as `read_regions`; or an image id occurs twice.
+        InputError: like `read_regions`; or a repeated image id.
     """
     whole, last, is_sorted = hashlib.sha256(), None, True
     for row in iter_images(path):
@@ -155,7 +154,7 @@ def canonical_digest(path: str | os.PathLike[str]) -> str:
     digests: dict[str, bytes] = {}
     for row in iter_images(path):
         if row.image_id in digests:
-            raise InputError(f"{os.fspath(path)}: image id {row.image_id!r} occurs twice. Remove one of the two rows.")
+            raise InputError(f"{os.fspath(path)}: image id {row.image_id!r} is repeated. Remove one of the two rows.")
         digests[row.image_id] = _row_digest(row)
     return hashlib.sha256(b"".join(digests[image_id] for image_id in sorted(digests))).hexdigest()
 
@@ -172,32 +171,31 @@ def _row_digest(row: ImageRow) -> bytes:
 
 
 def check_schema(schema: pa.Schema, file_path: str) -> list[str]:
-    """The table's columns, if the file has them; columns beside them are not read.
+    """Return the table's columns, if the file has all of them; other columns are ignored.
 
     Raises:
-        InputError: a column is missing, or the table is of a version that this package does not know.
+        InputError: a column is missing, or the table's version is unknown to this package.
     """
     version = (schema.metadata or {}).get(SCHEMA_VERSION_KEY)
     if version is not None and version.decode() not in map(str, READABLE_VERSIONS):
         raise InputError(
-            f"{file_path}: region table of version {version.decode()}, this package reads up to version "
+            f"{file_path}: region table of version {version.decode()}; this package reads up to version "
             f"{SCHEMA_VERSION}. Use the package that wrote it, or label again."
         )
     missing = [name for name in REGION_TABLE_SCHEMA.names if name not in (*schema.names, *ADDED_COLUMNS)]
     if missing:
         raise InputError(
-            f"{file_path}: no region table: column {', '.join(missing)} missing, "
-            f"found {', '.join(schema.names)}. "
-            "Give a table that `ureca label` or ureca.corpus.write_regions wrote."
+            f"{file_path}: not a region table: column {', '.join(missing)} missing, found {', '.join(schema.names)}. "
+            "Name a table written by jobs/label_corpus.py or ureca.corpus.table.write_regions."
         )
     return [name for name in REGION_TABLE_SCHEMA.names if name in schema.names]
 
 
 def as_region_batch(batch: pa.RecordBatch, file_path: str) -> pa.RecordBatch:
-    """A file's batch as the region table's schema has it.
+    """Cast a file's batch to the region table's schema.
 
     Raises:
-        InputError: a column is of another type.
+        InputError: a column has another type.
     """
     for name in ADDED_COLUMNS:
         if name not in batch.schema.names:
@@ -205,11 +203,11 @@ def as_region_batch(batch: pa.RecordBatch, file_path: str) -> pa.RecordBatch:
     batch = batch.select(REGION_TABLE_SCHEMA.names)
     if batch.schema.equals(REGION_TABLE_SCHEMA):
         return batch.replace_schema_metadata(REGION_TABLE_SCHEMA.metadata)
-    # other writers store the same values as large strings, or an all-null column without a type
+    # other writers store large strings, or an all-null column without a type
     try:
         return batch.cast(REGION_TABLE_SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, ValueError) as error:
         raise InputError(
-            f"{file_path}: a column has another type than the region table's ({error}). "
-            "Write it with ureca.corpus.REGION_TABLE_SCHEMA."
+            f"{file_path}: a column's type differs from the region table's ({error}). Write it with "
+            "ureca.corpus.schema.REGION_TABLE_SCHEMA."
         ) from error

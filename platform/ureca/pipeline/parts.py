@@ -99,7 +99,7 @@ class Parts:
 
     def _rows_in_order(self) -> Iterator[ImageRow]:
         load = functools.lru_cache(maxsize=32)(_read)  # neighbors in id order were mostly written together
-        found = self._places_in_order()
+        found = self._rows_by_id()
         image_id, path, place = next(found, ("", "", 0))
         for wanted in iter_image_ids(self.manifest):
             while path and image_id < wanted:
@@ -109,7 +109,7 @@ class Parts:
             image_id, path, place = next(found, ("", "", 0))
             assert image_id != wanted, f"{wanted} was labeled twice"
 
-    def _places_in_order(self) -> Iterator[tuple[str, str, int]]:
+    def _rows_by_id(self) -> Iterator[tuple[str, str, int]]:
         """Yield (image id, file, row index) of every written row, sorted by id."""
         closed = sorted((min(_ids(path), default=""), path) for path in io.list_files(self.rows, ".parquet"))
         closed.reverse()

@@ -1,13 +1,12 @@
-"""COCO-style captions JSON: images, and one annotation a region with its mask and captions.
+"""COCO-style captions JSON: images, and one annotation per region with its mask and captions.
 
     {"images":      [{"id": 1, "file_name": "…/sa_1.jpg", "height": 1500, "width": 2250, "image_id": "sa_1", …}, …],
      "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "caption": "the red cup …",
                       "segmentation": {"size": …, "counts": "…"}, "area": …, "bbox": …, "region_id": "7", …}, …],
      "categories":  [{"id": 1, "name": "region"}]}
 
-COCO's own tools read it; what they don't know are the keys of ureca.corpus.formats.records, and of an image its
-provenance and notes. Any COCO file is read, with or without those; crowds are left out.
-Source: cocodataset.org, "Data format".
+COCO's tools read it and ignore the extra keys: those of ureca.corpus.formats.records, and an image's provenance and
+notes. Any COCO file can be read, with or without these; crowds are skipped. Source: cocodataset.org, "Data format".
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,10 +22,10 @@ CATEGORY = {"id": 1, "name": "region", "supercategory": "region"}
 
 
 def write_coco(rows: Callable[[], Iterable[ImageRow]], path: str, images: str | None = None) -> None:
-    """Write the rows that `rows` gives; it is called twice, so that none of them needs to be kept.
+    """Write the rows that `rows` returns; it is called twice, so that rows need not be kept.
 
     Raises:
-        InputError: an image that is not in the folder `images`.
+        InputError: an image outside the folder `images`.
         StorageError: the file can't be written.
     """
     names = ImageNames(path, images)
@@ -40,11 +39,10 @@ def write_coco(rows: Callable[[], Iterable[ImageRow]], path: str, images: str | 
 
 
 def read_coco(path: str, images: str | None = None) -> Iterator[ImageRow]:
-    """The rows of a file, which is held in memory as a whole.
+    """Yield the rows of a file, which is held in memory.
 
     Raises:
-        InputError: naming the annotation or image and the key: no JSON, a key missing or wrong, an image that is not
-            there.
+        InputError: names annotation or image and key: not JSON, a key missing or wrong, an unknown image.
         MaskError: a mask that is damaged, empty, or of another size than its image.
     """
     names = ImageNames(path, images)
@@ -60,7 +58,7 @@ def read_coco(path: str, images: str | None = None) -> Iterator[ImageRow]:
         where = f"{path}: annotations[{index}]"
         image_number = need(annotation, "image_id", where)
         if image_number not in of_image:
-            raise InputError(f"{where}: key 'image_id': there is no image of id {image_number!r} among the images.")
+            raise InputError(f"{where}: key 'image_id': no image has id {image_number!r}.")
         if not annotation.get("iscrowd"):
             of_image[image_number].append(index)
     seen: set[str] = set()
@@ -68,7 +66,7 @@ def read_coco(path: str, images: str | None = None) -> Iterator[ImageRow]:
         where = f"{path}: images[{number}]"
         row = _bare_row(image, names, where)
         if row.image_id in seen:
-            raise InputError(f"{where}: image {row.image_id!r} comes twice. Give each a key 'image_id' of its own.")
+            raise InputError(f"{where}: image {row.image_id!r} is repeated. Give each image a unique 'image_id'.")
         seen.add(row.image_id)
         indices = of_image[image["id"]]
         records = [{"region_id": annotations[index].get("id"), **annotations[index]} for index in indices]
@@ -100,11 +98,11 @@ def _annotations(rows: Iterable[ImageRow]) -> Iterator[dict[str, Any]]:
 
 
 def _bare_row(image: Mapping[str, Any], names: ImageNames, where: str) -> ImageRow:
-    """The row of an image, still without regions."""
+    """Return an image's row without regions."""
     file_name = need(image, "file_name", where)
     sizes = [need(image, key, where) for key in ("height", "width")]
     if not isinstance(file_name, str) or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise InputError(f"{where}: give a text as 'file_name' and whole numbers as 'height' and 'width'.")
+        raise InputError(f"{where}: 'file_name' must be a text, 'height' and 'width' must be integers.")
     row = ImageRow(
         image_id=str(image.get("image_id") or names.image_id(file_name)),
         image_path=names.find(file_name),
@@ -118,5 +116,5 @@ def _bare_row(image: Mapping[str, Any], names: ImageNames, where: str) -> ImageR
 def _list(content: Any, key: str, path: str) -> list[Any]:
     value = need(content, key, path)
     if not isinstance(value, list):
-        raise InputError(f"{path}: key {key!r} is no list. Give COCO's form: images, annotations, categories.")
+        raise InputError(f"{path}: key {key!r} is not a list. Use COCO's format: images, annotations, categories.")
     return value

@@ -1,13 +1,13 @@
-"""The authors' training file: JSONL, one question and answer a region, masks by their id in SA-1B.
+"""The authors' training file: JSONL, one question and answer per region, masks named by their SA-1B id.
 
     {"id": 0, "image": "sa_223750", "mask_id": "7", "conversations": [
         {"from": "human", "value": "<image>\nDescribe this region in the image."},
         {"from": "gpt", "value": "the red cup …"}]}
 
-It holds captions only. To read it, images and masks are looked up in their corpus: the image by its name without
-folder and suffix, the mask by its id. The mask tree is built from the masks that have a caption.
-Source: URECA's repository, `convert_to_jsonl`; of its ten wordings of the question the plain one is written, which its
-evaluation uses. Its training wants a mask placeholder in the question, which another of its scripts puts in.
+It holds only captions. Reading looks up images and masks in their corpus: the image by its name without folder and
+suffix, the mask by its id. The mask tree is built from the captioned masks. Source: URECA's repository,
+`convert_to_jsonl`. Of its ten wordings the plain one is written, which its evaluation uses. Its training expects a mask
+placeholder in the question, which another of its scripts inserts.
 """
 
 import os
@@ -36,7 +36,7 @@ class _Caption:
 
 
 def write_conversations(rows: Callable[[], Iterable[ImageRow]], path: str, images: str | None = None) -> None:
-    """Write the captions of the rows that `rows` gives, as they come; regions without one are left out.
+    """Write the captions of the rows that `rows` returns; regions without a caption are skipped.
 
     Raises:
         InputError: two images have the same name.
@@ -50,8 +50,8 @@ def write_conversations(rows: Callable[[], Iterable[ImageRow]], path: str, image
             name = _name(row.image_id)
             if image_ids.setdefault(name, row.image_id) != row.image_id:
                 raise InputError(
-                    f"images {image_ids[name]!r} and {row.image_id!r} are both named {name!r} in this format. "
-                    "Split the table, so that names differ."
+                    f"images {image_ids[name]!r} and {row.image_id!r} are both named {name!r} in this format. Split "
+                    "the table so that names differ."
                 )
             for region in row.regions:
                 if region.caption is None:
@@ -70,17 +70,19 @@ def write_conversations(rows: Callable[[], Iterable[ImageRow]], path: str, image
 
 
 def read_conversations(path: str, images: str | None = None) -> Iterator[ImageRow]:
-    """The rows of a file, with images and masks from the corpus `images`: a source as `write_manifest` takes it.
+    """Yield the rows of a file, with images and masks from the corpus `images` (a source as for `write_manifest`).
 
-    The captions of the whole file are held in memory.
+    All captions of the file are held in memory.
 
     Raises:
         ConfigError: `images` is not given.
-        InputError: naming the line: a key missing, a mask that the corpus lacks; or images that it lacks.
-        UrecaError: as `ureca.corpus.read_row`.
+        InputError: names the line: a key missing, or an image or mask missing in the corpus.
+        UrecaError: like `ureca.corpus.read.read_row`.
     """
     if images is None:
-        raise ConfigError(f"{path}: this format holds no masks. Give --images, the folder of SA-1B's photos and masks.")
+        raise ConfigError(
+            f"{path}: this format holds no masks. Set --images to the folder of SA-1B's photos and masks."
+        )
     captions: dict[str, list[_Caption]] = {}
     for where, record in iter_json_lines(path):
         name = str(need(record, "image", where))
@@ -95,7 +97,7 @@ def read_conversations(path: str, images: str | None = None) -> Iterator[ImageRo
     if captions:
         (first, *_) = captions.values()
         raise InputError(
-            f"{first[0].where}: {images} has no image {next(iter(captions))!r}, and {len(captions)} in all."
+            f"{first[0].where}: {images} has no image {next(iter(captions))!r}; {len(captions)} images are missing."
         )
 
 
@@ -105,8 +107,8 @@ def _image_row(row: ManifestRow, captions: list[_Caption]) -> ImageRow:
     for caption in captions:
         if caption.mask_id not in masks:
             raise InputError(
-                f"{caption.where}: image {row.image_id!r} has no mask {caption.mask_id!r} in {row.masks_path}. "
-                "Give the masks that were captioned."
+                f"{caption.where}: image {row.image_id!r} has no mask {caption.mask_id!r} in {row.masks_path}. Use "
+                "the masks that were captioned."
             )
     height, width = loaded.size
     records = [

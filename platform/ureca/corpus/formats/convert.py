@@ -1,12 +1,12 @@
-"""Region tables as files that other tools read, and back.
+"""Convert region tables to formats of other tools, and back.
 
     coco          COCO-style captions JSON
     jsonl         JSONL of (image, RLE, caption)
-    ureca_jsonl   the authors' own training file
-    datasets      a folder that Hugging Face's `datasets` loads
+    ureca_jsonl   the authors' training file
+    datasets      a folder for Hugging Face's `datasets`
 
-Images without regions, quarantined ones among them, have nothing that these formats could hold and are left out.
-docs/formats.md shows each format.
+Images without regions, including quarantined ones, have no content for these formats and are skipped. docs/formats.md
+shows each format.
 """
 
 from collections import Counter
@@ -26,10 +26,10 @@ Rows = Callable[[], Iterable[ImageRow]]
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is written and read. The last argument is the folder of the images, where it is asked for."""
+    """Writer and reader of a format. Their last argument is the folder of the images, if needed."""
 
     write: Callable[[Rows, str, str | None], None]
-    """From rows, which may be asked for again, to a path."""
+    """Write rows, which may be requested repeatedly, to a path."""
     read: Callable[[str, str | None], Iterator[ImageRow]]
     holds_captions_only: bool = False
     """Regions without a caption can't be written."""
@@ -45,23 +45,23 @@ FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What was carried over."""
+    """Counts of a conversion."""
 
     images: int
     regions: int
     captions: int
     """Regions with a unique caption."""
     left_out: int
-    """Images without regions, or without captions where the format holds nothing else."""
+    """Images without regions, or without captions in formats that hold only captions."""
 
 
 def export_regions(table: str, out: str, format_name: str, images: str | None = None) -> Converted:
-    """Write the region table `table` in a format; `images` is a folder that image files are named relative to.
+    """Write the region table `table` in a format; image file names become relative to the folder `images`.
 
     Raises:
-        ConfigError: there is no such format.
-        InputError: no region to write, or as the format's own.
-        StorageError: it can't be written; a file that was at `out` before is unchanged.
+        ConfigError: unknown format.
+        InputError: no region to write, or the format's own errors.
+        StorageError: the output can't be written; a previous file at `out` is unchanged.
     """
     chosen = _format(format_name)
     counts: Counter[str] = Counter()
@@ -84,16 +84,16 @@ def export_regions(table: str, out: str, format_name: str, images: str | None = 
 
 
 def import_regions(path: str, table: str, format_name: str, images: str | None = None) -> Converted:
-    """Write what a file or folder of a format holds as a region table; `images` is where its images are.
+    """Write the content of a file or folder of a format as a region table; `images` is the folder of its images.
 
     Raises:
-        ConfigError: there is no such format, or `table` is no name of a .parquet file.
-        InputError: naming file, line and key that are wrong, or that there is no image.
-        StorageError: it can't be written; a table that was there before is unchanged.
+        ConfigError: unknown format, or `table` is not the name of a .parquet file.
+        InputError: names file, line and key at fault, or no image was found.
+        StorageError: the table can't be written; a previous table is unchanged.
     """
     chosen = _format(format_name)
     if not table.endswith(".parquet"):
-        raise ConfigError(f"{table}: give the name of a .parquet file for the region table")
+        raise ConfigError(f"{table}: the region table must be a .parquet file")
     counts: Counter[str] = Counter()
 
     def rows() -> Iterator[ImageRow]:
@@ -102,7 +102,7 @@ def import_regions(path: str, table: str, format_name: str, images: str | None =
             counts.update(images=1, regions=len(row.regions), captions=captions)
             yield row
         if not counts["images"]:
-            raise InputError(f"{path}: no image in it. Give a file that has some.")
+            raise InputError(f"{path}: no image in it. Use a file with images.")
 
     write_regions(table, rows())
     return _converted(counts)
@@ -110,7 +110,7 @@ def import_regions(path: str, table: str, format_name: str, images: str | None =
 
 def _format(name: str) -> Format:
     if name not in FORMATS:
-        raise ConfigError(f"format {name!r}: there is no such format; there are {', '.join(FORMATS)}")
+        raise ConfigError(f"format {name!r}: unknown; formats: {', '.join(FORMATS)}")
     return FORMATS[name]
 
 

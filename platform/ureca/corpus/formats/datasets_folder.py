@@ -1,12 +1,12 @@
-"""A folder that Hugging Face's `datasets` loads, images inside: `load_dataset("FOLDER", split="train")`.
+"""Folder for Hugging Face's `datasets`, images included: `load_dataset("FOLDER", split="train")`.
 
-    FOLDER/README.md                 the card: what is in it, columns and their types
-    FOLDER/data/train-00000.parquet  one row an image; `image` is decoded to a PIL image
+    FOLDER/README.md                 dataset card: content, columns and types
+    FOLDER/data/train-00000.parquet  one row per image; `image` is decoded to a PIL image
 
 Columns: image, image_id, height, width, regions (a list of the records of ureca.corpus.formats.records, with
-`attributes` as a list of name and value), provenance and notes (JSON). The types also stand in the metadata of each
-file, so that it can be loaded alone.
-Source: huggingface/datasets, src/datasets/features/features.py (`generate_from_dict`, `_from_yaml_list`).
+`attributes` as a list of name and value), provenance and notes (JSON). Each file's metadata has the types too, so that
+it can be loaded alone. Source: huggingface/datasets, src/datasets/features/features.py (`generate_from_dict`,
+`_from_yaml_list`).
 """
 
 import json
@@ -25,9 +25,9 @@ from ureca.errors import InputError
 from ureca.storage import files as io
 
 BYTES_PER_FILE = 400 * 2**20
-"""About; a hub's own tools cut at 500 MB."""
+"""Approximate file size; the hub's tools split at 500 MB."""
 ROWS_PER_GROUP = 16
-"""Images; with their bytes about 10 MB of SA-1B photos."""
+"""Images per row group: about 10 MB of SA-1B photos with their bytes."""
 
 _DISTRACTOR = pa.struct([("region_id", pa.string()), ("similarity", pa.float32()), ("told_apart_by", pa.string())])
 _REGION = pa.struct(
@@ -64,15 +64,15 @@ _NEEDED = ("image", *_KINDS)
 
 
 def write_datasets(rows: Callable[[], Iterable[ImageRow]], folder: str, images: str | None = None) -> None:
-    """Write the rows that `rows` gives with their images into a folder that has no data yet.
+    """Write rows with their images into a folder without data.
 
     Raises:
-        InputError: there is data in the folder, or an image can't be read.
+        InputError: the folder has data, or an image can't be read.
         StorageError: a file can't be written.
     """
-    del images  # they are inside
+    del images  # images are embedded
     if io.exists(f"{folder}/data"):
-        raise InputError(f"{folder}: there is a data set already. Delete it, or name another folder.")
+        raise InputError(f"{folder}: holds a dataset already. Delete it, or name another folder.")
     schema = _SCHEMA.with_metadata({b"huggingface": json.dumps({"info": {"features": _features()}}).encode()})
     records = map(_record, rows())
     number = num_images = num_regions = 0
@@ -91,10 +91,10 @@ def write_datasets(rows: Callable[[], Iterable[ImageRow]], folder: str, images: 
 
 
 def read_datasets(folder: str, images: str | None = None) -> Iterator[ImageRow]:
-    """The rows of a folder or of one file of it, images inside, holding a row group at a time.
+    """Yield the rows of a folder or of one of its files, images included, holding one row group at a time.
 
     Raises:
-        InputError: naming file, row and key: no parquet, a column missing, a value of another kind.
+        InputError: names file, row and key: not parquet, a column missing, a value of another type.
         MaskError: a mask that is damaged, empty, or of another size than its image.
     """
     del images
@@ -124,7 +124,7 @@ def _record(row: ImageRow) -> dict[str, Any]:
 
 
 def _named(attributes: dict[str, str]) -> list[dict[str, str]]:
-    """`datasets` has no maps."""
+    """`datasets` has no map type."""
     return [{"name": name, "value": value} for name, value in attributes.items()]
 
 
@@ -133,8 +133,8 @@ def _records(file: IO[bytes], path: str) -> Iterator[dict[str, Any]]:
         parquet = pq.ParquetFile(file)
         if missing := [name for name in _NEEDED if name not in parquet.schema_arrow.names]:
             raise InputError(
-                f"{path}: column {', '.join(missing)} missing, found {', '.join(parquet.schema_arrow.names)}. "
-                "Give a folder that `ureca convert` wrote."
+                f"{path}: column {', '.join(missing)} missing, found {', '.join(parquet.schema_arrow.names)}. Use a "
+                "folder written by `ureca convert`."
             )
         columns = [name for name in _SCHEMA.names if name in parquet.schema_arrow.names]
         for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns):
@@ -145,11 +145,9 @@ def _records(file: IO[bytes], path: str) -> Iterator[dict[str, Any]]:
 
 def _row(record: dict[str, Any], where: str) -> ImageRow:
     if not isinstance(record["image"], dict) or not isinstance(record["image"].get("bytes"), bytes):
-        raise InputError(f"{where}: column 'image' holds no image file. Give a folder that `ureca convert` wrote.")
+        raise InputError(f"{where}: column 'image' holds no image file. Use a folder written by `ureca convert`.")
     if not all(isinstance(record[key], kind) for key, kind in _KINDS.items()):
-        raise InputError(
-            f"{where}: give a text as 'image_id', whole numbers as 'height' and 'width' and a list as 'regions'."
-        )
+        raise InputError(f"{where}: 'image_id' must be a text, 'height' and 'width' integers, and 'regions' a list.")
     row = ImageRow(
         image_id=record["image_id"],
         image_bytes=record["image"]["bytes"],
@@ -162,7 +160,7 @@ def _row(record: dict[str, Any], where: str) -> ImageRow:
         try:
             extras[key] = json.loads(record.get(key) or "null")
         except ValueError as error:
-            raise InputError(f"{where}: column {key!r} is no JSON ({error}).") from error
+            raise InputError(f"{where}: column {key!r} is not JSON ({error}).") from error
     regions = [
         {**region, "attributes": _attributes(region)} if region.get("attributes") is not None else region
         for region in record["regions"]
@@ -176,13 +174,13 @@ def _attributes(region: dict[str, Any]) -> dict[str, str]:
 
 
 def _features() -> dict[str, Any]:
-    """The columns' types as `datasets` writes them as JSON."""
+    """Return the column types in `datasets`' JSON form."""
 
     def feature(kind: pa.DataType) -> Any:
         if pa.types.is_struct(kind):
             return {field.name: feature(field.type) for field in kind}
         if pa.types.is_list(kind):
-            # a list of one: read by all versions, unlike the classes Sequence (before 4) and List (since)
+            # a list of one: read by all versions, unlike the classes Sequence (older) and List (newer)
             return [feature(kind.value_type)]
         return {"dtype": _dtype(kind), "_type": "Value"}
 
@@ -190,7 +188,7 @@ def _features() -> dict[str, Any]:
 
 
 def _yaml_features() -> list[dict[str, Any]]:
-    """The columns' types as they stand in a card."""
+    """Return the column types in a card's YAML form."""
 
     def feature(kind: pa.DataType) -> Any:
         if pa.types.is_struct(kind):

@@ -1,9 +1,9 @@
-"""JSONL of (image, RLE, caption): one line a region, the lines of an image together.
+"""JSONL of (image, RLE, caption): one line per region, the lines of an image together.
 
     {"image": "photos/sa_1.jpg", "image_id": "sa_1", "region_id": "7", "caption": "the red cup …",
      "segmentation": {"size": [1500, 2250], "counts": "…"}, "parent_id": "3", …}
 
-`image` and `segmentation` must be there when it is read, and `caption` should; the other keys are those of
+Reading requires `image` and `segmentation`, and usually `caption`; other keys are those of
 ureca.corpus.formats.records.
 """
 
@@ -22,10 +22,10 @@ Line = tuple[str, dict[str, Any]]
 
 
 def write_jsonl(rows: Callable[[], Iterable[ImageRow]], path: str, images: str | None = None) -> None:
-    """Write the regions of the rows that `rows` gives, as they come.
+    """Write the regions of the rows that `rows` returns.
 
     Raises:
-        InputError: an image that is not in the folder `images`.
+        InputError: an image outside the folder `images`.
         StorageError: the file can't be written.
     """
     names = ImageNames(path, images)
@@ -37,10 +37,10 @@ def write_jsonl(rows: Callable[[], Iterable[ImageRow]], path: str, images: str |
 
 
 def read_jsonl(path: str, images: str | None = None) -> Iterator[ImageRow]:
-    """The rows of a file, holding one image's lines at a time.
+    """Yield the rows of a file, holding one image's lines at a time.
 
     Raises:
-        InputError: naming the line and the key: not JSON, a key missing or wrong, an image whose lines are apart.
+        InputError: names line and key: not JSON, a key missing or wrong, an image whose lines are not together.
         MaskError: a mask that is damaged, empty, or of another size than the image's others.
     """
     names = ImageNames(path, images)
@@ -54,8 +54,8 @@ def read_jsonl(path: str, images: str | None = None) -> Iterator[ImageRow]:
         image_id = str(records[0].get("image_id") or names.image_id(name))
         if image_id in seen:
             raise InputError(
-                f"{where[0]}: image {image_id!r} comes again after another. Sort the file, so that the lines "
-                "of an image stand together."
+                f"{where[0]}: image {image_id!r} appears again after another. Sort the file so that the lines of an "
+                "image are together."
             )
         seen.add(image_id)
         height, width = _size(records[0], where[0])
@@ -64,10 +64,10 @@ def read_jsonl(path: str, images: str | None = None) -> Iterator[ImageRow]:
 
 
 def iter_json_lines(path: str) -> Iterator[Line]:
-    """(name of the line, object) of every line that is not blank.
+    """Yield (name of the line, object) for every line that is not blank.
 
     Raises:
-        InputError: the file is missing, or a line is no JSON object.
+        InputError: the file is missing, or a line is not a JSON object.
     """
     with io.open_input(path) as file:
         for number, line in enumerate(_lines(file), start=1):
@@ -77,7 +77,7 @@ def iter_json_lines(path: str) -> Iterator[Line]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise InputError(f"{where}: not JSON ({error}). It may be cut off: {len(line)} bytes.") from error
+                raise InputError(f"{where}: not JSON ({error}). It may be truncated: {len(line)} bytes.") from error
             if not isinstance(record, dict):
                 raise InputError(f"{where}: not a JSON object, {{…}}, but {line[:40].decode(errors='replace')}")
             yield where, record

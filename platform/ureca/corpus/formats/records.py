@@ -1,18 +1,18 @@
-"""One region as a record that stands for itself, as the formats write it.
+"""One region as a self-contained record, as the formats write it.
 
     region_id        its id in the image
-    caption          the unique one; short_caption, long_caption beside it
+    caption          the unique caption; also short_caption, long_caption
     segmentation     COCO RLE
     area, bbox       pixels; x, y, width, height
-    parent_id        the region it is part of, null at the top level
+    parent_id        parent region, null at the top level
     depth            0 at the top level
-    merged_ids       near-duplicates folded into it
+    merged_ids       near-duplicates merged into it
     distractors      [{"region_id", "similarity", "told_apart_by"}, …]
     uniqueness, flags, attributes
 
-Other regions are named by id, so that a line can be read alone. Only `segmentation` and what should be kept need to
-be there when a record is read: ids are counted then, and where no region of an image says which its parent is, the
-mask tree is built from the masks. `area`, `bbox` and `depth` follow from the rest and are computed anew.
+Other regions are named by id, so a line is readable alone. Reading requires only `segmentation`. Missing ids are
+numbered, and if no region of an image names its parent, the mask tree is built from the masks. `area`, `bbox` and
+`depth` are always recomputed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,11 @@ Record = Mapping[str, Any]
 
 _CAPTIONS = ("caption", "short_caption", "long_caption")
 _KEEP_ALL = TreeConfig(merge_iou=None, min_area_px=0)
-"""Regions that somebody captioned are regions: none is merged or dropped."""
+"""Captioned regions are kept: none is merged or dropped."""
 
 
 def region_records(row: ImageRow) -> list[dict[str, Any]]:
-    """The regions of an image, in their order."""
+    """Return the regions of an image as records, in order."""
     ids = [region.region_id for region in row.regions]
     return [
         {
@@ -59,12 +59,12 @@ def region_records(row: ImageRow) -> list[dict[str, Any]]:
 
 
 def with_regions(row: ImageRow, records: Sequence[Record], where: Sequence[str]) -> ImageRow:
-    """`row`, which has a size, with the regions of `records`, parents before children, else in their order.
+    """Return `row`, which has a size, with the regions of `records`, parents first, otherwise in order.
 
     `where` names each record in errors, e.g. "captions.jsonl line 7". A row with any caption is labeled.
 
     Raises:
-        InputError: a key is missing or holds what it can't, an id comes twice, or a parent is not there.
+        InputError: a key is missing or malformed, an id is repeated, or a parent is missing.
         MaskError: a mask that is damaged, empty, or of another size.
     """
     ids = [
@@ -75,8 +75,8 @@ def with_regions(row: ImageRow, records: Sequence[Record], where: Sequence[str])
     for index, (region_id, name) in enumerate(zip(ids, where, strict=True)):
         if places.setdefault(region_id, index) != index:
             raise InputError(
-                f"{name}: region {region_id!r} of image {row.image_id!r} is there already, in "
-                f"{where[places[region_id]]}. Give every region of an image an id of its own."
+                f"{name}: region {region_id!r} of image {row.image_id!r} exists already, in "
+                f"{where[places[region_id]]}. Region ids must be unique in an image."
             )
     masks = _masks(records, row.size, where)
     parents = _given_parents(row.image_id, records, places, where)
@@ -113,20 +113,20 @@ def with_regions(row: ImageRow, records: Sequence[Record], where: Sequence[str])
 
 
 def need(record: Any, key: str, where: str) -> Any:
-    """`record[key]`.
+    """Return `record[key]`.
 
     Raises:
-        InputError: `record` is no object, or lacks the key.
+        InputError: `record` is not an object, or lacks the key.
     """
     if not isinstance(record, Mapping):
-        raise InputError(f"{where}: {_short(record)} is no object. Give {{…}} with the key {key!r}.")
+        raise InputError(f"{where}: {_short(record)} is not an object. It must be {{…}} with the key {key!r}.")
     if record.get(key) is None:
-        raise InputError(f"{where}: key {key!r} is missing; there are {', '.join(record) or 'none'}.")
+        raise InputError(f"{where}: key {key!r} is missing; found {', '.join(record) or 'none'}.")
     return record[key]
 
 
 def _masks(records: Sequence[Record], size: Size, where: Sequence[str]) -> list[Rle]:
-    """Each record's mask; COCO's polygons are filled."""
+    """Return each record's mask; COCO polygons are filled."""
     found = []
     for record, name in zip(records, where, strict=True):
         segmentation = need(record, "segmentation", name)
@@ -142,22 +142,22 @@ def _masks(records: Sequence[Record], size: Size, where: Sequence[str]) -> list[
 def _given_parents(
     image_id: str, records: Sequence[Record], places: Mapping[str, int], where: Sequence[str]
 ) -> dict[int, int] | None:
-    """Index -> that of its parent, -1 at the top level; None if no record says it."""
+    """Map each index to its parent's, -1 at the top level; None if no record names a parent."""
     silent = [index for index, record in enumerate(records) if "parent_id" not in record]
     if len(silent) == len(records):
         return None
     if silent:
         raise InputError(
-            f"{where[silent[0]]}: key 'parent_id' is missing, other regions of image {image_id!r} have it. "
-            "Give it for all of an image's regions, null at the top level, or for none."
+            f"{where[silent[0]]}: key 'parent_id' is missing, but other regions of image {image_id!r} have it. Set it "
+            "for all regions of an image, null at the top level, or for none."
         )
     parents = {}
     for index, (record, name) in enumerate(zip(records, where, strict=True)):
         parent_id = _text(record, "parent_id", name)
         if parent_id is not None and parent_id not in places:
             raise InputError(
-                f"{name}: key 'parent_id': image {image_id!r} has no region {parent_id!r}. "
-                "Give the id of one of its regions, or null at the top level."
+                f"{name}: key 'parent_id': image {image_id!r} has no region {parent_id!r}. Use the id of one of its "
+                "regions, or null at the top level."
             )
         parents[index] = -1 if parent_id is None else places[parent_id]
     return parents
@@ -170,10 +170,7 @@ def _depths(image_id: str, parents: Mapping[int, int], where: Sequence[str]) -> 
         index = start
         while index not in depths:
             if len(path) > len(parents):
-                raise InputError(
-                    f"{where[start]}: key 'parent_id': in image {image_id!r} it leads in a circle. "
-                    "A region can't be part of its own part."
-                )
+                raise InputError(f"{where[start]}: key 'parent_id': in image {image_id!r} the parents form a cycle.")
             path.append(index)
             index = parents[index]
         for step, below in enumerate(reversed(path), start=1):
@@ -182,7 +179,7 @@ def _depths(image_id: str, parents: Mapping[int, int], where: Sequence[str]) -> 
 
 
 def _parents_first(parents: Mapping[int, int], depths: Mapping[int, int]) -> list[int]:
-    """The order of the records, unless a child stands before its parent: then the upper levels first."""
+    """Return the records' order, or, if a child precedes its parent, an order by depth."""
     order = sorted(parents)
     if any(parents[index] > index for index in order):
         order.sort(key=lambda index: depths[index])
@@ -213,7 +210,7 @@ def _attributes(record: Record, where: str) -> dict[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
-        raise InputError(f"{where}: key 'attributes' is {_short(value)}: give an object of texts, or leave it out.")
+        raise InputError(f"{where}: key 'attributes' is {_short(value)}: must be an object of texts; or omit it.")
     return dict(value)
 
 
@@ -223,13 +220,13 @@ def _text(record: Record, key: str, where: str) -> str | None:
         return value
     if key.endswith("_id") and isinstance(value, int):
         return str(value)
-    raise InputError(f"{where}: key {key!r} is {_short(value)}: give a text, or leave it out.")
+    raise InputError(f"{where}: key {key!r} is {_short(value)}: must be a text; or omit it.")
 
 
 def _texts(record: Record, key: str, where: str) -> list[str]:
     values = _list(record, key, where)
     if not all(isinstance(value, str) for value in values):
-        raise InputError(f"{where}: key {key!r} is {_short(values)}: give a list of texts, or leave it out.")
+        raise InputError(f"{where}: key {key!r} is {_short(values)}: must be a list of texts; or omit it.")
     return values
 
 
@@ -238,7 +235,7 @@ def _list(record: Record, key: str, where: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise InputError(f"{where}: key {key!r} is {_short(value)}: give a list, or leave it out.")
+        raise InputError(f"{where}: key {key!r} is {_short(value)}: must be a list; or omit it.")
     return value
 
 
@@ -247,7 +244,7 @@ def _number(record: Record, key: str, where: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float):
-        raise InputError(f"{where}: key {key!r} is {_short(value)}: give a number, or leave it out.")
+        raise InputError(f"{where}: key {key!r} is {_short(value)}: must be a number; or omit it.")
     return float(value)
 
 

@@ -4,8 +4,8 @@
      "annotations": [{"id", "image_id", "segmentation", "bbox", "iscrowd"}, …]}                     instances
      "annotations": [{"image_id", "file_name", "segments_info": [{"id", "iscrowd"}, …]}, …]}        panoptic
 
-The file is read from end to end, piece by piece (once for the images, once for the annotations), and every
-image's own annotations go into its row of the manifest. Photos are looked for in the usual places:
+The file is streamed twice, once for images and once for annotations, and every image's annotations go into its manifest
+row. Photos are searched in the usual places:
 
     annotations/instances_val2017.json   val2017/*.jpg
     annotations/panoptic_val2017.json    val2017/*.jpg    annotations/panoptic_val2017/*.png
@@ -28,16 +28,16 @@ from ureca.storage import files as io
 
 _KEPT = ("id", "segmentation", "bbox", "iscrowd")
 _READ_AHEAD = 4 * 2**20
-"""What comes over the network at once."""
-_LOOKED_FOR = 5
-"""Files that are tried before a folder is held for the wrong one; some of a corpus may be missing."""
+"""Bytes per network read."""
+_MAX_TRIED = 5
+"""Files to try before a folder is rejected; some files of a corpus may be missing."""
 
 
 def add_coco(source: str, rows: Scratch, *, images: str | None = None, masks: str | None = None) -> SourceSummary:
     """Add a row for every image of an annotation file.
 
     Raises:
-        InputError: not of COCO's form, or its photos (or panoptic PNGs) are not found.
+        InputError: not in COCO's format, or its photos (or panoptic PNGs) are not found.
     """
     source = io.absolute(source)
     rows.execute("CREATE TABLE images (id TEXT PRIMARY KEY, name TEXT, height INT, width INT)")
@@ -47,10 +47,10 @@ def add_coco(source: str, rows: Scratch, *, images: str | None = None, masks: st
     rows.execute("CREATE INDEX annotations_of ON annotations (image_id)")
     ((num_images,),) = rows.execute("SELECT count(*) FROM images")
     if not num_images:
-        raise InputError(f'{source}: no COCO annotations: it lists no "images". Give an instances or panoptic file.')
-    names = [name for (name,) in rows.execute("SELECT name FROM images ORDER BY id LIMIT ?", (_LOOKED_FOR,))]
+        raise InputError(f'{source}: not COCO annotations: no "images" in it. Use an instances or panoptic file.')
+    names = [name for (name,) in rows.execute("SELECT name FROM images ORDER BY id LIMIT ?", (_MAX_TRIED,))]
     folder = _find(source, "photos", "images", images, names)
-    pngs = [png for (png,) in rows.execute("SELECT png FROM annotations WHERE png NOT NULL LIMIT ?", (_LOOKED_FOR,))]
+    pngs = [png for (png,) in rows.execute("SELECT png FROM annotations WHERE png NOT NULL LIMIT ?", (_MAX_TRIED,))]
     png_folder = _find(source, "panoptic PNGs", "masks", masks, pngs) if pngs else None
     for row in _rows(source, rows, folder, png_folder):
         rows.add(row)
@@ -62,18 +62,18 @@ def add_coco(source: str, rows: Scratch, *, images: str | None = None, masks: st
         kind="COCO panoptic" if pngs else "COCO instances",
         num_images=num_images,
         num_with_masks=num_images,
-        passed_over=(f"{num_lost:,} annotations of images that it does not list passed over",) if num_lost else (),
+        skipped=(f"skipped {num_lost:,} annotations of images that it does not list",) if num_lost else (),
     )
 
 
 def _items(source: str, prefix: str) -> Iterator[dict[str, Any]]:
-    """The objects of a list in a JSON file of any size, one by one."""
+    """Yield the objects of a list in a JSON file of any size."""
     try:
         with io.open_input(source) as file:
             buffered = stdlib_io.BufferedReader(file, _READ_AHEAD)
             for item in ijson.items(buffered, prefix, use_float=True):
                 if not isinstance(item, dict):
-                    raise InputError(f"{source}: no COCO annotations: {prefix} holds {item!r:.60}, not an object.")
+                    raise InputError(f"{source}: not COCO annotations: {prefix} holds {item!r:.60}, not an object.")
                 yield item
     except ijson.JSONError as error:
         raise InputError(f"{source}: not valid JSON ({' '.join(str(error).split())}). It may be truncated.") from error
@@ -83,25 +83,25 @@ def _read_images(source: str, rows: Scratch) -> None:
     for item in _items(source, "images.item"):
         name = item.get("file_name") or "/".join(str(item.get("coco_url", "")).split("/")[-2:])
         if "id" not in item or not name:
-            raise InputError(f"{source}: an image without id or file_name ({item!r:.100}). Give COCO's form.")
+            raise InputError(f"{source}: an image without id or file_name ({item!r:.100}). Use COCO's format.")
         values = (str(item["id"]), name, item.get("height"), item.get("width"))
         done = rows.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", values)
         if not done.rowcount:
-            raise InputError(f"{source}: image id {item['id']!r} occurs twice. Give every image an id of its own.")
+            raise InputError(f"{source}: image id {item['id']!r} is repeated. Image ids must be unique.")
 
 
 def _read_annotations(source: str, rows: Scratch) -> None:
     for item in _items(source, "annotations.item"):
         if "image_id" not in item:
-            raise InputError(f"{source}: an annotation without image_id ({item!r:.100}). Give COCO's form.")
+            raise InputError(f"{source}: an annotation without image_id ({item!r:.100}). Use COCO's format.")
         segments = item.get("segments_info")
         if segments is None:
-            # a box is only needed where there is no mask; it takes a third of a small annotation
+            # a box is only needed without a mask; it is a third of a small annotation
             body, png = json.dumps(_kept(item, without="bbox" if item.get("segmentation") else "")), None
         else:
             body, png = json.dumps([_kept(each, without="bbox") for each in segments]), item.get("file_name")
             if not png:
-                raise InputError(f"{source}: a panoptic annotation without file_name. Give COCO's form.")
+                raise InputError(f"{source}: a panoptic annotation without file_name. Use COCO's format.")
         rows.execute("INSERT INTO annotations VALUES (?, ?, ?)", (str(item["image_id"]), png, body))
 
 
@@ -132,10 +132,10 @@ def _stem(name: str) -> str:
 
 
 def _find(source: str, what: str, option: str, given: str | None, names: list[str]) -> str:
-    """The folder that holds one of `names`: the one given, or one of the usual places near the annotation file.
+    """Return the folder that holds one of `names`: the given one, or a usual place near the annotation file.
 
     Raises:
-        InputError: it is in none of them.
+        InputError: none of them.
     """
     beside = source.rpartition("/")[0]
     above = beside.rpartition("/")[0]
@@ -152,6 +152,6 @@ def _find(source: str, what: str, option: str, given: str | None, names: list[st
         if any(io.exists(f"{place}/{name}") for name in names):
             return place
     raise InputError(
-        f"{source}: its {what} are not found: none of {', '.join(names)} in {', '.join(dict.fromkeys(places))}. "
-        f"Say where they are: {source}:{option}=FOLDER."
+        f"{source}: its {what} are not found: none of {', '.join(names)} in {', '.join(dict.fromkeys(places))}. Name "
+        f"their folder: {source}:{option}=FOLDER."
     )

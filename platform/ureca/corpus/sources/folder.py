@@ -1,14 +1,14 @@
 """Photos in a folder or in tar shards, each with its masks under its own name.
 
-    NAME.jpg  NAME.json                  SA-1B's form, or the list that Segment Anything's automatic mode returns
-    NAME.jpg  NAME/*.png  NAME_*.png     one PNG a region, e.g. as Segment Anything's scripts/amg.py writes them
-    NAME.jpg  NAME.png                   one PNG of region ids, as PASCAL VOC has them
+    NAME.jpg  NAME.json                  SA-1B's format, or the list of Segment Anything's automatic mode
+    NAME.jpg  NAME/*.png  NAME_*.png     one PNG per region, e.g. from Segment Anything's scripts/amg.py
+    NAME.jpg  NAME.png                   one PNG of region ids, as in PASCAL VOC
     NAME.jpg                             a photo without masks
 
-The first of these that is there counts. With a folder of masks the same names are looked for there instead.
-Where photos are PNGs themselves, NAME_1.png beside NAME.png is a mask if it is gray or has a palette, and a
-photo of its own if it is in color. Masks without a photo become a row too, which fails when it is read.
-Source: facebookresearch/segment-anything README, "Dataset", and scripts/amg.py; PASCAL VOC 2012, SegmentationObject.
+The first existing form counts. With a separate folder of masks, the same names are searched there. If photos are PNGs
+themselves, NAME_1.png next to NAME.png is a mask if it is gray or has a palette, and a photo if it is in color. Masks
+without a photo become rows too, which fail when they are read. Source: facebookresearch/segment-anything README,
+"Dataset", and scripts/amg.py; PASCAL VOC 2012, SegmentationObject.
 """
 
 import os
@@ -30,14 +30,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _RANKS: dict[MasksKind, int] = {"record": 0, "pngs": 1, "id_map": 2}
 _TARS_AT_ONCE = 8
 _PNG_COLOR_TYPE = 25
-"""Place of the byte of a PNG file that says what its pixels are: 2 or 6 is color."""
+"""Offset of a PNG file's color type: 2 and 6 are color."""
 
 
 def add_photos(source: str, rows: Scratch, *, masks: str | None = None) -> SourceSummary:
-    """Add the rows of a folder or a tar; `masks` is a folder of mask files, where they are not beside the photos.
+    """Add the rows of a folder or a tar; `masks` is a separate folder of mask files.
 
     Raises:
-        InputError: no photo there, or one image id from two files.
+        InputError: no photo, or one image id from two files.
     """
     listing = _Listing(rows)
     num_shards = listing.add_photos(source, masks_are_beside=masks is None)
@@ -60,12 +60,12 @@ def add_photos(source: str, rows: Scratch, *, masks: str | None = None) -> Sourc
     listing.drop()
     if not counts:
         raise InputError(
-            f"{source}: no image in it ({', '.join(IMAGE_SUFFIXES)}). Give the folder or .tar that holds the photos."
+            f"{source}: no image in it ({', '.join(IMAGE_SUFFIXES)}). Name the folder or .tar that holds the photos."
         )
     if annotation_files and not counts["num_with_masks"]:
         raise InputError(
-            f"{source}: no photo has masks beside it, but {annotation_files[0]} holds COCO annotations. "
-            f"Give {annotation_files[0]}:images={source} as the source."
+            f"{source}: no photo has its own masks, but {annotation_files[0]} holds COCO annotations. Use "
+            f"{annotation_files[0]}:images={source} as the source."
         )
     return SourceSummary(
         source=source,
@@ -74,12 +74,12 @@ def add_photos(source: str, rows: Scratch, *, masks: str | None = None) -> Sourc
         num_with_masks=counts["num_with_masks"],
         num_without_masks=counts["num_without_masks"],
         num_without_image=counts["num_without_image"],
-        passed_over=tuple(f"{path} passed over" for path in annotation_files),
+        skipped=tuple(f"skipped {path}" for path in annotation_files),
     )
 
 
 class _Listing:
-    """The files of one source in the scratch database, by the stem of their names (path without the suffix)."""
+    """The files of one source in the scratch database, by stem (path without the suffix)."""
 
     def __init__(self, rows: Scratch) -> None:
         self._do = rows.execute
@@ -91,7 +91,7 @@ class _Listing:
         self._do("DROP TABLE masks")
 
     def add_photos(self, source: str, *, masks_are_beside: bool) -> int:
-        """List the photos, and the JSON files beside them; returns how many tar shards they are in."""
+        """List the photos and the JSON files next to them; return the number of tar shards."""
         num_shards = 0
         files: Iterator[io.File]
         if io.is_folder(source):
@@ -115,14 +115,14 @@ class _Listing:
         if suffix.lower() in IMAGE_SUFFIXES:
             try:
                 self._do("INSERT INTO photos VALUES (?, ?, ?, 0)", (stem, suffix, found.path))
-            except sqlite3.IntegrityError:  # twice in a tar, or in a tar and in a folder of its name
+            except sqlite3.IntegrityError:  # twice in a tar, or in a tar and in a folder of the same name
                 ((other,),) = self._do("SELECT path FROM photos WHERE stem = ? AND suffix = ?", (stem, suffix))
                 raise same_id(stem, other, found.path) from None
         elif suffix.lower() == ".json" and masks_are_beside:
             self._own(stem, "record", found.path)
 
     def add_masks(self, folder: str) -> None:
-        """List the mask files of a folder of their own."""
+        """List the mask files of a separate folder."""
         for found in io.walk_files(folder):
             stem, suffix = os.path.splitext(found.below)
             if suffix.lower() == ".json":
@@ -135,7 +135,7 @@ class _Listing:
                     self._own(owners[0] if owners else stem, "pngs" if owners else "id_map", found.path)
 
     def find_masks_among_photos(self) -> None:
-        """Tell PNGs that are masks of another photo from photos."""
+        """Find the PNGs that are masks of another photo."""
         for stem, suffix, path in self._do("SELECT stem, suffix, path FROM photos WHERE lower(suffix) = '.png'"):
             owned = self._owner(stem, path)
             if owned is not None:
@@ -143,7 +143,7 @@ class _Listing:
                 self._do("UPDATE photos SET is_mask = 1 WHERE stem = ? AND suffix = ?", (stem, suffix))
 
     def _owner(self, stem: str, path: str) -> tuple[str, MasksKind] | None:
-        """The photo whose mask the PNG `stem` is, and of which kind; None if it is a photo itself."""
+        """Return the photo that the PNG `stem` is a mask of, and the kind of mask; None for a photo."""
         if any(suffix.lower() != ".png" for suffix in self._suffixes(stem)):
             return stem, "id_map"
         for name in _possible_owners(stem):
@@ -154,7 +154,7 @@ class _Listing:
                 if _is_in_color(path):
                     return None
                 ((above,),) = self._do("SELECT path FROM photos WHERE stem = ? LIMIT 1", (name,))
-                owner = self._owner(name, above)  # NAME_mask_1.png beside NAME_mask.png
+                owner = self._owner(name, above)  # NAME_mask_1.png next to NAME_mask.png
                 return owner[0] if owner else name, "pngs"
         return None
 
@@ -165,12 +165,12 @@ class _Listing:
         self._do("INSERT INTO masks VALUES (?, ?, ?, ?)", (owner, _RANKS[kind], kind, path))
 
     def photos(self) -> Iterator[ManifestRow]:
-        """A row for each photo, sorted."""
+        """Yield a row per photo, sorted."""
         for stem, path in self._do("SELECT stem, path FROM photos WHERE NOT is_mask ORDER BY stem, suffix"):
             yield self._row(stem, path)
 
     def masks_without_photo(self, root: str) -> Iterator[ManifestRow]:
-        """A row for each stem that has masks alone; its photo should be below `root`."""
+        """Yield a row per stem with masks only; its photo is expected below `root`."""
         for (stem,) in self._do(
             "SELECT DISTINCT owner FROM masks WHERE NOT EXISTS "
             "(SELECT 1 FROM photos WHERE stem = owner AND NOT is_mask) ORDER BY owner"
@@ -192,7 +192,7 @@ class _Listing:
 
 
 def _possible_owners(stem: str) -> Iterator[str]:
-    """Stems of photos that a PNG of one region may belong to: its folder's name, then its own up to each "_"."""
+    """Yield stems of photos that a region's PNG may belong to: its folder's name, then its own up to each "_"."""
     folder, name = os.path.split(stem)
     if folder:
         yield folder
@@ -202,7 +202,7 @@ def _possible_owners(stem: str) -> Iterator[str]:
 
 
 def _members(shards: list[io.File]) -> Iterator[io.File]:
-    """The members of tars, below a folder of each tar's name; several tars are looked through at once."""
+    """Yield the members of tars, each below a folder with the tar's name; several tars are read concurrently."""
     with ThreadPoolExecutor(_TARS_AT_ONCE) as pool:
         for first in range(0, len(shards), _TARS_AT_ONCE):
             some = shards[first : first + _TARS_AT_ONCE]
@@ -221,7 +221,7 @@ def _is_in_color(path: str) -> bool:
 
 
 def _form(path: str) -> Literal["masks", "coco", "other"]:
-    """What a JSON file without a photo of its name holds; a damaged one may be masks."""
+    """Classify a JSON file without a photo of the same name; a damaged one may hold masks."""
     keys: set[str] = set()
     try:
         with io.open_input(path) as file:

@@ -1,11 +1,11 @@
-"""The manifest: a parquet table with a row for every image of a corpus, written before anything is labeled.
+"""Manifest: a parquet table with a row for every image of a corpus, written before a job starts.
 
-A row holds all that a worker needs to read its image and masks and nothing else: paths (of a tar's members with
-their place in it), and, of annotation files that hold many images, this image's own annotations. Nothing drops
-out unseen: what can't be read fails in `read_row`, with an error that names the file.
+A row holds exactly what a worker needs to read its image and masks: paths (for tar members with their offset), and,
+from annotation files of many images, this image's annotations. Nothing is dropped silently: unreadable files fail in
+`read_row`, with an error that names the file.
 
-Rows wait on disk, in SQLite, to be sorted by image id, so that a manifest of millions of images takes no more
-memory than one of ten.
+Rows are sorted by image id on disk, in SQLite, so a manifest of millions of images needs no more memory than one of
+ten.
 """
 
 import json
@@ -27,7 +27,7 @@ from ureca.storage import files as io
 MasksKind = Literal["record", "id_map", "pngs", "regions"]
 
 ROWS_PER_GROUP = 1024
-"""Small row groups, so that the readers of a job can share out a corpus of any size."""
+"""Small row groups, so that the readers of a job can share a corpus of any size."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -48,16 +48,17 @@ class ManifestRow:
     image_id: str
     """Path below the source without the suffix, e.g. "sa_000020/sa_223750"; unique in the manifest."""
     image_path: str
-    """Where the photo is, or, if only its masks were found, where it should be. `ureca.storage.files.read_bytes` reads it."""
+    """Path of the photo, or, if only its masks were found, its expected path. Read by
+    `ureca.storage.files.read_bytes`."""
     masks_path: str | None = None
-    """The file or folder that its masks are in; None: a plain photo without masks."""
+    """File or folder of its masks; None: a photo without masks."""
     masks_kind: MasksKind | None = None
-    """How they are kept there: a record of RLEs, polygons or boxes; one PNG of region ids; PNGs of one region each;
+    """Format of the masks: a record with RLEs, polygons or boxes; one PNG of region ids; PNGs of one region each;
     regions of a region table."""
     mask_files: tuple[str, ...] = ()
-    """For pngs: the files."""
+    """The files, for pngs."""
     record: str | None = None
-    """The image's own annotations as JSON, where `masks_path` holds those of many images."""
+    """The image's annotations as JSON, if `masks_path` holds those of many images."""
 
     def __post_init__(self) -> None:
         assert (self.masks_kind is None) == (self.masks_path is None), self
@@ -65,7 +66,7 @@ class ManifestRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read one row as pyarrow, pandas or Ray Data hands it out; columns beside the manifest's are left out."""
+        """Read one row as returned by pyarrow, pandas or Ray Data; other columns are ignored."""
         files = record["mask_files"]
         values = {name: record[name] for name in MANIFEST_SCHEMA.names}
         return cls(**{**values, "mask_files": () if files is None else tuple(files)})
@@ -73,20 +74,20 @@ class ManifestRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSummary:
-    """What one source holds."""
+    """Content of one source."""
 
     source: str
-    """As given."""
+    """The source as given."""
     kind: str
-    """What was found there: photos, tar shard, COCO instances, COCO panoptic, region table."""
+    """Kind: photos, tar shard, COCO instances, COCO panoptic, region table."""
     num_images: int = 0
-    """Rows: all of the following together."""
+    """Rows; sum of the following."""
     num_with_masks: int = 0
     num_without_masks: int = 0
     num_without_image: int = 0
     """Masks whose photo is missing; reading these rows fails."""
-    passed_over: tuple[str, ...] = ()
-    """In words: what is there and is no part of the corpus."""
+    skipped: tuple[str, ...] = ()
+    """Files that are not part of the corpus, in words."""
 
     def __str__(self) -> str:
         counts = [f"{self.num_images:,} images"]
@@ -94,32 +95,31 @@ class SourceSummary:
             counts.append(f"{self.num_without_masks:,} of them without masks")
         if self.num_without_image:
             counts.append(f"{self.num_without_image:,} of them masks whose photo is missing")
-        return "  ".join([f"{self.source}  {self.kind}", *counts, *self.passed_over])
+        return "  ".join([f"{self.source}  {self.kind}", *counts, *self.skipped])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestSummary:
-    """What `write_manifest` found."""
+    """Result of `write_manifest`."""
 
     sources: tuple[SourceSummary, ...]
 
     @property
     def num_images(self) -> int:
-        """Rows written."""
+        """Number of rows."""
         return sum(source.num_images for source in self.sources)
 
 
 def same_id(image_id: str, path: str, other: str) -> InputError:
-    """The error for two files with one image id."""
+    """Return the error for two files with one image id."""
     return InputError(
-        f"image id {image_id!r} belongs to two files: {path} and {other}. "
-        "Rename or remove one, or label the two sources into tables of their own; "
-        "an id is the path below the source without the suffix."
+        f"image id {image_id!r} belongs to two files: {path} and {other}. Rename or remove one, or label the two "
+        "sources into separate tables; an id is the path below the source without the suffix."
     )
 
 
 class Scratch:
-    """A database on the local disk that is gone after use. `scratch` makes it."""
+    """Temporary database on the local disk, created by `scratch`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
@@ -130,7 +130,7 @@ class Scratch:
         return self.connection.execute(statement, values)
 
     def add(self, row: ManifestRow) -> None:
-        """Keep a row.
+        """Add a row.
 
         Raises:
             InputError: another file has the same image id.
@@ -143,7 +143,7 @@ class Scratch:
             raise same_id(row.image_id, other, row.image_path) from None
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows, sorted by image id, a row group at a time."""
+        """Yield the rows sorted by image id, one row group at a time."""
         cursor = self.execute("SELECT row FROM rows ORDER BY image_id")
         while some := cursor.fetchmany(ROWS_PER_GROUP):
             columns = zip(*(json.loads(text) for (text,) in some), strict=True)
@@ -152,15 +152,15 @@ class Scratch:
 
 @contextmanager
 def scratch() -> Iterator[Scratch]:
-    """An empty `Scratch`.
+    """Provide an empty `Scratch`, and delete it afterwards.
 
     Raises:
-        StorageError: the disk with the folder for temporary files is full.
+        StorageError: the disk with the temporary folder is full.
     """
     with tempfile.TemporaryDirectory(prefix="ureca-manifest-") as folder:
         connection = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None)
         try:
-            # it is thrown away, whatever happens: no journal, no waiting for the disk
+            # the database is temporary: no journal, no waiting for the disk
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
@@ -170,24 +170,24 @@ def scratch() -> Iterator[Scratch]:
                 raise
             raise StorageError(
                 f"{folder}: can't be written ({error}). The list of images needs about 300 bytes of temporary disk "
-                "space an image and its annotations' size; free some, or set TMPDIR to another folder."
+                "space per image, plus its annotations; free some, or set TMPDIR to another folder."
             ) from error
         finally:
             connection.close()
 
 
 def iter_manifest(path: str | os.PathLike[str]) -> Iterator[ManifestRow]:
-    """The rows of a manifest, holding one row group at a time.
+    """Yield the rows of a manifest, holding one row group at a time.
 
     Raises:
-        InputError: the file is missing or no manifest.
+        InputError: the file is missing or not a manifest.
     """
     for batch in _batches(path, MANIFEST_SCHEMA.names):
         yield from map(ManifestRow.from_record, batch.to_pylist())
 
 
 def iter_image_ids(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The image ids of a manifest, sorted; nothing else is read. Raises as `iter_manifest`."""
+    """Yield the image ids of a manifest, sorted, reading no other column. Raises like `iter_manifest`."""
     for batch in _batches(path, ["image_id"]):
         yield from batch["image_id"].to_pylist()
 
@@ -201,5 +201,6 @@ def _batches(path: str | os.PathLike[str], columns: list[str]) -> Iterator[pa.Re
             yield from parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns)
         except pa.ArrowInvalid as error:
             raise InputError(
-                f"{os.fspath(path)}: not a manifest ({error}). Write one with ureca.corpus.write_manifest."
+                f"{os.fspath(path)}: not a manifest ({error}). Write one with "
+                "ureca.corpus.sources.parse.write_manifest."
             ) from error

@@ -1,11 +1,11 @@
-"""Sources of a corpus: what is in them is found by looking.
+"""Sources of a corpus; their kind is detected from their content.
 
-FOLDER                           photos, down to the last subfolder, with or without masks; tar shards
-FOLDER:masks=FOLDER              the same, with the masks in a folder tree of their own
-SHARD.tar                        photos with NAME.json beside them, as SA-1B comes
+FOLDER                           photos in all subfolders, with or without masks; tar shards
+FOLDER:masks=FOLDER              the same, with the masks in a separate folder tree
+SHARD.tar                        photos with NAME.json next to them, as SA-1B is distributed
 ANNOTATIONS.json                 COCO or LVIS instances, or COCO panoptic
-ANNOTATIONS.json:images=FOLDER   the same, where the photos are not in a usual place
-     … :masks=FOLDER             and where the PNGs of panoptic annotations are not
+ANNOTATIONS.json:images=FOLDER   the same, with photos in an unusual place
+     … :masks=FOLDER             and panoptic PNGs in an unusual place
 TABLE.parquet                    a region table, with its regions
 """
 
@@ -35,7 +35,7 @@ _EXTRA = re.compile(r":(?P<name>\w+)=")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One source, taken apart."""
+    """One parsed source."""
 
     path: str
     images: str | None = None
@@ -45,10 +45,10 @@ class Source:
 def write_manifest(sources: Sequence[str | os.PathLike[str]], out_parquet: str | os.PathLike[str]) -> ManifestSummary:
     """List the images of all sources (local or s3://) in one parquet table, sorted by image id.
 
-    Local paths are stored absolute. If it fails, what was at `out_parquet` before is unchanged.
+    Local paths are stored absolute. On failure the previous `out_parquet` is unchanged.
 
     Raises:
-        InputError: no images in a source, a source of no known kind, or one image id from two files.
+        InputError: a source without images or of unknown kind, or one image id from two files.
         StorageError: S3 refuses or does not answer, or a disk is full.
     """
     with scratch() as rows:
@@ -60,34 +60,36 @@ def write_manifest(sources: Sequence[str | os.PathLike[str]], out_parquet: str |
 
 
 def parse_source(text: str) -> Source:
-    """Take a source apart.
+    """Parse a source.
 
     Raises:
-        InputError: it names something else than images and masks.
+        InputError: unknown options.
     """
     path, *extras = _EXTRA.split(text)
     named = dict(zip(extras[::2], extras[1::2], strict=True))
     if unknown := set(named) - {"images", "masks"}:
         raise InputError(
-            f"{text}: {min(unknown)}= is not known. Give PATH, PATH:images=FOLDER, PATH:masks=FOLDER, or both."
+            f"{text}: {min(unknown)}= is unknown. Use PATH, PATH:images=FOLDER, PATH:masks=FOLDER, or both."
         )
     return Source(path=path, **named)
 
 
 def _add_source(text: str, rows: Scratch) -> SourceSummary:
-    """Add a source's rows; says what was found."""
+    """Add a source's rows; return what was found."""
     source = parse_source(text)
     lower = source.path.lower()
     if lower.endswith(".parquet") and io.exists(source.path):
         if source.images or source.masks:
-            raise InputError(f"{text}: a region table names its images and holds its masks. Give {source.path} alone.")
+            raise InputError(
+                f"{text}: a region table names its images and holds its masks. Use {source.path} without options."
+            )
         summary = add_table(source.path, rows)
     elif io.is_folder(source.path):
         if source.images:
-            raise InputError(f"{text}: images= goes with a file of annotations. Give the folder of photos alone.")
+            raise InputError(f"{text}: images= requires an annotation file. Name only the folder of photos.")
         summary = add_photos(source.path, rows, masks=source.masks)
     elif lower.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".zip")):
-        raise InputError(f"{source.path}: compressed: no member can be read alone. Unpack it to a .tar or a folder.")
+        raise InputError(f"{source.path}: compressed tars allow no random access. Unpack it to a .tar or a folder.")
     elif lower.endswith(".tar"):
         summary = add_photos(source.path, rows, masks=source.masks)
     elif lower.endswith(".json") and io.exists(source.path):
@@ -95,7 +97,7 @@ def _add_source(text: str, rows: Scratch) -> SourceSummary:
     else:
         found = "of no known kind" if io.exists(source.path) else "no such file or folder"
         raise InputError(
-            f"{source.path}: {found}. Give a folder of photos, a .tar of photos with JSON files, "
-            "a COCO annotation file (.json), or a region table (.parquet)."
+            f"{source.path}: {found}. Name a folder of photos, a .tar of photos with JSON files, a COCO annotation "
+            "file (.json), or a region table (.parquet)."
         )
     return replace(summary, source=text)

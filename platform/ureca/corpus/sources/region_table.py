@@ -1,7 +1,7 @@
-"""A region table as a source: its images with the regions that it has, to be captioned anew.
+"""A region table as a source: its images and regions, to be captioned again.
 
-What its captions said of them (flags, uniqueness, what told them apart) is left behind with the captions. A row that
-was set aside there is a row here too, and is set aside again, with the reason of then.
+Data that depends on its captions (flags, uniqueness, ruled-out distractors) is dropped with the captions. A quarantined
+row stays a row and is quarantined again, with its original reason.
 """
 
 import json
@@ -20,14 +20,14 @@ def add_table(path: str, rows: Scratch) -> SourceSummary:
     """Add a row for every image of a region table.
 
     Raises:
-        InputError: no region table, or one that holds its images in itself.
+        InputError: not a region table, or one that holds image bytes.
     """
     kinds: Counter[str] = Counter()
     for image in iter_images(path):
         if image.image_bytes is not None:
             raise InputError(
-                f"{path}: holds its images in itself, and a source names files. `ureca convert {path} FILE.jsonl "
-                "--format jsonl` writes them out, and `ureca convert FILE.jsonl OTHER.parquet --format jsonl` makes a "
+                f"{path}: holds image bytes, but a source names files. Extract them with `ureca convert {path} "
+                "FILE.jsonl --format jsonl`, then `ureca convert FILE.jsonl OTHER.parquet --format jsonl` writes a "
                 "table that names them."
             )
         kinds[image.status] += 1
@@ -41,7 +41,7 @@ def add_table(path: str, rows: Scratch) -> SourceSummary:
             )
         )
     if not kinds:
-        raise InputError(f"{path}: a region table without a row. Give the table of a job that has finished.")
+        raise InputError(f"{path}: a region table without rows. Name the table of a finished job.")
     return SourceSummary(
         source=path,
         kind="region table",
@@ -52,23 +52,23 @@ def add_table(path: str, rows: Scratch) -> SourceSummary:
 
 
 def check_not_quarantined(record: dict[str, Any], *, where: str) -> None:
-    """Raises InputError with the reason if the image was set aside in its table."""
+    """Raise InputError with the original reason if the image was quarantined in its table."""
     if "error" in record:
-        raise InputError(f"{where}: the image was set aside there already ({record['error']}).")
+        raise InputError(f"{where}: the image is quarantined in its table already ({record['error']}).")
 
 
 def regions_of_record(record: dict[str, Any], *, where: str) -> tuple[list[Mask], tuple[RegionRow, ...]]:
-    """The masks of a row's regions, checked, and the regions.
+    """Return the checked masks of a row's regions, and the regions.
 
     Raises:
-        MaskError: a mask that is damaged, or has no pixel.
+        MaskError: a damaged or empty mask.
     """
     regions = tuple(map(RegionRow.from_record, record["regions"]))
-    mended: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
     annotations = [{"id": each.region_id, "segmentation": each.segmentation} for each in regions]
-    masks = masks_of_annotations(annotations, (record["height"], record["width"]), where=where, notes=mended)
-    if mended:
-        raise MaskError(f"{where}: {', '.join(mended).replace('_', ' ')} among the regions. Label the image again.")
+    masks = masks_of_annotations(annotations, (record["height"], record["width"]), where=where, notes=repaired)
+    if repaired:
+        raise MaskError(f"{where}: {', '.join(repaired).replace('_', ' ')} among the regions. Label the image again.")
     return masks, regions
 
 

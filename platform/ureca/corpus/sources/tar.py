@@ -1,8 +1,8 @@
-"""Tar shards: where each member lies, so that a worker reads it alone.
+"""Tar shards: location of each member, so that a worker reads only that member.
 
-    sa_000020.tar    sa_223750.jpg, sa_223750.json, …    members may have a folder before their name
+    sa_000020.tar    sa_223750.jpg, sa_223750.json, …    members may be in folders
 
-Only the heads of the members are read, 512 bytes each.
+Only the 512-byte header of each member is read.
 """
 
 import io as stdlib_io
@@ -14,14 +14,14 @@ from ureca.errors import InputError
 from ureca.storage import files as io
 
 _READ_AHEAD = 64 * 1024
-"""What comes over the network at once: the head of a member, and often a whole small one and the next head."""
+"""Bytes per network read: a member's header, often a small member and the next header."""
 
 
 def members_of_tar(path: str) -> Iterator[io.File]:
-    """The files in a tar; their paths are parts of it (`ureca.storage.files.part_of`).
+    """Yield the files in a tar; their paths are parts of it (`ureca.storage.files.part_of`).
 
     Raises:
-        InputError: no tar, or one that breaks off.
+        InputError: not a tar, or truncated.
     """
     num_members = 0
     with io.open_input(path) as stream:
@@ -36,5 +36,5 @@ def members_of_tar(path: str) -> Iterator[io.File]:
                         yield io.File(name, io.part_of(path, name, member.offset_data, member.size))
         except tarfile.ReadError as error:
             raise InputError(
-                f"{path}: no tar, or one that breaks off after {num_members} members ({error}). Download it again."
+                f"{path}: not a tar, or truncated after {num_members} members ({error}). Download it again."
             ) from error

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ureca.corpus.images import MOST_PIXELS, check_image_size
+from ureca.corpus.images import PIXEL_LIMIT, check_image_size
 from ureca.corpus.row_groups import RowGroups, TableFile
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.split import evenly_spaced, split_heldout
@@ -379,7 +379,7 @@ class _SpotChecker:
 
 def _check_image(row: ImageRow) -> None:
     """Check an image file. Raises ImageError, InputError or StorageError if it is missing or differs in size."""
-    limit = MOST_PIXELS
+    limit = PIXEL_LIMIT
     if row.image_path is None:
         check_image_size(row.image_bytes or b"", where="its bytes", size=row.size, max_pixels=limit)
         return
