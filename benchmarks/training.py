@@ -125,7 +125,7 @@ def new_bench(config: InternVLConfig, device: torch.device, *, bf16: bool) -> Be
     captioner.add_lora(rank=RANK, dropout=0.0)
     captioner.to(device).trainable(2)
     if bf16:
-        captioner.hold_frozen_base(torch.bfloat16)
+        captioner.cast_frozen_base(torch.bfloat16)
     learning = [parameter for parameter in captioner.parameters() if parameter.requires_grad]
     return Bench(captioner, torch.optim.AdamW(learning, lr=1e-5, fused=True), device, bf16)
 

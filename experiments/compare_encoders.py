@@ -96,7 +96,7 @@ def train(plan: Plan) -> list[float]:
     captioner, objective = plan.captioner().train(), CaptionLoss()
     learning = [parameter for parameter in captioner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, betas=(0.9, 0.999), eps=1e-8, weight_decay=plan.optimizer.weight_decay)
-    captioner.hold_frozen_base(torch.bfloat16)
+    captioner.cast_frozen_base(torch.bfloat16)
     batches = BatchLoader(folder, plan.loader_settings(), captioner, rank=0, num_workers=1)
     batches.enable_feature_cache()
     losses = []

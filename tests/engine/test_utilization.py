@@ -1,6 +1,6 @@
 """How busy an engine was, by a clock that is set by hand."""
 
-from ureca.engine.utilization import Busy, Load
+from ureca.engine.utilization import Utilization, LoadMeter
 
 
 class Clock:
@@ -12,7 +12,7 @@ class Clock:
 
 def test_time_with_regions_and_how_many_there_were():
     clock = Clock()
-    load = Load(clock=clock)
+    load = LoadMeter(clock=clock)
     load.begin()
     clock.now += 1
     with load.regions():
@@ -21,25 +21,25 @@ def test_time_with_regions_and_how_many_there_were():
             clock.now += 4
         clock.now += 1
     clock.now += 2
-    assert load.take() == Busy(seconds=10, busy_seconds=7, region_seconds=2 + 4 * 4 + 1)
+    assert load.take() == Utilization(seconds=10, busy_seconds=7, region_seconds=2 + 4 * 4 + 1)
     clock.now += 3
-    assert load.take() == Busy(seconds=3, busy_seconds=0, region_seconds=0)
+    assert load.take() == Utilization(seconds=3, busy_seconds=0, region_seconds=0)
 
 
 def test_regions_beyond_the_places_wait_and_are_not_counted():
     clock = Clock()
-    load = Load(2, clock=clock)
+    load = LoadMeter(2, clock=clock)
     load.begin()
     with load.regions(5):
         clock.now += 1
-        assert load.take() == Busy(seconds=1, busy_seconds=1, region_seconds=2)
+        assert load.take() == Utilization(seconds=1, busy_seconds=1, region_seconds=2)
 
 
 def test_nothing_is_counted_before_the_engine_is_ready():
     clock = Clock()
-    load = Load(clock=clock)
+    load = LoadMeter(clock=clock)
     clock.now += 50
-    assert load.take() == Busy(seconds=0, busy_seconds=0, region_seconds=0)
+    assert load.take() == Utilization(seconds=0, busy_seconds=0, region_seconds=0)
     load.begin()
     clock.now += 1
     assert load.take().seconds == 1

@@ -52,7 +52,7 @@ def test_frozen_base_can_be_held_in_bfloat16(captioner: Captioner) -> None:
     captioner = with_lora(captioner)
     names = captioner.trainable(2)
     before = loss(captioner)
-    captioner.hold_frozen_base(torch.bfloat16)
+    captioner.cast_frozen_base(torch.bfloat16)
     types = {name: parameter.dtype for name, parameter in captioner.named_parameters()}
     assert {types[name] for name in names} == {torch.float32}
     assert {types[name] for name in types if name.startswith("mask_encoder.")} == {torch.float32}

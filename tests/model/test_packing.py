@@ -194,7 +194,7 @@ def test_a_recomputation_that_replaced_the_prefix_s_states_is_noticed(monkeypatc
 def test_a_frozen_head_s_loss_and_gradient_are_torch_s(dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False, dtype=dtype).requires_grad_(False)
-    LossHead.take_over(head)
+    LossHead.convert(head)
     hidden = torch.randn(600, 16, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
     labels = torch.randint(0, 50, (600,), generator=draw)
     weights = torch.rand(600, generator=draw, dtype=torch.float64)

@@ -203,7 +203,7 @@ def test_at_the_start_margins_are_0_and_the_loss_is_log_2_exactly(tiny_base: Pat
     captioner = tuned(tiny_base, torch.float64 if precision == "float64" else torch.float32)
     rough = precision == "bfloat16"
     if rough:
-        captioner.hold_frozen_base(torch.bfloat16)
+        captioner.cast_frozen_base(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=rough):
         found = step(captioner, PreferenceLoss(PreferenceConfig()), [EXAMPLES])
     assert found["margin"] == 0

@@ -17,7 +17,7 @@ from ureca.captioning.config import EndpointConfig
 from ureca.captioning.source import Captioned
 from ureca.client.client import Captions, Client, RegionCaption, ServiceError, as_read
 from ureca.corpus.read import LoadedImage
-from ureca.engine.utilization import Load
+from ureca.engine.utilization import LoadMeter
 from ureca.errors import ConfigError, InputError
 from ureca.pipeline.errors import EndpointLost
 from ureca.regions.rle import Rle
@@ -56,7 +56,7 @@ class EndpointSource:
 
     def __init__(self, config: EndpointConfig, *, token: str, model: str, images_in_flight: int) -> None:
         """Open the client; nothing is sent yet. `images_in_flight` limits concurrent requests."""
-        self.load = Load()
+        self.load = LoadMeter()
         self.load.begin()
         self._config, self._model = config, model
         self._client = Client(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ureca.corpus.read import LoadedImage
-from ureca.engine.utilization import Load
+from ureca.engine.utilization import LoadMeter
 from ureca.regions.rle import Rle
 
 
@@ -25,7 +25,7 @@ class Captioned:
 class CaptionSource(Protocol):
     """Captions regions of many images concurrently. One per process."""
 
-    load: Load
+    load: LoadMeter
     """Meter of the regions in progress."""
 
     @property

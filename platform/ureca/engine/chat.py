@@ -1,7 +1,7 @@
-"""A chat with any multimodal model that vLLM runs: text and pictures in, text held to a schema out.
+"""Chat engine for any multimodal model of vLLM: text and images in, schema-constrained text out.
 
-The engine is vLLM's `AsyncLLM`, which batches over everything that is asked at one time. The model's own chat
-template makes the prompt. Cancelling a call aborts its request.
+The engine is vLLM's `AsyncLLM`, which batches over all concurrent requests. The model's own chat template builds the
+prompt. Canceling a call aborts its request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ureca.engine.process import EngineDiedError, check_dtype, end_llm, start_ll
 from ureca.errors import InputError
 
 _PROCESSOR_CACHE_GB = 1.0
-"""Views come again within one image only; vLLM's own 4 GiB would be held by every engine of a machine."""
+"""Views repeat only within one image; vLLM's default of 4 GiB would be held by every engine of a machine."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class ChatReply:
 
     text: str
     finish_reason: str
-    """`stop` (the model ended it) or `length` (cut at `max_tokens`)."""
+    """`stop` (the model ended it) or `length` (truncated at `max_tokens`)."""
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
 
 
 class ChatEngine:
-    """One vLLM engine for chats with pictures. `await start()` first, `close()` last."""
+    """One vLLM engine for chats with images. Call `await start()` first and `close()` last."""
 
     def __init__(
         self,
@@ -47,19 +47,19 @@ class ChatEngine:
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
     ) -> None:
-        """Nothing is started yet.
+        """Configure the engine; nothing is started yet.
 
         Args:
-            model: folder or hub name of a model that vLLM knows.
-            dtype: "float32", "bfloat16", or "auto": float32 on a CPU, bfloat16 on a GPU.
-            max_model_len: most tokens of prompt and answer; None: as many as the model can.
-            max_num_seqs: most requests in one step of the engine.
-            max_pictures: most pictures of one request.
+            model: folder or hub name of a model that vLLM supports.
+            dtype: "float32", "bfloat16", or "auto": float32 on CPUs, bfloat16 on GPUs.
+            max_model_len: maximum tokens of prompt and answer; None: the model's limit.
+            max_num_seqs: maximum requests per engine step.
+            max_pictures: maximum images per request.
             tensor_parallel_size: GPUs that share the model.
-            gpu_memory_utilization: share of each GPU's memory that the engine may take.
+            gpu_memory_utilization: share of each GPU's memory for the engine.
 
         Raises:
-            ConfigError: no such dtype.
+            ConfigError: unknown dtype.
         """
         check_dtype(dtype)
         self.model = model
@@ -74,19 +74,19 @@ class ChatEngine:
         self._llm: Any = None
 
     async def start(self) -> None:
-        """Start vLLM's processes and load the weights, as `start_llm` says."""
+        """Start vLLM's processes and load the weights (see `start_llm`)."""
         from vllm.config import StructuredOutputsConfig
 
         self._llm = start_llm(
             model=self.model,
             mm_processor_cache_gb=_PROCESSOR_CACHE_GB,
-            # Where a schema allows white space, a model at a loss writes nothing else until it is cut off.
+            # If a schema allows white space, a confused model emits only white space until it is truncated.
             structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
             **self._options,
         )
 
     def close(self) -> None:
-        """End vLLM's processes. Call it inside the event loop that the engine was started in."""
+        """End vLLM's processes. Call it in the event loop in which the engine was started."""
         if self._llm is not None:
             end_llm(self._llm)
             self._llm = None
@@ -104,16 +104,17 @@ class ChatEngine:
         """Answer one message.
 
         Args:
-            system: the system message.
-            content: texts and RGB pictures in their order.
-            max_tokens: most tokens of the answer.
-            schema: JSON schema that the answer is held to; None: free text.
-            temperature: 0 takes the likeliest token each time.
-            seed: of sampling. Left out on a CPU: vLLM 0.32 rewinds the request's generator whenever a prompt is read in
-                pieces, which torch's CPU generator can't do, and the engine would die of it.
+            system: system message.
+            content: texts and RGB images, in order.
+            max_tokens: maximum tokens of the answer.
+            schema: JSON schema to enforce; None: free text.
+            temperature: 0 decodes greedily.
+            seed: sampling seed. Omitted on CPUs: vLLM 0.32 rewinds the request's generator when a prompt is prefilled
+                in
+                chunks, which torch's CPU generator can't do, and the engine would die.
 
         Raises:
-            InputError: the request does not fit the model's length.
+            InputError: the request exceeds the model's length.
             EngineDiedError: vLLM's processes are gone.
         """
         from vllm import SamplingParams
@@ -144,7 +145,7 @@ class ChatEngine:
         except EngineDeadError as error:
             raise EngineDiedError(f"vLLM's engine with {self.model} died") from error
         except VLLMClientError as error:
-            raise InputError(f"{self.model} does not take the request ({error})") from error
+            raise InputError(f"{self.model} does not accept the request ({error})") from error
         [answer] = last.outputs
         return ChatReply(
             text=answer.text,

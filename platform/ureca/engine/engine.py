@@ -24,7 +24,7 @@ from PIL import Image
 from ureca.engine.process import EngineDiedError, check_dtype, end_llm, start_llm
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
 from ureca.engine.results import Caption, Event, RegionFault, collect_captions
-from ureca.engine.utilization import Load
+from ureca.engine.utilization import LoadMeter
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
 
@@ -78,16 +78,15 @@ class CaptionEngine:
             "served_model_name": name,
             "stat_loggers": stat_loggers,
         }
-        self.load = Load(max_num_seqs)
-        """The regions that vLLM generates captions for, from when it was ready."""
+        self.load = LoadMeter(max_num_seqs)
+        """Meter of the regions that vLLM captions, from its readiness on."""
         self._on_masks_encoded = on_masks_encoded
         self._llm: Any = None
 
     async def start(self) -> None:
         """Start vLLM's processes and load the weights: 20 to 60 s on two cores.
 
-        A script that calls this needs `if __name__ == "__main__":` around what it runs: vLLM's processes
-        import it.
+        Scripts that call this need `if __name__ == "__main__":`, because vLLM's processes import them.
         """
         self._llm = start_llm(
             model=str(self.export_dir),
@@ -101,15 +100,15 @@ class CaptionEngine:
     def close(self) -> None:
         """End vLLM's processes. The engine can be started again.
 
-        Call it inside the event loop that the engine was started in, and let that loop go on for a moment: vLLM closes
-        its sockets there, and a process whose sockets stay open hangs when it ends.
+        Call it in the event loop in which the engine was started, and keep that loop running for a moment: vLLM closes
+        its sockets in it, and a process with open sockets hangs at exit.
         """
         if self._llm is not None:
             end_llm(self._llm)
             self._llm = None
 
     async def check_health(self) -> None:
-        """Ask the engine, without making it generate. Raises if it was not started or its process died."""
+        """Check the engine without generating. Raises if it was not started or its process died."""
         if self._llm is None:
             raise RuntimeError("the caption engine was not started")
         await self._llm.check_health()
@@ -139,28 +138,27 @@ class CaptionEngine:
         cache_salt: str | None = None,
         faults_in_place: bool = False,
     ) -> AsyncGenerator[tuple[int, Event]]:
-        """Caption regions of one image and tell of each piece of text as it comes.
+        """Caption regions of one image, yielding each piece of text as it arrives.
 
         Args:
             image: (H, W, 3) uint8 RGB, or a PIL image.
-            segmentations: a COCO RLE of the image's size for each region; None asks without a region.
-            queries: one for each region, as `CaptionerProcessor.query` makes them.
-            max_tokens: most tokens of one caption.
-            min_tokens: no caption ends before so many.
-            temperature: 0 takes the likeliest token each time.
-            top_p: share of the probability, the likeliest tokens first, that is drawn from.
-            logprobs: tell each token's log-probability in the `Caption`.
-            cache_salt: calls find only what calls with the same salt left: prefixes, and processed images.
-            faults_in_place: yield a `RegionFault` of a region whose query is at fault; otherwise that is an InputError.
+            segmentations: per region a COCO RLE of the image's size; None: without a region cue.
+            queries: one per region, from `CaptionerProcessor.query`.
+            max_tokens: maximum tokens per caption.
+            min_tokens: minimum tokens per caption.
+            temperature: 0 decodes greedily.
+            top_p: nucleus sampling: probability mass of the likeliest tokens to sample from.
+            logprobs: include each token's log-probability in the `Caption`.
+            cache_salt: calls share cached prefixes and processed images only with calls of the same salt.
+            faults_in_place: yield a `RegionFault` for a region with a faulty query instead of raising InputError.
 
         Yields:
-            (number of the region, next piece of its caption), and once for each region, last,
-            (number of the region, its whole `Caption`).
+            (region index, next piece of its caption), and finally once per region (region index, its `Caption`).
 
         Raises:
             InputError: no prompt fits `max_model_len`; or, without `faults_in_place`, one does not, or a query holds a
                 control token.
-            CheckpointError: the mask encoder gave rows that the language model can't take.
+            CheckpointError: the mask encoder produced rows that the language model can't take.
             EngineDiedError: vLLM's processes are gone.
         """
         from vllm import SamplingParams
@@ -180,7 +178,7 @@ class CaptionEngine:
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             stop_token_ids=[self.prompts.processor.end_token_id],
-            logprobs=0 if logprobs else None,  # 0 beside the token that was taken
+            logprobs=0 if logprobs else None,  # 0 alternatives to the sampled token
             output_kind=RequestOutputKind.DELTA,
         )
         events: asyncio.Queue[tuple[int, str | Caption | None]] = asyncio.Queue()
@@ -204,7 +202,7 @@ class CaptionEngine:
                 index, event = await events.get()
                 if event is None:
                     running -= 1
-                    await tasks[index]  # raises what the region's request raised
+                    await tasks[index]  # raises the error of the region's request
                 else:
                     yield index, event
         finally:
@@ -251,7 +249,7 @@ class CaptionEngine:
                 raise EngineDiedError(f"vLLM's engine with {self.export_dir} died") from error
 
     async def _vllm_prompt(self, image: ImagePrompt, region: RegionPrompt, cache_salt: str | None) -> Any:
-        """vLLM's own input for one region. Raises RuntimeError where its ids are not those of training."""
+        """Build vLLM's input for one region. Raises RuntimeError if its ids differ from training."""
         prompt: dict[str, Any] = {
             "prompt_token_ids": self.prompts.sent_ids(image, region),
             "multi_modal_data": {"image": image.image},
@@ -259,12 +257,12 @@ class CaptionEngine:
         }
         if cache_salt is not None:
             prompt["cache_salt"] = cache_salt
-            # vLLM salts its KV blocks, but not what it keeps of a processed image under this name.
+            # vLLM salts its KV blocks, but not its cache of processed images, which uses this name.
             prompt["multi_modal_uuids"] = {
                 "image": [hashlib.sha256(f"{cache_salt} {image.digest}".encode()).hexdigest()]
             }
         if region.rows is not None:
-            # The one name here that vLLM does not document: what its chat route hands to the same function.
+            # The only undocumented name of vLLM used here: its chat route passes it to the same function.
             prompt["_prompt_embeds"] = ([region.rows], self.prompts.placeholder_id)
         engine_input = await self._llm.renderer.process_for_engine_async(prompt, time.time())
         if list(engine_input["prompt_token_ids"]) != self.prompts.token_ids(image, region):
@@ -293,12 +291,12 @@ class CaptionEngine:
                 region
                 if fits
                 else RegionFault(
-                    f"a prompt of {needed - max_tokens} tokens and a caption of {max_tokens} do not fit the "
-                    f"engine's max_model_len={self.max_model_len}; ask for fewer tokens or start it with more"
+                    f"a prompt of {needed - max_tokens} tokens and a caption of {max_tokens} exceed the engine's "
+                    f"max_model_len={self.max_model_len}; request fewer tokens, or raise max_model_len"
                 )
             )
         unfit = [each for index in sound if isinstance(each := regions[index], RegionFault)]
-        if unfit and len(unfit) == len(sound):  # no question's fault: the call asks for too much
+        if unfit and len(unfit) == len(sound):  # not a single query's fault: the call asks for too much
             raise InputError(unfit[0].message)
         return image_prompt, regions
 

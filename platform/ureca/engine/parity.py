@@ -1,9 +1,8 @@
-"""Do the engine's captions equal transformers' own, token for token?
+"""Parity check: do the engine's captions equal transformers', token for token?
 
-Both are greedy in the same precision, yet they sum in another order, so where two tokens are almost equally
-likely they may part. A difference is harmless only there: the token that the engine took must lie within
-`margin` of the best in transformers' logits at the first place where the two part. What comes
-after is not compared.
+Both decode greedily in the same precision, but sum in a different order, so they may diverge where two tokens are
+almost equally likely. A mismatch is harmless only there: at the first divergence, the engine's token must lie within
+`margin` of the best token in transformers' logits. Later tokens are not compared.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from ureca.regions.rle import Rle
 
 @dataclass(frozen=True)
 class TokenMismatch:
-    """Where one request's tokens part."""
+    """First divergence of one request."""
 
     request: int
     position: int
-    """Number of the token in the caption."""
+    """Index of the token in the caption."""
     engine_token: str
     transformers_token: str
     margin: float
-    """How far below the best logit the engine's token lies in transformers' logits."""
+    """Distance of the engine's token from the best logit, in transformers' logits."""
     harmless: bool
 
 
@@ -47,7 +46,7 @@ class Equality:
 
     @property
     def holds(self) -> bool:
-        """All equal, but for harmless differences."""
+        """True if all captions are equal, except for harmless mismatches."""
         return all(difference.harmless for difference in self.differing)
 
 
@@ -62,16 +61,16 @@ def compare_with_transformers(
     max_tokens: int,
     margin: float = 1e-3,
 ) -> Equality:
-    """Ask transformers' `generate` what the engine was asked, and compare.
+    """Run transformers' `generate` on the engine's requests and compare.
 
     Args:
         captioner: the same export, loaded in float32.
-        captions: the engine's, made with temperature 0 and the same `max_tokens`.
-        margin: largest distance of logits at which two tokens count as tied.
+        captions: the engine's, with temperature 0 and the same `max_tokens`.
+        margin: maximum distance of tied logits.
     """
     embeddings, mask = captioner.prompt_embeddings(image, segmentations, queries)
     end = captioner.processor.end_token_id
-    base: Any = captioner.base  # its generate() has one type for every way of calling it
+    base: Any = captioner.base  # its generate() has one type for all call forms
     generated = base.generate(
         inputs_embeds=embeddings,
         attention_mask=mask,
@@ -90,7 +89,7 @@ def compare_with_transformers(
         if found == expected:
             continue
         pairs = zip(found, expected, strict=False)
-        # One can't be the other's beginning: each ends with the end token or at max_tokens.
+        # Neither is a prefix of the other: each ends with the end token or at max_tokens.
         position = next(index for index, (ours, theirs) in enumerate(pairs) if ours != theirs)
         logits = generated.logits[position][request]
         distance = float(logits.max() - logits[found[position]])
@@ -111,10 +110,10 @@ _TOKENS = 24
 
 
 async def verify_engine(export_dir: str | Path) -> str:
-    """Start an engine on an export, hold its captions against transformers' own, and say what came of it.
+    """Start an engine on an export, compare its captions with transformers', and return the result as a sentence.
 
     Raises:
-        CheckpointError: a caption differs where the two tokens were not all but equally likely.
+        CheckpointError: a caption differs where the two tokens were not tied.
     """
     engine = CaptionEngine(export_dir, dtype="float32")
     await engine.start()
@@ -125,15 +124,15 @@ async def verify_engine(export_dir: str | Path) -> str:
     if not found.holds:
         first = next(each for each in found.differing if not each.harmless)
         raise CheckpointError(
-            f"{export_dir}: in vLLM region {first.request} of the probe gets {first.engine_token!r} as token "
-            f"{first.position}, transformers says {first.transformers_token!r}. Is vLLM the version of the lock?"
+            f"{export_dir}: in vLLM, region {first.request} of the probe gets {first.engine_token!r} as token "
+            f"{first.position}, in transformers {first.transformers_token!r}. Is vLLM's version that of the lock?"
         )
-    tied = "" if found.equal == found.requests else ", the others part where two tokens were equally likely"
-    return f"Loaded by vLLM, {found.equal} of {found.requests} captions are the same{tied}."
+    tied = "" if found.equal == found.requests else ", the others diverge at tied tokens"
+    return f"Loaded by vLLM, {found.equal} of {found.requests} captions are identical{tied}."
 
 
 async def ask_engine(engine: CaptionEngine, captioner: Captioner, asked: Probe) -> Equality:
-    """The probe's captions from both sides, compared token by token. `captioner`: the same export, in 32 bits."""
+    """Caption the probe with both and compare token by token. `captioner`: the same export in float32."""
     queries = [captioner.processor.query(style) for style in asked.styles]
     captions = await engine.caption(asked.image, list(asked.regions), queries, max_tokens=_TOKENS)
     return compare_with_transformers(captioner, asked.image, list(asked.regions), queries, captions, max_tokens=_TOKENS)

@@ -1,4 +1,4 @@
-"""Start vLLM's engine the same way for every use of it."""
+"""Start and end vLLM's engine processes, the same way for every use."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from ureca.errors import ConfigError
 
-# Set on purpose, where the user has not: vLLM's own choices would take every core and half of the memory.
+# Defaults for unset variables: vLLM's own would use every core and half of the memory.
 _CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS decides; binding ties all engines to one core
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS decides; binding would tie all engines to one core
     "OMP_NUM_THREADS": "1",
 }
-# A dozen warnings about what a CPU lacks would bury our own lines; INFO shows vLLM's account of its start.
+# A dozen warnings about missing CPU features would bury our own lines; INFO logs vLLM's start.
 _QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
-# vLLM's engine does not notice when the process that asks it is killed, and would hold its GPU's memory for ever. The
-# guard waits for the end of its input, which comes with the end of that process however it ends. A pidfd, unlike a
-# number, can't have come to mean another process by then.
+# vLLM's engine does not notice when the process that uses it is killed, and would hold its GPU memory forever. The
+# guard waits for the end of its input, which comes with the end of that process in every case. A pidfd, unlike a pid,
+# can't refer to another process by then.
 GUARD = """# ends vLLM's engines with the process that uses them
 import os, signal, sys
 engines = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]
@@ -34,15 +34,15 @@ for engine in engines:
         pass
 """
 _guards: dict[int, subprocess.Popen[bytes]] = {}
-"""Of each running engine, by its `id`."""
+"""Guard of each running engine, by the engine's `id`."""
 
 
 class EngineDiedError(Exception):
-    """vLLM's processes are gone; this engine answers nothing any more."""
+    """vLLM's processes are gone; this engine can't answer any more."""
 
 
 def check_dtype(dtype: str) -> None:
-    """Raises ConfigError unless `start_llm` takes it."""
+    """Raise ConfigError unless `start_llm` supports the dtype."""
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"engine dtype={dtype!r}: use 'auto', 'float32' or 'bfloat16'")
 
@@ -56,18 +56,18 @@ def start_llm(
     stat_loggers: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
-    """vLLM's `AsyncLLM`, its processes started and the weights loaded: 20 to 60 s on two cores. End it with `end_llm`.
+    """Start vLLM's `AsyncLLM` and load the weights: 20 to 60 s on two cores. End it with `end_llm`.
 
-    Its processes end with this one, even if this one is killed. Call it inside the event loop that will use the
-    engine. A script that does needs `if __name__ == "__main__":` around what it runs: vLLM's processes import it.
+    Its processes end with this one, even if this one is killed. Call it in the event loop that will use the engine.
+    Scripts need `if __name__ == "__main__":`, because vLLM's processes import them.
 
     Args:
         model: folder or hub name.
-        dtype: "float32", "bfloat16", or "auto": float32 on a CPU, bfloat16 on a GPU.
+        dtype: "float32", "bfloat16", or "auto": float32 on CPUs, bfloat16 on GPUs.
         tensor_parallel_size: GPUs that share the model.
-        gpu_memory_utilization: share of each GPU's memory that the engine may take; of no meaning on a CPU.
-        stat_loggers: classes that vLLM makes and tells its metrics; none: it keeps none.
-        options: vLLM's further `AsyncEngineArgs`.
+        gpu_memory_utilization: share of each GPU's memory for the engine; ignored on CPUs.
+        stat_loggers: vLLM metric logger classes; empty: no metrics.
+        options: further `AsyncEngineArgs` of vLLM.
     """
     for name, value in {**_CPU_ENVIRONMENT, **_QUIET_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
@@ -84,8 +84,8 @@ def start_llm(
         AsyncEngineArgs(
             model=model,
             tensor_parallel_size=tensor_parallel_size,
-            enforce_eager=on_cpu,  # compiling takes longer there than it saves
-            generation_config="vllm",  # the caller says how to sample, not the base's authors
+            enforce_eager=on_cpu,  # compiling takes longer than it saves
+            generation_config="vllm",  # use the caller's sampling parameters, not the base's defaults
             disable_log_stats=True,
             distributed_executor_backend="mp" if tensor_parallel_size > 1 else None,
             **{"enable_prefix_caching": True, **options},
@@ -97,12 +97,12 @@ def start_llm(
 
 
 def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
-    """A process that kills these when this process ends, or when its own input is closed."""
+    """Start a process that kills these pids when this process ends, or when its input is closed."""
     arguments = [sys.executable, "-c", GUARD, *map(str, pids)]
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def end_llm(llm: Any) -> None:
-    """End the engine's processes. Call it inside the event loop that the engine was started in."""
+    """End the engine's processes. Call it in the event loop in which the engine was started."""
     llm.shutdown()
     _guards.pop(id(llm)).communicate()  # closes its input

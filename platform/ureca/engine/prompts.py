@@ -1,13 +1,12 @@
-"""From an image, its regions and queries to the prompts that vLLM takes.
+"""Build vLLM prompts from an image, its regions and queries.
 
-    sent          [ <|im_start|>user\\n IMG_CONTEXT \\n | pad              | branch_ids(query) ]
-    vLLM makes    [ prefix_ids(num_tiles)             | pad x mask rows  | branch_ids(query) ]
+    sent             [ <|im_start|>user\\n IMG_CONTEXT \\n | pad              | branch_ids(query) ]
+    vLLM expands     [ prefix_ids(num_tiles)             | pad x mask rows  | branch_ids(query) ]
 
-The image goes as an image, so that vLLM's own InternVL processor cuts its tiles; the mask rows go as prompt
-embeddings in the middle. Everything before the mask is the same for all regions of an image, so what the
-first region leaves in the KV cache serves the others.
-The ids are sent as ids, not as a chat: no template of an export can change the sequence that was trained.
-Shapes: M rows of mask tokens (delimiters included), D hidden size.
+The image is sent as an image, so vLLM's own InternVL processor tiles it; the mask rows are prompt embeddings in the
+middle. Everything before the mask is identical for all regions of an image, so the first region's KV cache serves the
+others. Ids are sent instead of a chat, so no chat template of an export can change the trained sequence. Shapes: M rows
+of mask tokens (delimiters included), D hidden size.
 """
 
 from __future__ import annotations
@@ -35,42 +34,42 @@ from ureca.regions.rle import Rle
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """What the regions of one image share."""
+    """Data that the regions of one image share."""
 
     image: Image.Image
     """RGB."""
     digest: str
-    """SHA-256 of size and pixels: under this name vLLM keeps the processed image and its KV blocks."""
+    """SHA-256 of size and pixels: vLLM's cache key of the processed image and its KV blocks."""
     prefix_ids: list[int]
-    """Token ids before the mask, image placeholders expanded: what vLLM must arrive at."""
+    """Token ids before the mask, image placeholders expanded: vLLM must arrive at the same ids."""
 
 
 @dataclass(frozen=True)
 class RegionPrompt:
     rows: Tensor | None
-    """(M, D) float32 mask tokens with their delimiters, on the CPU; None asks about no region."""
+    """(M, D) float32 mask tokens with delimiters, on the CPU; None: no region cue."""
     branch_ids: list[int]
     """Token ids after the mask."""
 
 
 class PromptBuilder:
-    """Reads from an export what stands beside the language model: mask encoder, processor, configuration."""
+    """Holds an export's mask encoder, processor and configuration."""
 
     def __init__(self, export_dir: str | Path) -> None:
-        """Raises CheckpointError where the folder is no export of a captioner."""
+        """Load them. Raises CheckpointError if the folder is not an export of a captioner."""
         directory = Path(export_dir)
         self.config = CaptionerConfig.load(directory)
         if not (directory / "config.json").is_file():
             raise CheckpointError(
-                f"{directory}: is a model directory, which leaves the base's weights where they are; "
-                "serving needs an export: ureca.model.exporting.export(model_dir, out_dir) writes one"
+                f"{directory}: is a model directory, which refers to the base's weights; serving needs an export, "
+                "written by jobs/export.py or ureca.model.exporting.export.export(model_dir, out_dir)"
             )
         base = json.loads((directory / "config.json").read_text())
         width = base.get("text_config", {}).get("hidden_size")
         if width != self.config.mask.hidden_size:
             raise CheckpointError(
-                f"{directory}: its language model is {width} wide, its mask encoder "
-                f"{self.config.mask.hidden_size}; the files come from two models, export again"
+                f"{directory}: its language model has width {width}, its mask encoder {self.config.mask.hidden_size}; "
+                "the files are from two models, export again"
             )
         self.processor = CaptionerProcessor.from_captioner(str(directory), tile_limit=self.config.tile_limit)
         self._encoder = MaskEncoder(self.config.mask)
@@ -79,22 +78,22 @@ class PromptBuilder:
             self._encoder.load_state_dict({name: value.float() for name, value in load_file(path).items()})
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: does not fit the captioner_config.json beside it ({error}); export the model again"
+                f"{path}: does not match the captioner_config.json next to it ({error}); export the model again"
             ) from error
         self._encoder.eval().requires_grad_(False)
 
     @cached_property
     def placeholder_id(self) -> int:
-        """The token that stands at mask positions: padding, which no prompt holds and every vocabulary has.
+        """Token at mask positions: padding, which no prompt contains and every vocabulary has.
 
-        vLLM's chat route puts a new token behind the vocabulary instead, which InternVL's checkpoints, whose
-        embeddings end with the tokenizer's last id, refuse as out of vocabulary.
+        vLLM's chat route appends a new token to the vocabulary instead. InternVL's checkpoints, whose embeddings end
+        with the tokenizer's last id, refuse it as out of vocabulary.
         """
         pad = self.processor.tokenizer.pad_token_id
         if pad is None or pad == self.processor.end_token_id:
             raise CheckpointError(
-                "the export's tokenizer has no padding token of its own, which stands at mask positions; "
-                "give its base one (pad_token in tokenizer_config.json) and export the model again"
+                "the export's tokenizer has no padding token, which is used at mask positions; set pad_token in the "
+                "base's tokenizer_config.json and export the model again"
             )
         return int(pad)
 
@@ -104,7 +103,7 @@ class PromptBuilder:
         return tuple(token.content for token in decoder.values() if token.special)
 
     def image(self, image: np.ndarray | Image.Image) -> ImagePrompt:
-        """`image`: (H, W, 3) uint8 RGB, or a PIL image, turned to RGB."""
+        """Prepare an image: (H, W, 3) uint8 RGB, or a PIL image, converted to RGB."""
         picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
         columns, rows = self.processor.grid((picture.height, picture.width))
         num_tiles = columns * rows + (columns * rows > 1)
@@ -112,12 +111,12 @@ class PromptBuilder:
         return ImagePrompt(picture, digest, self.processor.prefix_ids(num_tiles))
 
     def fault(self, query: str) -> str | None:
-        """What is wrong with a query: it holds a control token."""
+        """Return the fault of a query that holds a control token; None if it is valid."""
         held = next((token for token in self._control_tokens if token in query), None)
-        return held and f"a question holds {held!r}, which steers the model. Ask without it."
+        return held and f"a question holds {held!r}, a control token of the model. Ask without it."
 
     def regions(self, segmentations: Sequence[Rle | None], queries: Sequence[str]) -> list[RegionPrompt]:
-        """One prompt for each region of one image. All segmentations must have that image's size.
+        """Build one prompt per region of an image. All segmentations must have the image's size.
 
         Raises:
             InputError: a query holds a control token of the model, which would change the prompt's structure.
@@ -132,12 +131,12 @@ class PromptBuilder:
         ]
 
     def token_ids(self, image: ImagePrompt, region: RegionPrompt) -> list[int]:
-        """The sequence as the model sees it."""
+        """Return the sequence as the model sees it."""
         num_rows = 0 if region.rows is None else len(region.rows)
         return image.prefix_ids + [self.placeholder_id] * num_rows + region.branch_ids
 
     def sent_ids(self, image: ImagePrompt, region: RegionPrompt) -> list[int]:
-        """The same with one token for the image and one for the mask: vLLM expands both."""
+        """Return the sequence with one token for the image and one for the mask; vLLM expands both."""
         tokenizer: Any = self.processor.tokenizer
         prefix = image.prefix_ids
         first = prefix.index(tokenizer.convert_tokens_to_ids("<img>"))
@@ -160,18 +159,18 @@ class PromptBuilder:
 
 
 def check_rows(rows: Tensor, hidden_size: int) -> None:
-    """Refuse what vLLM does not check: a wrong width ends its engine for everybody, NaN gives nonsense.
+    """Refuse rows that vLLM does not check: a wrong width kills its engine for everybody, NaN gives nonsense.
 
     Raises:
         CheckpointError: the rows are not (M, hidden_size) finite floats with M >= 1.
     """
     if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != hidden_size or not rows.is_floating_point():
         raise CheckpointError(
-            f"mask tokens of shape {tuple(rows.shape)} and type {rows.dtype}: the language model takes "
-            f"floats of shape (rows, {hidden_size}). The mask encoder belongs to another base, export again"
+            f"mask tokens of shape {tuple(rows.shape)} and type {rows.dtype}: the language model takes floats of "
+            f"shape (rows, {hidden_size}). The mask encoder belongs to another base; export again"
         )
     if not bool(torch.isfinite(rows).all()):
         raise CheckpointError(
-            "mask tokens hold NaN or infinity: the mask encoder's weights are damaged or training diverged; "
-            "export an earlier checkpoint"
+            "mask tokens hold NaN or infinity: the mask encoder's weights are damaged or training diverged; export an "
+            "earlier checkpoint"
         )

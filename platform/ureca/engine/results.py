@@ -1,4 +1,4 @@
-"""What the engine returns; imports neither torch nor vLLM, so that callers elsewhere can read it."""
+"""Results of the engine; imports neither torch nor vLLM, so that any caller can read them."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Caption:
-    """What became of one region."""
+    """Caption of one region."""
 
     text: str
     finish_reason: str
-    """`stop` (the model ended it) or `length` (cut at `max_tokens`)."""
+    """`stop` (the model ended it) or `length` (truncated at `max_tokens`)."""
     token_ids: tuple[int, ...]
     prompt_tokens: int
     cached_tokens: int
-    """Of `prompt_tokens`, those found in the KV cache: whole blocks, 128 tokens on a CPU, 16 on a GPU."""
+    """Tokens of `prompt_tokens` found in the KV cache: complete blocks, 128 tokens on CPUs, 16 on GPUs."""
     completion_tokens: int
     logprobs: tuple[tuple[str, float], ...] | None = None
-    """Each token's text and log-probability, where they were asked for."""
+    """Text and log-probability of each token, if requested."""
 
 
 @dataclass(frozen=True)
 class RegionFault:
-    """Why a region gets no caption: what is wrong with its question alone."""
+    """Reason why a region has no caption: its query is at fault."""
 
     message: str
 
 
 Event = str | Caption | RegionFault
-"""What is told of a region: the next piece of its caption, and last its caption, or why it has none."""
+"""Event of a region: the next piece of its caption, and finally its caption or its fault."""
 
 
 async def collect_captions(stream: AsyncGenerator[tuple[int, Event]]) -> list[Caption | RegionFault]:
-    """Of what `CaptionEngine.stream` tells, only the last of each region, in the order of the regions."""
+    """Collect the final event of each region from `CaptionEngine.stream`, in region order."""
     last: dict[int, Caption | RegionFault] = {}
     async with aclosing(stream):
         async for index, event in stream:

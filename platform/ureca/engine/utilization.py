@@ -1,4 +1,4 @@
-"""How busy an engine is: how many regions it works on, integrated over time."""
+"""Utilization of an engine: regions in progress, integrated over time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Busy:
-    """Of some stretch of time."""
+class Utilization:
+    """Utilization over a period."""
 
     seconds: float
     busy_seconds: float
-    """With at least one region under way."""
+    """Seconds with at least one region in progress."""
     region_seconds: float
-    """The sum over the regions under way; over `busy_seconds` it is how many there were at once, on average."""
+    """Region-seconds in progress; divided by `busy_seconds`, the mean number of concurrent regions."""
 
 
-class Load:
-    """Counts the regions that are under way. For one event loop."""
+class LoadMeter:
+    """Meter of the regions in progress. For one event loop."""
 
-    def __init__(self, places: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`places`: regions beyond as many wait for others and are not counted; 0: no limit."""
-        self._places, self._clock = places, clock
+    def __init__(self, slots: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start a meter. `slots`: further regions wait and are not counted; 0: no limit."""
+        self._slots, self._clock = slots, clock
         self._inside = 0
         self._since: float | None = None
         self._seconds = self._busy = self._regions = 0.0
 
     def begin(self) -> None:
-        """The engine is ready: time counts from now on."""
+        """Start counting: the engine is ready."""
         self._since = self._clock()
 
     @contextmanager
     def regions(self, number: int = 1) -> Iterator[None]:
-        """As many more regions are under way while the body runs."""
+        """Count `number` more regions as in progress while the body runs."""
         self._advance()
         self._inside += number
         try:
@@ -42,10 +42,10 @@ class Load:
             self._advance()
             self._inside -= number
 
-    def take(self) -> Busy:
-        """What has been counted since it was last asked for."""
+    def take(self) -> Utilization:
+        """Return the utilization since the last call."""
         self._advance()
-        taken = Busy(self._seconds, self._busy, self._regions)
+        taken = Utilization(self._seconds, self._busy, self._regions)
         self._seconds = self._busy = self._regions = 0.0
         return taken
 
@@ -56,4 +56,4 @@ class Load:
         passed, self._since = now - self._since, now
         self._seconds += passed
         self._busy += passed * (self._inside > 0)
-        self._regions += passed * min(self._inside, self._places or self._inside)
+        self._regions += passed * min(self._inside, self._slots or self._inside)

@@ -1,19 +1,18 @@
-"""Who sees whom in a packed batch, and the attention that computes just that.
+"""Visibility and attention of a packed batch.
 
-The language model runs twice over the same weights:
+The language model runs twice with the same weights:
 
-    PrefixRun    over all prefixes, end to end: each token sees its own image's, causally; keys and values are kept
-    BranchRun    over all branches, end to end: each token sees its image's prefix and, causally, its own branch
+    PrefixRun    over all prefixes, end to end: a token sees its own image's prefix, causally; keys and values are kept
+    BranchRun    over all branches, end to end: a token sees its image's prefix and, causally, its own branch
 
-Nothing is padded but inside a matrix product. One function, `packed_attention`, does both in transformers' interface;
-where it computes decides how:
+Padding occurs only inside single matrix products. `packed_attention` implements both behind transformers' interface:
 
-- on a GPU, FlexAttention: the rule of who sees whom (`may_see`) as a block mask, blocks that see nothing left out;
-- on a CPU, matrix products over `Block`s: queries that see the same earlier keys in full, and by a mask each other.
-  Fused attention on a CPU knows neither grouped heads nor blocks, and its gradient is slow in bfloat16.
+- on GPUs: FlexAttention, with the visibility rule (`may_see`) as a block mask that skips invisible blocks;
+- on CPUs: matrix products over `Block`s of queries that see the same earlier keys entirely, and each other by a mask.
+  Fused CPU attention supports neither grouped heads nor blocks, and its gradient is slow in bfloat16.
 
-Shapes: P tokens of all prefixes, S of all branches, H heads of queries, K of keys and values, d width of a head;
-of a block, n rows, w queries a row, b earlier keys a row.
+Shapes: P tokens of all prefixes, S of all branches, H query heads, K key-value heads, d head width; of a block, n rows,
+w queries per row, b earlier keys per row.
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ from ureca.model.bin_packing import first_fit_decreasing
 
 PACKED_ATTENTION = "ureca_packed"
 NO_PREFIX = -1
-"""As a key's branch: none, it is the prefix's and all of the image may see it."""
+"""Branch index of prefix keys, which all branches of the image may see."""
 
 _QUERIES = 256
-"""About how many queries of a prefix one product takes: what lies above the diagonal is computed in vain."""
+"""Approximate queries of a prefix per product; scores above the diagonal are wasted."""
 _SCORES = 2**22
-"""About how many scores one product makes: they stay in the cache between product, softmax and product."""
+"""Approximate scores per product, so that they stay in the cache between product, softmax and product."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images and branches lie in a packed batch."""
+    """Positions of images and branches in a packed batch."""
 
     prefixes: tuple[int, ...]
     """Tokens of each image's prefix."""
     branches: tuple[tuple[int, ...], ...]
-    """Tokens of each branch, image by image."""
+    """Tokens of each branch, per image."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,11 @@ class Block:
     """Queries whose attention is one matrix product."""
 
     queries: Tensor
-    """(n, w) int64: their places in the run; what is no query repeats one."""
+    """(n, w) int64: positions of the queries in the run; padding repeats a query."""
     real: Tensor | None
-    """(n, w) bool: which are queries; None: all."""
+    """(n, w) bool: which positions are queries; None: all."""
     before: Tensor
-    """(n, b) int64: the keys that all of a row's see, by their place among the earlier keys."""
+    """(n, b) int64: earlier keys that all queries of a row see, as indices into the earlier keys."""
     own: Tensor
     """(n or 1, w, w) bool: which of the row's own keys a query sees."""
 
@@ -72,25 +71,24 @@ class Block:
 
 @dataclass(frozen=True)
 class PrefixRun:
-    """The run over prefixes."""
+    """Attention run over prefixes."""
 
     seen: tuple[Block, ...] | BlockMask
     states: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Each layer's keys and values, (K, P, d), for the run over branches. A layer that is computed once more, for its
-    gradient, does not replace them."""
+    """Keys and values of each layer, (K, P, d), for the branch run. Recomputing a layer for its gradient keeps them."""
 
 
 @dataclass(frozen=True)
 class BranchRun:
-    """The run over branches."""
+    """Attention run over branches."""
 
     seen: tuple[Block, ...] | BlockMask
     states: dict[int, tuple[Tensor, Tensor]]
-    """What the run over prefixes kept."""
+    """Keys and values kept by the prefix run."""
 
 
 def both_runs(layout: Layout, device: torch.device) -> tuple[PrefixRun, BranchRun]:
-    """The attention of a packed batch on a device."""
+    """Create both runs of a packed batch on a device."""
     before = prefix_run(layout, device)
     if device.type == "cpu":
         return before, BranchRun(_branch_blocks(layout), before.states)
@@ -101,7 +99,7 @@ def both_runs(layout: Layout, device: torch.device) -> tuple[PrefixRun, BranchRu
 
 
 def prefix_run(layout: Layout, device: torch.device) -> PrefixRun:
-    """Of the prefixes alone: sequences end to end, each causal."""
+    """Create the run of the prefixes only: causal sequences, end to end."""
     if device.type == "cpu":
         return PrefixRun(_prefix_blocks(layout))
     tokens = sum(layout.prefixes)
@@ -109,11 +107,11 @@ def prefix_run(layout: Layout, device: torch.device) -> PrefixRun:
     return PrefixRun(create_block_mask(rule, None, None, tokens, tokens, device=device, _compile=True))
 
 
-# ---- the rule, for FlexAttention
+# ---- visibility rule, for FlexAttention
 
 
 def may_see(layout: Layout, device: torch.device | str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """FlexAttention's `mask_mod` for both runs. In the second the keys of all prefixes stand before the branches'."""
+    """Return FlexAttention's `mask_mod` for both runs. In the second, prefix keys precede branch keys."""
     images = torch.arange(len(layout.prefixes), device=device)
     prefix_image = images.repeat_interleave(torch.tensor(layout.prefixes, device=device))
     lengths = torch.tensor([length for of_image in layout.branches for length in of_image], device=device)
@@ -143,7 +141,7 @@ def _compiled_flex_attention() -> Callable[..., Any]:
 
 
 def _prefix_blocks(layout: Layout) -> tuple[Block, ...]:
-    """Images of equal length together, a few hundred queries at a time."""
+    """Group prefixes of equal length, a few hundred queries at a time."""
     starts = np.cumsum([0, *layout.prefixes])
     blocks = []
     for length in sorted(set(layout.prefixes)):
@@ -158,7 +156,7 @@ def _prefix_blocks(layout: Layout) -> tuple[Block, ...]:
 
 
 def _branch_blocks(layout: Layout) -> tuple[Block, ...]:
-    """Branches in bins of one width, each of one image's; bins whose prefixes are equally long together."""
+    """Pack the branches of each image into bins of one width; group bins with prefixes of equal length."""
     width = _bin_width(layout)
     starts = np.cumsum([0, *layout.prefixes])
     rows: dict[int, list[tuple[int, list[int], list[int]]]] = {}
@@ -184,7 +182,7 @@ def _branch_blocks(layout: Layout) -> tuple[Block, ...]:
 
 
 def _bin_width(layout: Layout) -> int:
-    """Of the widths tried, the one whose bins make the fewest scores; a multiple of 16, so that few shapes occur."""
+    """Return the bin width that gives the fewest scores; a multiple of 16, so that few shapes occur."""
     longest = max(max(lengths) for lengths in layout.branches)
     best, least = 0, float("inf")
     for factor in (1.0, 1.25, 1.5, 2.0, 2.5, 3.0):
@@ -199,7 +197,7 @@ def _bin_width(layout: Layout) -> int:
 
 
 def _cut(block: Block) -> list[Block]:
-    """Blocks of so few rows that their scores (of 8 heads, say) stay in the cache."""
+    """Split a block so that its scores (for about 8 heads) fit the cache."""
     of_row = 8 * block.queries.shape[1] * (block.before.shape[1] + block.queries.shape[1])
     rows = max(1, _SCORES // of_row)
     return [
@@ -214,10 +212,10 @@ def _cut(block: Block) -> list[Block]:
 
 
 class BlockAttention(torch.autograd.Function):
-    """Attention of queries `(H, S, d)` to earlier keys `(K, P, d)` and to their own `(K, S, d)`, block by block.
+    """Block-wise attention of queries `(H, S, d)` to earlier keys `(K, P, d)` and their own `(K, S, d)`.
 
-    Scores are computed once more for the gradient instead of being kept: they are what grows with the product of
-    lengths. Returns `(S, H, d)`. Earlier keys that nothing asks a gradient of cost none.
+    Scores grow with the product of lengths, so they are recomputed for the gradient instead of being saved. Returns
+    `(S, H, d)`. Earlier keys without gradient cost nothing extra.
     """
 
     @staticmethod
@@ -245,7 +243,7 @@ class BlockAttention(torch.autograd.Function):
         query, key, value, before_key, before_value = ctx.saved_tensors
         grads = [torch.zeros_like(each) for each in (query.transpose(0, 1), key, value)]
         asked = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-        # In float32: many blocks add to one prefix's.
+        # Accumulate in float32: many blocks add to one prefix's gradient.
         exact = torch.float32 if key.dtype == torch.bfloat16 else key.dtype
         before = [torch.zeros_like(each, dtype=exact) for each in (before_key, before_value)] if asked else []
         heads = len(key)
@@ -271,7 +269,7 @@ class BlockAttention(torch.autograd.Function):
 
 
 def _rows_of_queries(query: Tensor, block: Block, key_heads: int, *, zero_rest: bool = False) -> Tensor:
-    """`(H, S, d)` -> `(K, n, H/K * w, d)`: the queries of a block, those that share a head of keys together."""
+    """Gather a block's queries, grouped by key head: `(H, S, d)` -> `(K, n, H/K * w, d)`."""
     n, w = block.queries.shape
     rows = query.index_select(1, block.queries.flatten()).view(key_heads, -1, n, w, query.shape[2])
     if zero_rest and block.real is not None:
@@ -280,13 +278,13 @@ def _rows_of_queries(query: Tensor, block: Block, key_heads: int, *, zero_rest: 
 
 
 def _rows_of_keys(before: Tensor, own: Tensor, block: Block) -> Tensor:
-    """`(K, P, d)` and `(K, S, d)` -> `(K, n, b + w, d)`."""
+    """Gather a block's keys: `(K, P, d)` and `(K, S, d)` -> `(K, n, b + w, d)`."""
     parts = (before.index_select(1, block.before.flatten()), own.index_select(1, block.queries.flatten()))
     return torch.cat([part.view(len(own), len(block), -1, own.shape[2]) for part in parts], dim=2)
 
 
 def _weights(query: Tensor, key: Tensor, block: Block) -> Tensor:
-    """`(K, n, H/K * w, b + w)`: the softmax over what is seen."""
+    """Compute softmax weights over visible keys: `(K, n, H/K * w, b + w)`."""
     scores = query @ key.mT
     w = block.queries.shape[1]
     scores.view(*scores.shape[:2], -1, w, scores.shape[3])[..., -w:].masked_fill_(~block.own[:, None], float("-inf"))
@@ -294,7 +292,7 @@ def _weights(query: Tensor, key: Tensor, block: Block) -> Tensor:
 
 
 def _put(out: Tensor, rows: Tensor, block: Block) -> None:
-    """Write `(K, n, H/K * w, d)` to the places of its queries in `(S, H, d)`."""
+    """Scatter `(K, n, H/K * w, d)` to its queries' positions in `(S, H, d)`."""
     n, w = block.queries.shape
     rows = rows.view(rows.shape[0], n, -1, w, rows.shape[3]).permute(1, 3, 0, 2, 4).reshape(n, w, *out.shape[1:])
     if block.real is None:
@@ -303,7 +301,7 @@ def _put(out: Tensor, rows: Tensor, block: Block) -> None:
         out[block.queries[block.real]] = rows[block.real]
 
 
-# ---- in transformers' interface
+# ---- transformers' interface
 
 
 def packed_attention(
@@ -317,12 +315,12 @@ def packed_attention(
     packed_run: PrefixRun | BranchRun | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Both runs' attention; without a run, transformers' SDPA. Queries `(1, H, S, d)` -> `(1, S, H, d)`."""
+    """Compute attention for either run, or transformers' SDPA without a run: `(1, H, S, d)` -> `(1, S, H, d)`."""
     if packed_run is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    # Under autocast rotary positions leave queries and keys in float32; values have the type to compute in.
+    # Under autocast, rotary embeddings leave queries and keys in float32; values have the compute dtype.
     query, key, value = (x.to(value.dtype)[0] for x in (query, key, value))
     layer: int = module.layer_idx  # type: ignore[assignment]
     if isinstance(packed_run, PrefixRun):

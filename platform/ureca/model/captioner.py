@@ -1,11 +1,11 @@
-"""The captioner: InternVL, a mask encoder, and (from stage 2 on) a LoRA adapter on the language model.
+"""The captioner: InternVL, a mask encoder, and from stage 2 on a LoRA adapter on the language model.
 
 Model directory:
     captioner_config.json        base, its hash, tile limit, mask encoder
     mask_encoder.safetensors     the mask encoder with its delimiters
-    adapter/                     peft's LoRA adapter, if stage 2 ran
+    adapter/                     peft's LoRA adapter, after stage 2
     tokenizer and processor files
-The base's own weights are not copied: they are loaded from `base` and refused if their hash differs.
+The base's weights are not copied: they are loaded from `base` and refused if their hash differs.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ MASK_ENCODER_FILE = "mask_encoder.safetensors"
 @dataclass(frozen=True, kw_only=True)
 class CaptionerConfig:
     base: str
-    """Hub name or folder of the HF-native InternVL; `nano` is the one in the package."""
+    """Hub name or folder of the HF-native InternVL; `nano` is packaged."""
     base_hash: str
-    """SHA-256 of the base's weights, see `weights_hash`."""
+    """SHA-256 of the base's weights (`weights_hash`)."""
     tile_limit: int
     mask: MaskEncoderConfig
 
@@ -59,24 +59,25 @@ class CaptionerConfig:
 
     @classmethod
     def load(cls, directory: str | Path) -> CaptionerConfig:
-        """Of a model directory, local or in S3."""
+        """Load from a model directory, local or in S3."""
         path = f"{directory}/{CONFIG_FILE}"
         if file_bytes(path) is None:
             raise CheckpointError(
-                f"{directory}: no {CONFIG_FILE} in it, so it is no captioner; give a model directory "
-                "that train_stage1 or train_stage2 wrote, or an export"
+                f"{directory}: no {CONFIG_FILE} in it, so it is not a captioner; use a model directory written by "
+                "train_stage1 or train_stage2, or an export"
             )
         try:
             record = json.loads(read_bytes(path))
             return cls(**{**record, "mask": MaskEncoderConfig.from_record(record["mask"])})
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path}: not as training writes it ({type(error).__name__}: {error}); copy the model directory again"
+                f"{path}: not in the form training writes ({type(error).__name__}: {error}); copy the model directory "
+                "again"
             ) from error
 
 
 def weights_hash(base: nn.Module) -> str:
-    """SHA-256 over names, shapes and a bf16 copy of every weight, so the storage's dtype does not matter."""
+    """Return the SHA-256 of names, shapes and a bf16 copy of every weight; independent of the storage dtype."""
     digest = hashlib.sha256()
     for name, value in sorted(base.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -85,20 +86,20 @@ def weights_hash(base: nn.Module) -> str:
 
 
 def load_base(base: str, dtype: torch.dtype) -> InternVLForConditionalGeneration:
-    """Load an HF-native InternVL. Raises CheckpointError that names the folder or hub name and the remedy."""
+    """Load an HF-native InternVL. Raises CheckpointError, naming folder or hub name and the remedy."""
     try:
         return InternVLForConditionalGeneration.from_pretrained(
             preset_path(base), config=read_config(base), dtype=dtype
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{base}: no HF-native InternVL could be loaded ({str(error).splitlines()[0]}); give a folder with "
+            f"{base}: no HF-native InternVL could be loaded ({str(error).splitlines()[0]}); use a folder with "
             "config.json and model.safetensors, or a hub name this machine can reach"
         ) from error
 
 
 class Captioner(nn.Module):
-    """See the module's docstring. `base` is transformers' own class, never changed but for LoRA layers."""
+    """The captioner. `base` is transformers' own class, modified only by LoRA layers."""
 
     def __init__(
         self,
@@ -113,10 +114,10 @@ class Captioner(nn.Module):
         self.config = config
         self.processor = processor
         base.model.language_model.set_attn_implementation(PACKED_ATTENTION)
-        LossHead.take_over(base.lm_head)
+        LossHead.convert(base.lm_head)
         self._peft: list[PeftModel] = []  # in a list, so that nn.Module does not register the base twice
 
-    # ---- making, loading, saving
+    # ---- creating, loading, saving
 
     @classmethod
     def from_base(
@@ -132,7 +133,7 @@ class Captioner(nn.Module):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Captioner:
-        """A captioner with a fresh mask encoder (drawn from `seed`) on an untouched base."""
+        """Create a captioner with a new mask encoder (initialized from `seed`) on an unmodified base."""
         model = load_base(base, dtype)
         processor = CaptionerProcessor.from_pretrained(preset_path(base), tile_limit=tile_limit)
         embeddings: Any = model.get_input_embeddings().weight
@@ -155,23 +156,23 @@ class Captioner(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> Captioner:
-        """Load a model directory, or an export (which holds the whole base). Raises CheckpointError."""
+        """Load a model directory, or an export (which includes the base). Raises CheckpointError."""
         directory = Path(directory)
         config = CaptionerConfig.load(directory)
         exported = (directory / "config.json").is_file()
         base = load_base(str(directory) if exported else config.base, dtype)
         if not exported and (found := weights_hash(base)) != config.base_hash:
             raise CheckpointError(
-                f"{directory}: was trained on {config.base} with weights {config.base_hash[:12]}, but the base "
-                f"found there has {found[:12]}; use the base it was trained on, or train again"
+                f"{directory}: was trained on {config.base} with weights {config.base_hash[:12]}, but the base found "
+                f"now has {found[:12]}; restore the base it was trained on, or train again"
             )
         encoder = MaskEncoder(config.mask).to(dtype)
         try:
             encoder.load_state_dict(load_file(directory / MASK_ENCODER_FILE))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"{directory / MASK_ENCODER_FILE}: does not fit {CONFIG_FILE} beside it ({error}); "
-                "the two must come from one training run"
+                f"{directory / MASK_ENCODER_FILE}: does not match {CONFIG_FILE} next to it ({error}); both must be "
+                "from one training run"
             ) from error
         processor = CaptionerProcessor.from_captioner(str(directory), tile_limit=config.tile_limit)
         captioner = cls(base, encoder, config, processor)
@@ -191,84 +192,86 @@ class Captioner(nn.Module):
             peft_model.save_pretrained(str(directory / "adapter"), selected_adapters=["default"])
 
     def add_lora(self, *, rank: int, alpha: int | None = None, dropout: float = 0.05) -> None:
-        """Put LoRA on the language model's linear layers (alpha 2 * rank unless given, as in the paper's code)."""
+        """Add LoRA to the language model's linear layers; alpha defaults to 2 * rank, as in the paper's code."""
         config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=LORA_TARGETS)
         self._peft = [get_peft_model(self.base, config)]
-        # peft would note down the folder that this machine loaded the base from.
+        # peft would record the folder from which this machine loaded the base.
         self._peft[0].peft_config["default"].base_model_name_or_path = self.config.base
 
     @property
     def lora_rank(self) -> int:
-        """0 without an adapter."""
+        """LoRA rank; 0 without an adapter."""
         if not self._peft:
             return 0
         config: Any = self._peft[0].peft_config["default"]
         return int(config.r)
 
     def merge_lora(self) -> InternVLForConditionalGeneration:
-        """Fold the adapter, if any, into the base and return it: a plain HF-native InternVL."""
+        """Merge the adapter, if any, into the base and return the base: a plain HF-native InternVL."""
         if self._peft:
             self.base = self._peft.pop().merge_and_unload()
         return self.base
 
     def trainable(self, stage: int, *, tune_mask_encoder: bool = False) -> list[str]:
-        """Set `requires_grad` for a stage and return the names that train.
+        """Set `requires_grad` for a stage; return the names of trained parameters.
 
-        Stage 1: the mask encoder. Stages 2 and 3: LoRA, and the mask encoder where `tune_mask_encoder` says so.
+        Stage 1: the mask encoder. Stages 2 and 3: LoRA, and the mask encoder with `tune_mask_encoder`.
         """
         for name, parameter in self.named_parameters():
             in_encoder, in_lora = name.startswith("mask_encoder."), ".lora_" in name
             parameter.requires_grad_(in_encoder if stage == 1 else in_lora or (in_encoder and tune_mask_encoder))
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-    def hold_frozen_base(self, dtype: torch.dtype) -> None:
-        """Hold those of the base's weights that do not train in `dtype`; for a forward pass under autocast to it.
+    def cast_frozen_base(self, dtype: torch.dtype) -> None:
+        """Store the base's frozen weights in `dtype`, for a forward under autocast to that dtype.
 
-        What they compute then stays in that type instead of being cast back and forth around each matrix product.
+        Their activations then stay in that dtype instead of being cast around each matrix product.
         """
         for parameter in self.base.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
         for module in self.base.modules():
             if isinstance(module, BaseTunerLayer):
-                # Else it casts to the adapter's float32, whence autocast would cast it back.
+                # Otherwise it casts to the adapter's float32, and autocast casts back.
                 module.cast_input_dtype_enabled = False  # type: ignore[assignment]
 
     def checkpoint_activations(self) -> None:
-        """From now on keep of each layer of the language model its input alone, and compute it once more for the
-        gradient: a third more work for a fraction of the memory. Loss and gradients stay what they are.
+        """Enable activation checkpointing: each language-model layer saves only its input and recomputes the rest.
 
-        Keys and values of prefixes are kept, for the branches read them. Off while a module is in evaluation mode.
+        A third more compute for a fraction of the memory; loss and gradients are unchanged. Keys and values of prefixes
+        are kept, because branches read them. Inactive while a module is in evaluation mode.
         """
         language_model: Any = self.base.model.language_model
-        # Not `gradient_checkpointing_enable`: it makes embeddings ask for a gradient, and with them every prefix.
-        # Under ZeRO 3, DeepSpeed must leave frozen weights gathered while a layer is recomputed, else torch finds them
-        # empty and refuses (transformers issue 47254): since its pull request 8148, in the pinned 0.19.8.
+        # Not `gradient_checkpointing_enable`: it makes embeddings require a gradient, and with them every prefix. Under
+        # ZeRO 3, DeepSpeed must leave frozen weights gathered while a layer is recomputed, otherwise torch finds them
+        # empty and refuses (transformers issue 47254). DeepSpeed does so since pull request 8148, in the pinned 0.19.8.
         language_model._set_gradient_checkpointing(
             gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
         )
         for layer in language_model.layers:
-            layer.training = True  # of the layer itself: what transformers looks at; dropout is its parts' matter
+            layer.training = (
+                True  # the flag of the layer itself, which transformers checks; dropout belongs to its parts
+            )
 
-    # ---- the forward pass
+    # ---- forward
 
     @property
     def drops_empty_tiles(self) -> bool:
         return self.config.mask.kind == "tokens"
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """`(T, 3, tile, tile)` -> image tokens `(T, 256, D)`. Frozen in every stage, so no gradient is kept."""
+        """Encode `(T, 3, tile, tile)` to image tokens `(T, 256, D)`. Frozen in every stage, so without gradient."""
         with torch.no_grad():
             return self.base.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
 
     def forward(
         self, batch: PackedBatch, image_features: Tensor | None = None, *, by_branch: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy over caption tokens, and their number: `(loss_sum, num_tokens)`, both scalars.
+        """Return the summed cross-entropy over caption tokens and their number, `(loss_sum, num_tokens)`, both scalars.
 
-        The caller divides by the count of the whole step, so packing, batching and the number of workers don't
-        change the loss. With `by_branch` both are `(R,)`, one for each branch in the order of the examples: a caption's
-        log-probability with its sign turned, and its length.
+        The caller divides by the count of the entire step, so packing, batching and the number of workers do not change
+        the loss. With `by_branch` both are `(R,)`, in the order of the examples: a caption's negative log-probability,
+        and its length.
         """
         hidden = self.hidden_states(batch, image_features)
         kept = batch.labels != IGNORED
@@ -279,7 +282,7 @@ class Captioner(nn.Module):
         return none.index_add(0, numbers, losses), none.index_add(0, numbers, torch.ones_like(losses))
 
     def hidden_states(self, batch: PackedBatch, image_features: Tensor | None = None) -> Tensor:
-        """Last hidden states `(S, D)` of a packed batch's branches."""
+        """Return the last hidden states `(S, D)` of a packed batch's branches."""
         if image_features is None:
             image_features = batch.image_features
         if image_features is None:
@@ -298,14 +301,14 @@ class Captioner(nn.Module):
         return self._language_model(x, batch.position_ids, over_branches)
 
     def _language_model(self, embeddings: Tensor, position_ids: Tensor, run: PrefixRun | BranchRun) -> Tensor:
-        """`(S, D)` -> `(S, D)`."""
+        """Run the language model: `(S, D)` -> `(S, D)`."""
         return self.base.model.language_model(
             inputs_embeds=embeddings[None],
-            # A mask of four dimensions is handed on as it is, by Llama as by Qwen2; what holds is in `packed_run`.
+            # Llama and Qwen2 pass a 4-dimensional mask on unchanged; the effective rule is in `packed_run`.
             attention_mask=embeddings.new_empty(0, 0, 0, 0),
             position_ids=position_ids[None],
             use_cache=False,
-            packed_run=run,  # every layer hands it on to `packed_attention`
+            packed_run=run,  # every layer passes it to `packed_attention`
         ).last_hidden_state[0]
 
     @torch.no_grad()
@@ -317,10 +320,10 @@ class Captioner(nn.Module):
         *,
         max_new_tokens: int = 96,
     ) -> list[str]:
-        """Caption regions of one image with transformers' own greedy `generate`, all in one batch.
+        """Caption regions of one image in one batch, with transformers' greedy `generate`.
 
-        The image prefix goes through the model once; its keys and values serve every region. Where DeepSpeed ZeRO 3
-        spreads the weights all workers must call this at once, each with an image of its own.
+        The image prefix is computed once; its keys and values serve every region. Under DeepSpeed ZeRO 3, all workers
+        must call this together, each with its own image.
         """
         prefix, branches = self._embedded_prompts(image, segmentations, queries)
         language_model = self.base.model.language_model
@@ -328,9 +331,9 @@ class Captioner(nn.Module):
         language_model(inputs_embeds=prefix[None], past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(branches))
         rows, mask = _left_padded(branches)
-        # generate() leaves out what the cache holds, here the prefix: its numbers are not looked at again.
+        # generate() skips cached positions, here the prefix, so these embeddings are never read.
         embeddings = torch.cat([prefix.expand(len(rows), -1, -1), rows], dim=1)
-        base: Any = self.base  # its generate() has one type for every way of calling it
+        base: Any = self.base  # its generate() has one type for all call forms
         ids = base.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.cat([mask.new_ones(len(rows), len(prefix)), mask], dim=1),
@@ -339,7 +342,7 @@ class Captioner(nn.Module):
             do_sample=False,
             eos_token_id=self.processor.end_token_id,
             pad_token_id=self.processor.end_token_id,
-            # Whose captions are all done goes on computing for the others: they gather the weights together.
+            # A worker whose captions are done keeps computing, because weights are gathered collectively.
             synced_gpus=hasattr(self.base.lm_head.weight, "ds_id"),
         )
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -352,7 +355,7 @@ class Captioner(nn.Module):
         segmentations: Sequence[Rle | None],
         queries: Sequence[str],
     ) -> tuple[Tensor, Tensor]:
-        """Embedded prompts `(R, S, D)`, padded on the left, and their attention mask `(R, S)`."""
+        """Return embedded prompts `(R, S, D)`, left-padded, and their attention mask `(R, S)`."""
         prefix, branches = self._embedded_prompts(image, segmentations, queries)
         return _left_padded([torch.cat([prefix, branch]) for branch in branches])
 
@@ -362,7 +365,7 @@ class Captioner(nn.Module):
         segmentations: Sequence[Rle | None],
         queries: Sequence[str],
     ) -> tuple[Tensor, list[Tensor]]:
-        """The image prefix `(P, D)`, and what follows it for each region, `(L, D)`."""
+        """Return the embedded image prefix `(P, D)`, and each region's remaining prompt `(L, D)`."""
         processor, device = self.processor, self.base.device
         pixels = processor.image_inputs(image).to(device, self.base.dtype)
         features = self.image_features(pixels).flatten(0, 1)
@@ -373,7 +376,7 @@ class Captioner(nn.Module):
         given = [s for s in segmentations if s is not None]
         tokens = iter(self.mask_encoder([processor.mask_tiles(s) for s in given]))
         ids = [processor.branch_ids(query) for query in queries]
-        # Embedded at once: with ZeRO 3 all workers must call equally many modules, whatever the number of regions.
+        # One call for all regions: under ZeRO 3 all workers must call the same number of modules.
         branches = embed(torch.tensor(sum(ids, []), device=device)).split(list(map(len, ids)))
         rows = [
             branch if segmentation is None else torch.cat([next(tokens).to(prefix), branch])
@@ -382,12 +385,12 @@ class Captioner(nn.Module):
         return prefix, rows
 
     def pack_options(self) -> dict[str, Any]:
-        """Keyword arguments that `pack` needs to fit this captioner."""
+        """Return the keyword arguments of `pack` for this captioner."""
         return {"tokens_per_tile": self.config.mask.tokens_per_tile, "drop_empty": self.drops_empty_tiles}
 
 
 def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows `(L, D)` of several lengths as `(R, max L, D)`, zeros before the shorter, and the mask `(R, max L)`."""
+    """Left-pad rows `(L, D)` to `(R, max L, D)` with zeros; return them with the mask `(R, max L)`."""
     length = max(len(row) for row in rows)
     padded = rows[0].new_zeros(len(rows), length, rows[0].shape[1])
     mask = torch.zeros(len(rows), length, dtype=torch.long, device=padded.device)

@@ -1,26 +1,26 @@
-"""Tokens and floating-point operations of a training step, from configurations alone.
+"""Tokens and FLOPs of a training step, from configurations alone.
 
-    counts = packed_counts(tiles, prefix, branches)             what one pass holds: tiles, tokens, query-key pairs
+    counts = packed_counts(tiles, prefix, branches)             content of a microbatch: tiles, tokens, query-key pairs
     parts = training_flops(config, mask, counts, learns)        {"vision": Flops(forward, backward), ...}
-    total(parts)                                                operations of the pass, to be held against a GPU's peak
+    total(parts)                                                FLOPs of the microbatch, to compare with a GPU's peak
     limit_speedup(config, mask, learns, tiles, branches)        packed over one region per sequence, at equal FLOP/s
 
-What is counted: matrix products and convolutions, two operations for each multiply-add, as torch's FlopCounterMode
-does (tests/model/test_flops.py holds these formulas against it). Attention counts the pairs of a query and a key that
-it may see: half of a square where it is causal. A gradient counts where something asks for it:
+Matrix products and convolutions count, two operations per multiply-add, like torch's FlopCounterMode
+(tests/model/test_flops.py compares both). Attention counts the visible query-key pairs: half a square if causal.
+Gradients count where something needs them:
 
     vision tower, projector     frozen and first: forward only
-    frozen linear layer         activations: as much as its forward; its weights: nothing
+    frozen linear layer         activations: same as its forward; its weights: nothing
     LoRA, mask encoder          activations and weights: twice the forward (measured for the mask encoder)
-    attention                   twice the forward, half of that for keys and values that nothing asks of
-    prefix                      nothing in stage 1; with LoRA as above, but of the last layer, whose output nobody
-                                reads, only keys and values
-    first layer's q, k, v       no gradient of their input where that is frozen
-    head                        caption positions alone: activations
+    attention                   twice the forward, half of that for keys and values without gradient
+    prefix                      nothing in stage 1; with LoRA as above, except the last layer, whose output is unused:
+                                only keys and values
+    first layer's q, k, v       no input gradient if the input is frozen
+    head                        caption positions only: activations
 
-Recomputed activations are no work of the model: they are left out unless asked for.
+Recomputed activations are not part of the model's work and are excluded unless requested.
 
-Shapes: T tiles (thumbnail included), P prefix tokens, L tokens of a branch, N mask tokens a tile.
+Shapes: T tiles (thumbnail included), P prefix tokens, L tokens of a branch, N mask tokens per tile.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from ureca.model.mask_encoder import MaskEncoderConfig
 
 PREFIX_MARKUP = 6
-"""Tokens of the prefix that are not the image's: <|im_start|> user \\n <img> </img> \\n."""
+"""Prefix tokens besides image tokens: <|im_start|> user \\n <img> </img> \\n."""
 DELIMITERS = 2
-"""Tokens that the mask encoder puts around a region's mask tokens."""
+"""Delimiter tokens around a region's mask tokens."""
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations."""
+    """Floating-point operations, forward and backward."""
 
     forward: float = 0.0
     backward: float = 0.0
@@ -58,11 +58,11 @@ class Flops:
 
 @dataclass(frozen=True)
 class TrainedParts:
-    """What trains: `Learns(mask_encoder=True)` is stage 1, `Learns(lora_rank=128)` stage 2."""
+    """Trained parts: `TrainedParts(mask_encoder=True)` is stage 1, `TrainedParts(lora_rank=128)` stage 2."""
 
     mask_encoder: bool = False
     lora_rank: int = 0
-    """0: no LoRA."""
+    """LoRA rank; 0: no LoRA."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,21 @@ class Branch:
     """One region of an image: mask tokens, query and caption."""
 
     tokens: int
-    """L, all of them together."""
+    """Total tokens (L)."""
     caption: int
-    """Of these the caption's, end marker included: what the head computes."""
+    """Caption tokens, end token included: the positions of the head."""
     mask_tiles: float
-    """Tiles that went through the mask encoder; 0 without a mask."""
+    """Tiles through the mask encoder; 0 without a mask."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one pass, or several added up, bring before the model."""
+    """Content of one or several microbatches."""
 
     images: int = 0
     regions: int = 0
     tiles: float = 0
-    """Image tiles through the vision tower; 0 where image tokens were kept."""
+    """Image tiles through the vision tower; 0 for cached image features."""
     mask_tiles: float = 0
     prefix: float = 0
     """Tokens that run as a prefix, once for all regions."""
@@ -94,7 +94,7 @@ class Counts:
     prefix_pairs: float = 0
     """Query-key pairs within prefixes."""
     shared_pairs: float = 0
-    """Pairs of a branch's query and a key of its prefix."""
+    """Pairs of a branch query and a prefix key."""
     branch_pairs: float = 0
     """Pairs within branches."""
 
@@ -103,7 +103,7 @@ class Counts:
 
     @property
     def tokens(self) -> float:
-        """Through the language model."""
+        """Tokens through the language model."""
         return self.prefix + self.branch
 
     @property
@@ -112,18 +112,18 @@ class Counts:
 
 
 def prefix_tokens(config: InternVLConfig, tiles: int) -> int:
-    """P: image tokens of all tiles (thumbnail included) and the markup around them."""
+    """Return P: image tokens of all tiles (thumbnail included), plus markup."""
     return config.image_seq_length * tiles + PREFIX_MARKUP
 
 
 def branch_of(*, mask_tiles: int, tokens_per_tile: int, query: int, caption: int) -> Branch:
-    """A region whose mask touches `mask_tiles` tiles; `query` and `caption` count their markup."""
+    """Return the branch of a region whose mask touches `mask_tiles` tiles; `query` and `caption` include markup."""
     mask = tokens_per_tile * mask_tiles + DELIMITERS if mask_tiles else 0
     return Branch(mask + query + caption, caption, mask_tiles)
 
 
 def packed_counts(tiles: int, prefix: int, branches: Sequence[Branch]) -> Counts:
-    """All regions of one image behind one prefix."""
+    """Count all regions of one image behind one prefix."""
     lengths = [branch.tokens for branch in branches]
     return Counts(
         images=1,
@@ -140,7 +140,7 @@ def packed_counts(tiles: int, prefix: int, branches: Sequence[Branch]) -> Counts
 
 
 def single_counts(tiles: int, prefix: int, branches: Sequence[Branch]) -> Counts:
-    """Each region a sequence of its own, with its own pass through vision tower and prefix, as the authors train."""
+    """Count each region as a separate sequence with its own vision forward and prefix, as the authors train."""
     lengths = [prefix + branch.tokens for branch in branches]
     return Counts(
         images=len(branches),
@@ -160,7 +160,7 @@ def _causal(length: float) -> float:
 def training_flops(
     config: InternVLConfig, mask: MaskEncoderConfig, counts: Counts, learns: TrainedParts, *, recompute: bool = False
 ) -> dict[str, Flops]:
-    """Operations by part. `recompute` adds what activation checkpointing does again to the backward."""
+    """Return FLOPs by part. `recompute` adds the recomputation of activation checkpointing to the backward."""
     return {
         "vision": Flops(counts.tiles * vision_tile(config)),
         "projector": Flops(counts.tiles * projector_tile(config)),
@@ -171,21 +171,21 @@ def training_flops(
 
 
 def total(parts: Mapping[str, Flops]) -> float:
-    """Operations of all parts, forward and backward."""
+    """Return the FLOPs of all parts, forward and backward."""
     return sum(part.total for part in parts.values())
 
 
 def limit_speedup(
     config: InternVLConfig, mask: MaskEncoderConfig, learns: TrainedParts, *, tiles: int, branches: Sequence[Branch]
 ) -> float:
-    """How many times faster than one region per sequence packing can be: the ratio of their operations."""
+    """Return the maximum speed-up of packing over one region per sequence: the ratio of their FLOPs."""
     prefix = prefix_tokens(config, tiles)
     packed, single = packed_counts(tiles, prefix, branches), single_counts(tiles, prefix, branches)
     return total(training_flops(config, mask, single, learns)) / total(training_flops(config, mask, packed, learns))
 
 
 def vision_tile(config: InternVLConfig) -> float:
-    """Forward operations of the vision tower for one tile."""
+    """Return the forward FLOPs of the vision tower per tile."""
     vision: Any = config.vision_config
     height, width = (size // patch for size, patch in zip(vision.image_size, vision.patch_size, strict=True))
     patches, hidden = height * width, vision.hidden_size
@@ -196,7 +196,7 @@ def vision_tile(config: InternVLConfig) -> float:
 
 
 def projector_tile(config: InternVLConfig) -> float:
-    """Forward operations of the projector for one tile."""
+    """Return the forward FLOPs of the projector per tile."""
     text: Any = config.text_config
     vision: Any = config.vision_config
     hidden = text.hidden_size
@@ -206,7 +206,7 @@ def projector_tile(config: InternVLConfig) -> float:
 
 @dataclass(frozen=True)
 class _Linear:
-    """Weights of linear layers: the frozen ones, and of LoRA's two matrices the one that reads the input and all."""
+    """Parameter counts of linear layers: frozen weights, LoRA's input matrix, and all of LoRA."""
 
     frozen: float
     down: float
@@ -234,7 +234,7 @@ class _Linear:
 
 
 def language_model(config: InternVLConfig, counts: Counts, learns: TrainedParts, *, recompute: bool = False) -> Flops:
-    """Operations of the language model's layers, without embedding and head."""
+    """Return the FLOPs of the language model's layers, without embedding and head."""
     text: Any = config.text_config
     layers, hidden, inner = text.num_hidden_layers, text.hidden_size, text.intermediate_size
     head_dim = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
@@ -246,7 +246,7 @@ def language_model(config: InternVLConfig, counts: Counts, learns: TrainedParts,
         _Linear.of(shapes, learns.lora_rank)
         for shapes in ([*qkv_shapes, (query, hidden), *mlp_shapes], qkv_shapes, kv_shapes)
     )
-    pair = 4 * query  # scores, and values weighed by them
+    pair = 4 * query  # scores, and weighted values
 
     def forward(tokens: float, pairs: float) -> float:
         return layers * (tokens * every.forward + pairs * pair)
@@ -262,7 +262,7 @@ def language_model(config: InternVLConfig, counts: Counts, learns: TrainedParts,
     if lora:
         prefix = (layers - 1) * (counts.prefix * every.backward + 2 * pair * counts.prefix_pairs)
         prefix += counts.prefix * kv.backward  # the last layer
-        prefix -= counts.prefix * (qkv if layers > 1 else kv).input_gradient  # the first
+        prefix -= counts.prefix * (qkv if layers > 1 else kv).input_gradient  # the first layer
     if recompute:
         branch += forward(counts.branch, counts.shared_pairs + counts.branch_pairs)
         prefix += forward(counts.prefix, counts.prefix_pairs) if lora else 0.0
@@ -270,7 +270,7 @@ def language_model(config: InternVLConfig, counts: Counts, learns: TrainedParts,
 
 
 def head(config: InternVLConfig, caption: float, learns: TrainedParts) -> Flops:
-    """Operations of the vocabulary's head over the caption's positions; its weights are frozen in every stage."""
+    """Return the FLOPs of the vocabulary head over caption positions; its weights are frozen in every stage."""
     text: Any = config.text_config
     forward = 2 * caption * text.hidden_size * text.vocab_size
     return Flops(forward, forward if learns.mask_encoder or learns.lora_rank else 0.0)
@@ -283,7 +283,7 @@ def _mask_encoder(mask: MaskEncoderConfig, tiles: float, learns: TrainedParts) -
 
 @functools.cache
 def mask_encoder_tile(mask: MaskEncoderConfig) -> Flops:
-    """Operations of the mask encoder for one tile: counted by torch on tensors without data, of whatever kind it is."""
+    """Return the FLOPs of the mask encoder per tile, counted by torch on the meta device."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,8 +1,8 @@
-"""The vocabulary's head with its loss, a few hundred caption tokens at a time.
+"""Vocabulary head fused with its loss, a few hundred caption tokens at a time.
 
-The logits of all captions of a step, 150,000 numbers for each token, and what a gradient keeps of them would take more
-memory than the rest of the model. The head's weights are frozen in every stage, so a token's gradient can be had at
-once with its loss: nothing is kept but the gradient itself, and nothing is computed twice.
+Logits of all captions of a step, 150,000 values per token, and their saved gradients would take more memory than the
+rest of the model. The head's weights are frozen in every stage, so a token's gradient is computed with its loss: only
+the gradient is saved, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ import torch
 from torch import Tensor, nn
 
 _TOKENS = 256
-"""Whose logits are there at once: more would leave the caches, fewer would read the weights more often."""
+"""Tokens per chunk: more would exceed the caches, fewer would read the weights more often."""
 
 
 class LossHead(nn.Linear):
-    """transformers' head; with labels it gives losses. Still a module: ZeRO 3 gathers weights module by module."""
+    """transformers' head, which returns losses if labels are given. Still a module: ZeRO 3 gathers weights per
+    module."""
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """`(..., D)` -> logits `(..., V)`; with labels `(n,)`, `(n, D)` -> cross-entropy of each, `(n,)` float32."""
+        """Map `(..., D)` to logits `(..., V)`; with labels `(n,)`, map `(n, D)` to cross-entropies `(n,)` in
+        float32."""
         if labels is None:
             return super().forward(hidden)
-        if self.weight.requires_grad or self.bias is not None:  # a base in its pretraining: its vocabulary is small
+        if self.weight.requires_grad or self.bias is not None:  # a base in pretraining: its vocabulary is small
             logits = super().forward(hidden)
             logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
             return nn.functional.cross_entropy(logits, labels, reduction="none")
         return _FrozenHeadLoss.apply(hidden, self.weight, labels)
 
     @classmethod
-    def take_over(cls, head: nn.Linear) -> None:
-        """Make `head` one of these, in place: its weights and its name stay."""
+    def convert(cls, head: nn.Linear) -> None:
+        """Convert `head` in place, keeping its weights and name."""
         head.__class__ = cls
 
 

@@ -1,23 +1,22 @@
-"""Masks in, tokens out: a region's mask tiles -> its rows `[start, N tokens for each tile, end]`, `(M, D)`.
+"""Mask encoder: a region's mask tiles -> its rows `[start, N tokens per tile, end]`, `(M, D)`.
 
-Two encoders behind one interface, N tokens a tile each:
+Two encoders behind one interface, N tokens per tile each:
 
-- `channels`: the encoder of the URECA paper's authors (arXiv 2504.05305, section 4.1 and appendix A; architecture,
-  first weights and input values as in their code). Two 3x3 convolutions of stride 2 give N channels; every channel's
-  map is flattened and goes through one projection shared by all channels. A token is a filter over the whole tile:
-  what it says of a region of ten pixels drowns in the rest. Tiles that the region leaves empty have tokens too, the
-  same for all of them.
-- `tokens` (default): every token points and describes. Empty tiles have none.
-    where   each of the N tokens picks a spot of the region (its middle, its leftmost part, ...) among the 32x32
-            cells of the tile, and takes up the code of that cell. Codes are learned; where the base has location
-            tokens of its own, they start as the embeddings of these, so that the base knows them at once.
-    what    the mask cut out at its bounding box and seen at 32x32, so that the outline of a tiny region is as
-            sharp as a large one's, with numbers for its box and area.
-  The output has the norm of the language model's own embeddings (a learned gain), where the paper's is hundreds of
-  times larger at the start.
+- `channels`: the encoder of the paper's authors (arXiv 2504.05305, section 4.1 and appendix A; architecture,
+  initialization and input values as in their code). Two 3x3 convolutions of stride 2 give N channels; each channel's
+  map is flattened and projected by one shared projection. A token is a filter over the entire tile, so a region of ten
+  pixels is drowned out by the rest. Empty tiles have tokens too, the same for all of them.
+- `tokens` (default): every token points and describes. Empty tiles have no tokens.
+    where   each of the N tokens picks a spot of the region (its middle, its leftmost part, ...) among the tile's 32x32
+            cells, and receives that cell's code. Codes are learned; if the base has location tokens, codes start as
+            their embeddings, so the base understands them at once.
+    what    the mask cropped to its bounding box and resized to 32x32, so that the outline of a tiny region is as
+            sharp as a large one's, plus numbers for its box and area.
+  The output has the norm of the language model's embeddings (a learned gain); the paper's is hundreds of times larger
+  at initialization.
 
-Shapes: R regions, T tiles of an image (thumbnail last), K of them that a region touches, N tokens a tile, D hidden
-size of the language model, B tiles of all regions, M rows of a region.
+Shapes: R regions, T tiles of an image (thumbnail last), K tiles that a region touches, N tokens per tile, D hidden size
+of the language model, B tiles of all regions, M rows of a region.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from torch import Tensor, nn
 from ureca.errors import ConfigError
 
 GRID = 32
-"""Cells along each side of a tile: one for each patch of 14 px that InternVL cuts a tile of 448 px into."""
+"""Cells along each side of a tile: one per 14 px patch of InternVL's 448 px tile."""
 CUTOUT = 32
-"""Side of the cut-out that a region's outline is read from."""
+"""Side of the crop that a region's outline is read from."""
 _SMALL = {"codes": 0.02, "describe": 0.3, "place": 0.1}
-"""How large the parts of a `tokens` sum start, of what is a usual size. At that size a short training did not learn to
-read codes that the base doesn't know (docs/mask_encoder.md)."""
+"""Initial scale of the summands of `tokens`, relative to the usual one. At the usual scale a short training did not
+learn to read codes that the base does not know (docs/mask_encoder.md)."""
 TILES_AT_ONCE = (8, 64)
-"""Tiles that go through the encoder together, on a CPU, whose caches they have to fit, and elsewhere."""
+"""Tiles per forward of the encoder: on CPUs, whose caches they must fit, and on other devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +50,25 @@ class MaskEncoderConfig:
     tokens_per_tile: int = 8
     """N. The paper's stated default is 8; its best table row uses 16."""
     projection: Literal["linear", "mlp"] = "linear"
-    """Of `channels`: `linear` as in the authors' code, `mlp` as in the paper's text (two layers)."""
+    """Projection of `channels`: `linear` as in the authors' code, `mlp` as in the paper's text (two layers)."""
     input_scale: float = 255.0
-    """Of `channels`: the value that stands for the region's inside. The authors' code feeds 0 and 255."""
+    """Input value inside the region, `channels` only. The authors' code uses 0 and 255."""
     tile_px: int = 448
-    """Side of a tile in pixels; must be that of the base's image tiles."""
+    """Side of a tile in pixels; must equal the base's tile size."""
     hidden_size: int = 4096
     """D, the language model's embedding width."""
     embedding_norm: float = 1.0
-    """Root mean square of one element of the base's text embeddings: where the `tokens` gain starts."""
+    """Root mean square of the base's text embeddings: initial gain of `tokens`."""
     only_inside: bool = True
-    """Of `tokens`: a token points at cells of its region alone. Where false, the tokens of a region smaller than
-    about six cells point far outside of it."""
+    """Restrict tokens to cells of their region, `tokens` only. If false, tokens of regions below about six cells point
+    far outside."""
     waves: int = 8
-    """Of `tokens`: each of the numbers for box and area is told by so many sines, each twice as fine as the one
-    before. Of 8 the finest tells neighboring pixels of a tile apart, of 4 pixels 16 apart."""
+    """Sines per number for box and area, each of twice the previous frequency, `tokens` only. The finest of 8 resolves
+    neighboring pixels of a tile, of 4 pixels 16 apart."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> MaskEncoderConfig:
-        """From JSON. A record that lacks the newer settings is of a model that was trained before they were."""
+        """Create from JSON. Missing newer settings mean a model trained before they existed."""
         return cls(**{"input_scale": 1.0, "only_inside": False, "waves": 4, **record})
 
     def __post_init__(self) -> None:
@@ -88,7 +87,7 @@ class MaskEncoderConfig:
 
 
 def tile_boxes(columns: int, rows: int) -> Tensor:
-    """Where each tile lies in its image, `(T, 4)` as x0, y0, x1, y1 in 0..1; the thumbnail, if any, last."""
+    """Return the box of each tile in its image, `(T, 4)` as x0, y0, x1, y1 in 0..1; a thumbnail is last."""
     boxes = [
         (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
         for row in range(rows)
@@ -101,18 +100,18 @@ def tile_boxes(columns: int, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskTiles:
-    """One region's mask, as `ureca.regions.mask_tiles` cuts it."""
+    """One region's mask, cut by `ureca.regions.tiles.mask_tiles`."""
 
     values: Tensor
-    """`(K, 1, tile_px, tile_px)` float32 in 0..1: the tiles that the region touches, the last of the image always."""
+    """`(K, 1, tile_px, tile_px)` float32 in 0..1: the tiles that the region touches, and always the last one."""
     places: Tensor
-    """`(K,)` int64: which of the image's tiles they are."""
+    """`(K,)` int64: their indices among the image's tiles."""
     grid: tuple[int, int]
-    """(columns, rows) of the image's tiles, the thumbnail not counted."""
+    """(columns, rows) of the image's tiles, thumbnail not counted."""
 
     @property
     def num_tiles(self) -> int:
-        """T, the thumbnail counted."""
+        """T, thumbnail included."""
         columns, rows = self.grid
         return columns * rows + (columns * rows > 1)
 
@@ -121,12 +120,12 @@ class MaskTiles:
 
 
 def rows_of_mask(mask: MaskTiles, tokens_per_tile: int, *, drop_empty: bool) -> int:
-    """M: how many rows a region's mask takes up in the sequence, delimiters included."""
+    """Return M: a region's mask rows in the sequence, delimiters included."""
     return 2 + tokens_per_tile * (len(mask.values) if drop_empty else mask.num_tiles)
 
 
 class MaskEncoder(nn.Module):
-    """See the module's docstring. Owns the two delimiters that stand around a region's mask tokens."""
+    """Mask encoder with the two delimiters around a region's mask tokens."""
 
     def __init__(self, config: MaskEncoderConfig) -> None:
         super().__init__()
@@ -137,31 +136,31 @@ class MaskEncoder(nn.Module):
         self.end = nn.Parameter(torch.randn(config.hidden_size) * config.embedding_norm)
 
     def __call__(self, masks: Sequence[MaskTiles]) -> list[Tensor]:
-        """Encode regions, of one image or of several.
+        """Encode regions of one or several images.
 
         Returns:
-            For each region its rows `(M, D)`: start, N tokens for each tile in the tiles' order, end.
+            Rows `(M, D)` of each region: start, N tokens per tile in tile order, end.
         """
         if not masks:
             return []
-        # Cut into regions only here: DeepSpeed ZeRO 3 counts the tensors that a module returns, and a worker with more
-        # regions than another would seem to have called more modules.
+        # Split into regions only here: DeepSpeed ZeRO 3 counts the tensors that a module returns, and a worker with
+        # more regions would appear to call more modules.
         rows: Tensor = super().__call__(masks)
         drop_empty = isinstance(self.body, _Tokens)
         n = self.config.tokens_per_tile
         return list(rows.split([rows_of_mask(mask, n, drop_empty=drop_empty) for mask in masks]))
 
     def forward(self, masks: Sequence[MaskTiles]) -> Tensor:
-        """The rows of all regions, one after the other, `(sum of M, D)`."""
+        """Return the rows of all regions, concatenated: `(sum of M, D)`."""
         device = self.start.device
         values = [mask.values for mask in masks]
         boxes = [tile_boxes(*mask.grid)[mask.places.cpu()].to(device) for mask in masks]
         needs_empty = isinstance(self.body, _Channels) and any(len(mask.values) < mask.num_tiles for mask in masks)
-        if needs_empty:  # its tokens are the same wherever it lies: one serves all regions
+        if needs_empty:  # an empty tile has the same tokens everywhere: encode one for all regions
             values.append(torch.zeros_like(values[0][:1]))
             boxes.append(boxes[0][:1])
-        # Where DeepSpeed ZeRO 3 spreads the weights (it marks them so), workers gather them together for each call: all
-        # must make equally many, however many tiles each has.
+        # Under DeepSpeed ZeRO 3 (which marks its parameters) workers gather weights in every call, so all must make the
+        # same number of calls regardless of their tiles.
         at_once = sum(map(len, values)) if hasattr(self.start, "ds_id") else TILES_AT_ONCE[device.type != "cpu"]
         tokens: list[Tensor] = []  # (K, N, D) of each region
         for part in _portions(list(map(len, values)), at_once):
@@ -175,7 +174,7 @@ class MaskEncoder(nn.Module):
 
     @torch.no_grad()
     def use_location_embeddings(self, embeddings: Tensor) -> None:
-        """Start the cells' codes from the base's location tokens, `(GRID * GRID, D)` row by row, all at usual size: the
+        """Initialize the cell codes from the base's location tokens, `(GRID * GRID, D)` row by row, at full scale: the
         base can read them from the first step."""
         if isinstance(self.body, _Tokens):
             self.body.codes.copy_(embeddings / embeddings.square().mean().sqrt())
@@ -183,7 +182,7 @@ class MaskEncoder(nn.Module):
 
 
 def _portions(lengths: Sequence[int], limit: int) -> list[slice]:
-    """Neighbors whose lengths sum to at most `limit`, or single ones above it."""
+    """Return slices of neighbors whose lengths sum to at most `limit`, or single longer ones."""
     portions, first, total = [], 0, 0
     for number, length in enumerate(lengths):
         if number > first and total + length > limit:
@@ -194,7 +193,7 @@ def _portions(lengths: Sequence[int], limit: int) -> list[slice]:
 
 
 def _filled(tokens: Tensor, mask: MaskTiles, empty: Tensor) -> Tensor:
-    """`(K, N, D)` -> `(T, N, D)`: an empty tile's tokens `(1, N, D)` where the region touches none."""
+    """Insert the empty tile's tokens `(1, N, D)` where the region touches none: `(K, N, D)` -> `(T, N, D)`."""
     index = torch.full((mask.num_tiles,), len(tokens), device=tokens.device)
     index[mask.places.to(tokens.device)] = torch.arange(len(tokens), device=tokens.device)
     return torch.cat([tokens, empty])[index]
@@ -214,14 +213,14 @@ class _Channels(nn.Module):
             self.projection = nn.Sequential(nn.Linear(features, d), nn.GELU(), nn.Linear(d, d))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                # The authors' own: of a convolution's outputs it counts the channels, not the kernel's area.
+                # The authors' initialization counts output channels, not the kernel's area.
                 fan_in, fan_out = module.weight[0].numel(), len(module.weight)
                 nn.init.normal_(module.weight, std=math.sqrt(2 / (fan_in + fan_out)))
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, masks: Tensor, boxes: Tensor) -> Tensor:  # noqa: ARG002 (one interface)
-        """`(B, 1, H, W)` -> `(B, N, D)`; the tile's place is not told apart."""
+        """Encode `(B, 1, H, W)` to `(B, N, D)`; the tile's position is ignored."""
         x = self.conv1((masks * self.scale).to(self.conv1.weight.dtype)).relu_()
         x = self.conv2(x).relu_()
         out: Tensor = self.projection(x.flatten(2))
@@ -247,22 +246,22 @@ class _Tokens(nn.Module):
         self.place = nn.Linear(4, d)
         self.norm = nn.RMSNorm(d, eps=1e-6)
         nn.init.constant_(self.norm.weight, config.embedding_norm)
-        # Small, for the norm comes after: what a rate moves in a step is then much of them, and they turn soon.
+        # Small, because a norm follows: a step then changes a large part of them, and they turn quickly.
         nn.init.normal_(self.place.weight, std=0.1)
         self.scale_descriptions(_SMALL["describe"], _SMALL["place"])
         nn.init.zeros_(self.place.bias)
 
     @torch.no_grad()
     def scale_descriptions(self, describe: float, place: float) -> None:
-        """Make the weights of what is added to the codes so many times as large."""
+        """Scale the weights of the summands that are added to the codes."""
         last = self.describe[-1]
         assert isinstance(last, nn.Linear)
         last.weight.mul_(describe)
         self.place.weight.mul_(place)
 
     def forward(self, masks: Tensor, boxes: Tensor) -> Tensor:
-        """`(B, 1, H, W)` and each tile's box `(B, 4)` -> `(B, N, D)`."""
-        # What measures the mask does so in its own type: bfloat16 can't tell where a small region is.
+        """Encode `(B, 1, H, W)` and each tile's box `(B, 4)` to `(B, N, D)`."""
+        # Measure in the mask's own dtype: bfloat16 can't locate a small region.
         masks = masks.to(torch.promote_types(masks.dtype, self.codes.dtype))
         with _without_autocast(masks.device.type):
             picked, cutouts, numbers = self._pick(masks), *self._measure(masks)
@@ -271,7 +270,7 @@ class _Tokens(nn.Module):
         return self.norm(where + what + self.place(boxes.to(self.place.weight.dtype)).unsqueeze(1))
 
     def _pick(self, masks: Tensor) -> Tensor:
-        """`(B, N, GRID * GRID)`: how much each token looks at each cell; cells outside the region get nothing."""
+        """Return each token's attention to each cell, `(B, N, GRID * GRID)`; cells outside the region get none."""
         covered = nn.functional.adaptive_avg_pool2d(masks, GRID).flatten(1)
         at = _cell_centers(masks)
         weight = covered / covered.sum(1, keepdim=True).clamp_min(1e-6)
@@ -285,13 +284,13 @@ class _Tokens(nn.Module):
         if not self.only_inside:
             return (scores + coverage_weight * torch.log(covered + 1e-4)[:, None]).softmax(-1)
         most = covered.amax(1, keepdim=True)
-        outside = (covered == 0) & (most > 0)  # of an empty tile all cells are alike
+        outside = (covered == 0) & (most > 0)  # all cells of an empty tile are alike
         share = covered / most.clamp_min(1e-12)
         scores = scores + coverage_weight * torch.log(share + 1e-4)[:, None]
         return scores.masked_fill(outside[:, None], float("-inf")).softmax(-1)
 
     def _measure(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """The mask at its bounding box, `(B, 1, CUTOUT, CUTOUT)`, and numbers for that box and the area, `(B, F)`."""
+        """Return the mask at its bounding box, `(B, 1, CUTOUT, CUTOUT)`, and numbers for box and area, `(B, F)`."""
         box = _bounding_boxes(masks)
         area = masks.flatten(1).mean(1, keepdim=True).clamp_min(1e-6)
         sides = box[:, 2:] - box[:, :2]
@@ -300,7 +299,7 @@ class _Tokens(nn.Module):
         return _cut_out(masks, box), torch.cat([values, waves.sin().flatten(1), waves.cos().flatten(1)], dim=1)
 
     def _looks(self, cutouts: Tensor, numbers: Tensor) -> Tensor:
-        """`(B, N, F)`: outline and box of the region, and which token this is."""
+        """Return outline, box and token identity as features, `(B, N, F)`."""
         x = nn.functional.gelu(self.conv1(cutouts.to(self.conv1.weight.dtype)))
         x = nn.functional.gelu(self.conv2(x))
         outline = self.outline(x.flatten(1))
@@ -311,12 +310,12 @@ class _Tokens(nn.Module):
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    known = torch.amp.is_autocast_available(device_type)  # not on "meta", where operations are counted
+    known = torch.amp.is_autocast_available(device_type)  # not on "meta", where FLOPs are counted
     return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def _wave_codes(width: int) -> Tensor:
-    """`(GRID * GRID, width)`: sines of row and column, unlike for every cell and alike for neighbors; unit scale."""
+    """Return `(GRID * GRID, width)` sines of row and column: distinct per cell, similar for neighbors, unit scale."""
     y, x = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(2, width, generator=generator) * 2.5
@@ -326,9 +325,9 @@ def _wave_codes(width: int) -> Tensor:
 
 
 def _spread_spots(n: int) -> Tensor:
-    """`(N, 3)`: what each token looks for: a direction from the middle (x, y), and how far out it likes to be.
+    """Return `(N, 3)` targets of the tokens: direction from the middle (x, y), and preferred distance.
 
-    The first quarter looks at the middle, the others around it.
+    The first quarter targets the middle, the others the surroundings.
     """
     central = max(1, n // 4)
     around = torch.arange(n - central) / max(1, n - central) * 2 * math.pi
@@ -339,14 +338,14 @@ def _spread_spots(n: int) -> Tensor:
 
 
 def _cell_centers(masks: Tensor) -> Tensor:
-    """`(GRID * GRID, 2)` as x, y in 0..1, in the type and on the device of `masks`."""
+    """Return `(GRID * GRID, 2)` cell centers as x, y in 0..1, in the dtype and on the device of `masks`."""
     line = (torch.arange(GRID, device=masks.device, dtype=masks.dtype) + 0.5) / GRID
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
 def _bounding_boxes(masks: Tensor) -> Tensor:
-    """`(B, 1, H, W)` -> `(B, 4)` x0, y0, x1, y1 in 0..1 of what is above a half, else of all that is not 0."""
+    """Return bounding boxes `(B, 4)`, x0, y0, x1, y1 in 0..1, of values above 0.5, or else of nonzero values."""
     ends = []
     for dim in (2, 1):  # columns, then rows
         line = masks[:, 0].amax(3 - dim)
@@ -361,7 +360,7 @@ def _bounding_boxes(masks: Tensor) -> Tensor:
 
 
 def _cut_out(masks: Tensor, box: Tensor) -> Tensor:
-    """`(B, 1, CUTOUT, CUTOUT)`: each mask at its bounding box, seen twice as fine and averaged."""
+    """Crop each mask to its bounding box: `(B, 1, CUTOUT, CUTOUT)`, sampled at twice the resolution and averaged."""
     center, half = box[:, :2] + box[:, 2:] - 1, box[:, 2:] - box[:, :2]
     theta = torch.zeros(len(masks), 2, 3, device=masks.device, dtype=masks.dtype)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = half[:, 0], half[:, 1], center

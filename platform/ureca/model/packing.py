@@ -1,18 +1,18 @@
 """Pack all regions of an image behind one image prefix.
 
-    prefix_ids     (P,)  [ image ........ | image ... | ... ]                    one for each image, end to end
-    input_ids      (S,)  [ mask query caption | mask query caption | ... ]       one for each region, end to end
+    prefix_ids     (P,)  [ image ........ | image ... | ... ]                    one per image, end to end
+    input_ids      (S,)  [ mask query caption | mask query caption | ... ]       one per region, end to end
     position_ids         [ p ...              | p ...              | ... ]       p: length of its own prefix
 
-A branch's token sees its image's prefix and, causally, its own branch: loss and gradients equal those of R separate
-sequences (tests/model/test_packing.py). Nothing is padded, however unlike images and captions are in length.
+A branch token sees its image's prefix and, causally, its own branch: loss and gradients equal those of R separate
+sequences (tests/model/test_packing.py). Nothing is padded, however different images and captions are in length.
 
-The language model runs twice over the same weights: over the prefixes, where each layer's keys and values are kept,
-then over the branches, where each attends to those (`ureca.model.attention`). Where nothing before them learns, the
-first run needs no gradient.
+The language model runs twice with the same weights: over the prefixes, where each layer's keys and values are kept,
+then over the branches, which attend to these (`ureca.model.attention`). If nothing before the keys and values trains,
+the first run needs no gradient.
 
-Shapes: P tokens of all prefixes, S of all branches, R regions, T tiles, D hidden.
-Source: the sequence, URECA (arXiv 2504.05305) section 4; the packing is ours.
+Shapes: P tokens of all prefixes, S of all branches, R regions, T tiles, D hidden. Source: the sequence, URECA (arXiv
+2504.05305) section 4; the packing is ours.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IGNORED = -100
 @dataclass(frozen=True)
 class RegionExample:
     segmentation: Rle | None
-    """COCO RLE of the region; None leaves out the mask tokens (the control without a region cue)."""
+    """COCO RLE of the region; None omits the mask tokens (the control without a region cue)."""
     query: str
     caption: str
 
@@ -45,42 +45,42 @@ class RegionExample:
 @dataclass(frozen=True)
 class Example:
     image: np.ndarray | Tensor
-    """(H, W, 3) uint8 RGB; or its image tokens (T, 256, D), where they were computed before."""
+    """(H, W, 3) uint8 RGB; or its image tokens (T, 256, D), if already computed."""
     regions: tuple[RegionExample, ...]
     pairs: tuple[tuple[int, int], ...] = ()
-    """For preference tuning: (chosen, rejected), places in `regions` of two captions of one region."""
+    """For preference tuning: (chosen, rejected), indices in `regions` of two captions of one region."""
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Everything a training step needs, on one device."""
+    """All inputs of a training step, on one device."""
 
     prefix_ids: Tensor
     """(P,) int64."""
     prefix_positions: Tensor
     """(P,) int64: from 0 in each image."""
     input_ids: Tensor
-    """(S,) int64; mask positions hold the padding id and are overwritten by mask tokens."""
+    """(S,) int64; mask positions hold the padding id and are replaced by mask tokens."""
     position_ids: Tensor
     """(S,) int64."""
     branch: Tensor
-    """(S,) int64: which branch, counted over all images in the order of the examples."""
+    """(S,) int64: branch index, counted over all images in the order of the examples."""
     labels: Tensor
-    """(S,) int64: the token that position s must predict, -100 where the loss does not look."""
+    """(S,) int64: the token to predict at each position, -100 without loss."""
     is_mask: Tensor
-    """(S,) bool: where mask tokens (delimiters included) go, in order of appearance."""
+    """(S,) bool: positions of mask tokens (delimiters included), in order of appearance."""
     layout: Layout
     """Lengths of prefixes and branches."""
     pixel_values: Tensor | None
-    """(sum of T, 3, tile, tile) float32; None where the examples came with image tokens."""
+    """(sum of T, 3, tile, tile) float32; None if the examples have image tokens."""
     image_features: Tensor | None
-    """(sum of T, 256, D) image tokens where the examples came with them."""
+    """(sum of T, 256, D) image tokens, if the examples have them."""
     mask_tiles: tuple[MaskTiles, ...]
-    """One for each region with a mask, in order of appearance."""
+    """One per region with a mask, in order of appearance."""
     num_regions: int
-    """Branches: a region that is shown with several captions counts once for each."""
+    """Branches: a region with several captions counts once per caption."""
     pairs: Tensor
-    """(K, 2) int64: chosen and rejected branch of each pair, numbered as `branch` does."""
+    """(K, 2) int64: chosen and rejected branch of each pair, numbered like `branch`."""
     counts: Counts
     """Tiles, tokens and query-key pairs, for `ureca.model.flops`."""
 
@@ -105,9 +105,9 @@ def pack(
     """Pack examples into one batch.
 
     Args:
-        examples: either all with their pixels or all with their image tokens.
+        examples: either all with pixels or all with image tokens.
         tokens_per_tile: N of the mask encoder; a region's mask takes N * (kept tiles) + 2 positions.
-        drop_empty: leave out tiles that the region does not touch (the `tokens` encoder does).
+        drop_empty: omit tiles that the region does not touch (encoder `tokens`).
     """
     features = [example.image for example in examples if isinstance(example.image, Tensor)]
     pixels = [processor.image_inputs(e.image) for e in examples if not isinstance(e.image, Tensor)]

@@ -1,12 +1,12 @@
-"""From an image, a region and a query to what the model eats; the one place that knows the sequence.
+"""Processor: images, regions and queries to model inputs; the only module that knows the sequence.
 
     <|im_start|>user\\n<img>IMG_CONTEXT x 256 T</img>\\n   prefix: one per image
     [start, N x T' mask tokens, end]                       mask: one per region
     \\nQUERY<|im_end|>\\n<|im_start|>assistant\\n            branch: after the mask
     CAPTION<|im_end|>                                      target
 
-Source: order image, mask, query: URECA (arXiv 2504.05305) figure 3. Tiles and image tokens are transformers' own
-InternVL processor's; the mask is cut on the same grid. Image first lets all regions of an image share its prefix.
+Source: order image, mask, query: URECA (arXiv 2504.05305) figure 3. Tiles and image tokens are those of transformers'
+InternVL processor; the mask is cut on the same grid. Image first lets all regions of an image share its prefix.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ STYLE_QUERIES: dict[str, str] = {
 IMAGE_QUERY = "what is in the picture?"
 BOX_QUERY = "what fills {box}?"
 GRID = 32
-"""Cells a side of the grid of location tokens (nano's own vocabulary: <p0000> .. <p1023>, row by row)."""
+"""Cells per side of the location token grid (nano's vocabulary: <p0000> .. <p1023>, row by row)."""
 
 
 def location_token(x: float, y: float) -> str:
-    """Location token of the point (x, y), both in 0..1 of the image."""
+    """Return the location token of the point (x, y), both in 0..1 of the image."""
     column = min(int(x * GRID), GRID - 1)
     row = min(int(y * GRID), GRID - 1)
     return f"<p{row * GRID + column:04d}>"
@@ -49,18 +49,18 @@ def location_token(x: float, y: float) -> str:
 def _load(path: str) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(path)
-    except Exception as error:  # of many kinds where a file is missing or damaged
+    except Exception as error:  # many types for missing or damaged files
         raise CheckpointError(
-            f"{path}: no InternVL processor could be loaded ({str(error).splitlines()[0]}); give a folder that holds "
+            f"{path}: no InternVL processor could be loaded ({str(error).splitlines()[0]}); use a folder with "
             "processor_config.json and tokenizer.json, or a hub name this machine can reach"
         ) from error
 
 
 class CaptionerProcessor:
-    """Turns images, masks and queries into model inputs. Thread-safe; holds no state of a request."""
+    """Turns images, masks and queries into model inputs. Thread-safe and stateless per request."""
 
     def __init__(self, hf: ProcessorMixin, *, tile_limit: int) -> None:
-        """`hf`: transformers' InternVLProcessor; `tile_limit`: most tiles, thumbnail not counted."""
+        """Wrap transformers' InternVLProcessor; `tile_limit` is the maximum number of tiles, thumbnail not counted."""
         self.hf = hf
         self.tile_limit = tile_limit
         self.tokenizer: PreTrainedTokenizerBase = hf.tokenizer  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ class CaptionerProcessor:
 
     @classmethod
     def from_pretrained(cls, path: str, *, tile_limit: int) -> CaptionerProcessor:
-        """Load the InternVL processor of a base and set its tile limit. Raises CheckpointError where there is none."""
+        """Load the InternVL processor of a base and set its tile limit. Raises CheckpointError if there is none."""
         return cls(_load(path), tile_limit=tile_limit)
 
     @classmethod
@@ -80,44 +80,45 @@ class CaptionerProcessor:
         """Load the processor of a model directory or export that was trained with `tile_limit`.
 
         Raises:
-            CheckpointError: there is none, or it cuts images into another number of tiles: transformers and vLLM would
-                then see images as the captioner was never trained to.
+            CheckpointError: there is none, or its number of tiles differs: transformers and vLLM would then tile images
+                differently than in training.
         """
         hf: Any = _load(path)
         least, most = hf.image_processor.min_patches, hf.image_processor.max_patches
         if (least, most) != (1, tile_limit):
             raise CheckpointError(
-                f"{path}: processor_config.json cuts an image into {least} to {most} tiles (min_patches, max_patches), "
-                f"captioner_config.json says it was trained with 1 to {tile_limit}; undo the change, or export again"
+                f"{path}: processor_config.json cuts an image into {least} to {most} tiles (min_patches, "
+                f"max_patches), but captioner_config.json was trained with 1 to {tile_limit}; undo the change, or "
+                "export again"
             )
         return cls(hf, tile_limit=tile_limit)
 
     def image_inputs(self, image: np.ndarray | Image.Image) -> Tensor:
-        """`(H, W, 3)` uint8 RGB -> pixel values `(T, 3, tile, tile)` float32, thumbnail last."""
+        """Convert an image `(H, W, 3)` uint8 RGB to pixel values `(T, 3, tile, tile)` float32, thumbnail last."""
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         values = self.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
         return values.reshape(-1, *values.shape[-3:])
 
     def prefix_ids(self, num_tiles: int) -> list[int]:
-        """Token ids of everything before a region's mask tokens, the image's placeholders included."""
-        if num_tiles not in self._prefixes:  # kept: it takes milliseconds, and every image asks for it
+        """Return the token ids before a region's mask tokens, image placeholders included."""
+        if num_tiles not in self._prefixes:  # cached: it takes milliseconds, and every image needs it
             image = f"<img>{'<IMG_CONTEXT>' * self.hf.image_seq_length * num_tiles}</img>"  # type: ignore[attr-defined]
             text = f"<|im_start|>user\n{image}\n"
-            # with the token that a sequence of this vocabulary begins with, if it has one (InternLM2's)
+            # with the vocabulary's first token, if it has one (InternLM2)
             self._prefixes[num_tiles] = tuple(self.tokenizer(text)["input_ids"])
         return list(self._prefixes[num_tiles])
 
     def branch_ids(self, query: str) -> list[int]:
-        """Token ids between the mask tokens and the caption."""
+        """Return the token ids between the mask tokens and the caption."""
         text = f"\n{query}<|im_end|>\n<|im_start|>assistant\n"
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def caption_ids(self, caption: str) -> list[int]:
-        """Token ids of a caption, the end marker included: exactly what the loss covers."""
+        """Return the token ids of a caption, end token included: exactly the positions of the loss."""
         return self.tokenizer(f"{caption}<|im_end|>", add_special_tokens=False)["input_ids"]
 
     def caption_lengths(self, captions: list[str]) -> list[int]:
-        """How many `caption_ids` each caption has."""
+        """Return the number of `caption_ids` of each caption."""
         if not captions:
             return []
         ids = self.tokenizer([f"{caption}<|im_end|>" for caption in captions], add_special_tokens=False)["input_ids"]
@@ -133,7 +134,7 @@ class CaptionerProcessor:
 
     @cached_property
     def location_ids(self) -> list[int] | None:
-        """Ids of the location tokens, row by row; None where the vocabulary has none."""
+        """Ids of the location tokens, row by row; None if the vocabulary has none."""
         vocabulary = self.tokenizer.get_vocab()
         ids = [
             vocabulary.get(location_token((cell % GRID + 0.5) / GRID, (cell // GRID + 0.5) / GRID))
@@ -142,11 +143,11 @@ class CaptionerProcessor:
         return None if None in ids else ids  # type: ignore[return-value]
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(columns, rows) of tiles for an image of `size` (height, width)."""
+        """Return the (columns, rows) of tiles for an image of `size` (height, width)."""
         return tile_grid(size, self.tile_px, self.tile_limit)
 
     def mask_tiles(self, segmentation: Rle) -> MaskTiles:
-        """Mask tiles of a COCO RLE, on the image's own grid, thumbnail last."""
+        """Cut a COCO RLE into mask tiles on the image's own grid, thumbnail last."""
         height, width = segmentation["size"]
         values, places = mask_tiles(segmentation, tile_px=self.tile_px, max_tiles=self.tile_limit)
         return MaskTiles(torch.from_numpy(values), torch.from_numpy(places), self.grid((height, width)))
@@ -159,11 +160,11 @@ class CaptionerProcessor:
         box: tuple[float, float, float, float] | None = None,
         size: tuple[int, int] | None = None,
     ) -> str:
-        """The question to ask.
+        """Return the query text for a style and cue.
 
-        `mask`, `none` and `box` ask in the style's words, with mask tokens before them, with no sign of the region,
-        or with its box (x, y, w, h) in an image of `size` (h, w) in words. `box_question` and `image` ask an untuned
-        base in its own words about the box, or about the whole image. Raises ConfigError for an unknown style.
+        `mask`, `none` and `box` use the style's words: with mask tokens before them, without any region cue, or with
+        the box (x, y, w, h) in an image of `size` (h, w) as text. `box_question` and `image` are an untuned base's own
+        questions about the box or the entire image. Raises ConfigError for an unknown style.
         """
         if style not in STYLE_QUERIES:
             raise ConfigError(f"unknown style {style!r}; known: {', '.join(STYLE_QUERIES)}")
@@ -177,10 +178,10 @@ class CaptionerProcessor:
         return question if cue == "box_question" else f"{question} {STYLE_QUERIES[style]}"
 
     def box_text(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> str:
-        """A box (x, y, w, h) of an image of `size` (h, w) in words that the base knows.
+        """Write a box (x, y, w, h) of an image of `size` (h, w) as text that the base understands.
 
-        Location tokens where the vocabulary has them (nano), else InternVL's form `<box>[[x0, y0, x1, y1]]</box>`
-        in thousandths.
+        Location tokens if the vocabulary has them (nano), else InternVL's form `<box>[[x0, y0, x1, y1]]</box>` in
+        thousandths.
         """
         x, y, w, h = box
         height, width = size

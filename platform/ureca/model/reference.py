@@ -1,8 +1,8 @@
-"""A captioner as it was when its tuning began, beside the one that learns, on the same base.
+"""Reference model for preference tuning: the captioner as it was before tuning, on the same base.
 
-What training changes is small beside the base: LoRA's adapter, and the mask encoder where that learns on. A frozen copy
-of just these is the reference that preference tuning measures against: exact (the same code runs over it), without a
-second base in memory, and part of the module, so that DeepSpeed places, casts and shares it out like everything else.
+Training changes little: LoRA's adapter, and the mask encoder if it trains. A frozen copy of only these is the
+reference. It is exact (the same code runs over it), needs no second base in memory, and is part of the module, so
+DeepSpeed places, casts and partitions it like everything else.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _MASK_ENCODER = "reference_mask_encoder"
 
 
 def keep_reference(captioner: Captioner) -> None:
-    """Keep a frozen copy of what the captioner's tuning changes; call it once, after `Captioner.trainable`.
+    """Keep a frozen copy of the parts that tuning changes; call it once, after `Captioner.trainable`.
 
-    Dropout is off from here on: drawn anew in each run, it would tell the two apart before anything has learned.
+    Dropout is disabled from here on: its random draws would separate the two before anything has been learned.
     """
     (peft_model,) = captioner._peft
     peft_model.add_adapter(_ADAPTER, peft_model.peft_config["default"])
@@ -39,11 +39,11 @@ def keep_reference(captioner: Captioner) -> None:
 
 @contextmanager
 def as_reference(captioner: Captioner) -> Iterator[None]:
-    """Within, the captioner computes, without gradients, what it did when `keep_reference` was called."""
+    """Run the captioner as it was at `keep_reference`, without gradients, inside the block."""
     layers = [module for module in captioner.base.modules() if isinstance(module, BaseTunerLayer)]
     modules = captioner._modules
     tuned = modules["mask_encoder"]
-    # Not peft's `set_adapter`: it would also switch on and off what trains.
+    # Not peft's `set_adapter`: it would also enable and disable training.
     for layer in layers:
         layer._active_adapter = [_ADAPTER]
     modules["mask_encoder"] = modules.get(_MASK_ENCODER, tuned)

@@ -115,7 +115,7 @@ class _Worker:
         self.autocast = plan.workers.bf16 and not plan.workers.use_gpu  # on GPUs DeepSpeed handles bf16
         if self.autocast and plan.workers.zero_stage < 3:
             # After deepspeed.initialize, which converts all weights to float32.
-            self.captioner.hold_frozen_base(torch.bfloat16)
+            self.captioner.cast_frozen_base(torch.bfloat16)
         self.batches.enable_feature_cache()
         self.evaluator = InLoopEvaluator(
             plan.directory,
