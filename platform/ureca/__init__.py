@@ -1,6 +1,6 @@
 """URECA on Ray: a unique caption for every region of every image.
 
-The names below are the public API. Each loads on first use, so `import ureca` stays light.
+The names below are the public API. Each is imported on first use, so `import ureca` stays fast.
 """
 
 import importlib

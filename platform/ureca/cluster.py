@@ -1,8 +1,8 @@
-"""The one place where a job meets Ray: joins a cluster, or starts one on this machine.
+"""Connect a job to Ray: join a cluster, or start one on this machine.
 
-A cluster's machines need not have this package: it is sent along (`py_modules`), also where they have an
-older copy installed. The package's own folder is sent and not `platform/`, whose name would shadow the
-standard library's module if it ever became a package.
+A cluster's machines need not have this package installed: it is sent along (`py_modules`) and takes precedence over an
+older installed copy. The package's folder is sent instead of `platform/`, whose name would shadow the standard
+library's module if it ever became a package.
 """
 
 import logging
@@ -13,27 +13,27 @@ from typing import Any
 
 from ureca.errors import ConfigError
 
-# A pool of labeling actors, two training workers and their controllers each ask for a CPU of their own,
-# though most of them wait most of the time: on a small machine Ray is told of more CPUs than there are.
+# A pool of labeling actors, two training workers and their controllers each request one CPU, though most of them wait
+# most of the time: on a small machine Ray is told of more CPUs than there are.
 _MIN_LOGICAL_CPUS = 4
 
 
 def _address() -> str | None:
-    """The cluster to join; None where a Ray of the process's own is to be started."""
+    """Return the cluster to join; None to start a private Ray."""
     address = os.environ.get("RAY_ADDRESS")
     return address if address and address != "local" else None
 
 
 def joins_cluster() -> bool:
-    """Whether `connect` joins a cluster that others have started; its machines may come when they are asked for."""
+    """Return True if `connect` joins an existing cluster, whose machines may be added on demand."""
     return _address() is not None
 
 
 def before_importing_ray() -> None:
-    """Settle what Ray reads when it is imported: set later, it would hold for its processes but not for this.
+    """Set what Ray reads at import; set later, it would apply to Ray's processes but not to this one.
 
-    A Ray that is started here asks for a token, made on first use. That is Ray's default too, but one of
-    which it warns. Does nothing where Ray is imported already.
+    A Ray started here asks for a token, created on first use. That is Ray's default too, but Ray warns about relying on
+    it. Does nothing if Ray is already imported.
     """
     if _address() is None and "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -42,8 +42,8 @@ def before_importing_ray() -> None:
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a Ray on this machine.
 
-    Does nothing where this process has joined one already. A Ray started here ends with the process.
-    Other clusters that may run on this machine are left alone: name one with RAY_ADDRESS to use it.
+    Does nothing if this process has already joined one. A Ray started here ends with the process. Other clusters on
+    this machine are ignored: set RAY_ADDRESS to use one.
 
     Raises:
         ConfigError: no Ray could be started here, or the cluster that RAY_ADDRESS names can't be joined.
@@ -53,8 +53,8 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    # Ray's account of its start and its workers' chatter would bury the job's lines. What a worker raises
-    # reaches the driver in any case; what it prints is in /tmp/ray/session_latest/logs (or the dashboard).
+    # Ray's startup log and its workers' output would bury the job's lines. Workers' exceptions reach the driver anyway;
+    # their output is in /tmp/ray/session_latest/logs (or the dashboard).
     settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     address = _address()
     try:
@@ -64,14 +64,17 @@ def connect() -> None:
         else:
             cpus = max(_MIN_LOGICAL_CPUS, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
-    except Exception as error:  # Ray has no class of its own for a start that failed
+    except Exception as error:  # Ray has no exception class for a failed start
         raise ConfigError(f"{_what_to_do(address)} Ray says: {' '.join(str(error).split())}") from error
 
 
 def _what_to_do(address: str | None) -> str:
     if address is not None:
-        return f"RAY_ADDRESS={address}: can't be joined. Name a cluster that runs; without it a Ray is started here."
+        return (
+            f"RAY_ADDRESS={address}: can't join this cluster. Set the address of a running cluster, or unset it to "
+            "start a Ray here."
+        )
     return (
-        "Ray could not be started on this machine. One that is very busy, or lacks memory or room on the disk, does "
-        "this; `ureca doctor` looks, and logs are in /tmp/ray/session_latest/logs."
+        "Ray could not be started on this machine. Common causes are a busy machine, or too little memory or disk "
+        "space; run `ureca doctor`, and see the logs in /tmp/ray/session_latest/logs."
     )

@@ -1,4 +1,4 @@
-"""Configuration: one tree of frozen dataclasses, filled from YAML and the command line, refused early.
+"""Configuration: a tree of frozen dataclasses, filled from YAML and the command line, and validated before use.
 
     @dataclass(frozen=True, kw_only=True)
     class PackingConfig:
@@ -7,11 +7,10 @@
 
     python jobs/train_stage2.py --config nano_stage2 --packing.token_budget=4096
 
-Later wins: the field's default, then the YAML file, then the overrides from left to right. A key that no
-field has, or a value that its field's type can't hold, is a `ConfigError` before anything starts; checks
-across fields belong in the dataclass's own `__post_init__`.
-Types: bool, int, float, str, Path, Literal, Optional and unions of these, list, tuple, dict, nested
-dataclasses.
+Precedence, lowest first: the field's default, the YAML file, the overrides from left to right. An unknown key, or a
+value that does not match the field's type, raises `ConfigError` before anything starts; checks across fields belong in
+the dataclass's `__post_init__`. Types: bool, int, float, str, Path, Literal, Optional and unions of these, list, tuple,
+dict, nested dataclasses.
 """
 
 import ast
@@ -41,7 +40,7 @@ _FALSE = ("false", "no", "off", "0")
 
 
 class _Text(str):
-    """A value from the command line: text whose type is the field's, where YAML has types of its own."""
+    """A value from the command line: its type comes from the field, while YAML values have their own types."""
 
 
 def load_config(cls: type[T], argv: list[str] | None = None, *, description: str = "") -> T:
@@ -49,11 +48,11 @@ def load_config(cls: type[T], argv: list[str] | None = None, *, description: str
 
     Args:
         cls: a dataclass.
-        argv: the arguments after the program's name; None takes this process's own.
-        description: what the job does; the first thing `--help` prints.
+        argv: the arguments after the program's name; None: those of this process.
+        description: description of the job at the top of `--help`.
 
     Raises:
-        ConfigError: unknown key, missing or unfitting value, unreadable file.
+        ConfigError: unknown key, missing or invalid value, unreadable file.
         SystemExit: with code 0, after `--help`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -73,7 +72,7 @@ def load_config(cls: type[T], argv: list[str] | None = None, *, description: str
 
 
 def find_config(name: str) -> str:
-    """The file that `name` means: a path, or the name of one in jobs/configs; `.yaml` may be left out."""
+    """Return the file that `name` refers to: a path, or a file of jobs/configs; `.yaml` may be omitted."""
     folders = [_CONFIG_FOLDER, Path(__file__).resolve().parents[2] / _CONFIG_FOLDER]
     candidates = [name, *(str(folder / name) for folder in folders)]
     for candidate in [*candidates, *(f"{candidate}.yaml" for candidate in candidates)]:
@@ -84,7 +83,7 @@ def find_config(name: str) -> str:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The mapping that a YAML file holds; an empty file is an empty mapping."""
+    """Read the mapping in a YAML file; an empty file is an empty mapping."""
     try:
         content = yaml.safe_load(read_bytes(path))
     except yaml.YAMLError as error:
@@ -92,26 +91,26 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, a configuration is a mapping of keys to values.")
+        raise ConfigError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of keys to values.")
     return content
 
 
 def config_from_dict(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
-    """Build `cls` from a mapping as YAML gives it. `where` opens the message of an error.
+    """Build `cls` from a mapping as read from YAML. `where` starts error messages.
 
     Raises:
-        ConfigError: unknown key, missing or unfitting value, or what `__post_init__` refuses.
+        ConfigError: unknown key, missing or invalid value, or an error of `__post_init__`.
     """
     return _build(cls, mapping, where=where, prefix="", base=None)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """The configuration in YAML's own types, such that `config_from_dict` gives an equal one back."""
+    """Return the configuration in YAML's types, such that `config_from_dict` restores an equal one."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
 
 
 def save_config(config: Any, path: str | os.PathLike[str]) -> None:
-    """Write the whole configuration, defaults included, as YAML that `--config` takes."""
+    """Write the complete configuration, defaults included, as YAML for `--config`."""
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True, width=110)
     write_bytes(path, text.encode())
 
@@ -190,7 +189,7 @@ def _nearest(name: str, names: Iterable[str], otherwise: str) -> str:
 
 
 def _build(cls: type[T], mapping: Mapping[str, Any], *, where: str, prefix: str, base: Any) -> T:
-    """`base` is the field's default: a section given in part keeps the rest of it."""
+    """Build `cls` over `base`, the field's default: a section given in part keeps the rest of it."""
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {prefix or 'the file'} is a section, it can't be {mapping!r}.")
     values: dict[str, Any] = {}
@@ -242,7 +241,7 @@ def _convert(annotation: Any, raw: Any, *, where: str, key: str, default: Any = 
 
 
 def _convert_scalar(annotation: Any, raw: Any) -> Any:
-    """The value as the annotation's type, or None where it can't be one."""
+    """Convert the value to the annotation's type; None if that is impossible."""
     if annotation is bool:
         if isinstance(raw, _Text):
             return True if raw.lower() in _TRUE else False if raw.lower() in _FALSE else None
@@ -252,7 +251,7 @@ def _convert_scalar(annotation: Any, raw: Any) -> Any:
     if annotation is Path:
         return Path(raw) if isinstance(raw, str | os.PathLike) else None
     if annotation in (int, float) and not isinstance(raw, bool):
-        # PyYAML reads 1e-4 as text, for want of a dot.
+        # PyYAML reads 1e-4 as text because it has no dot.
         try:
             number = float(raw) if annotation is float or "e" in str(raw).lower() else int(raw)
         except (TypeError, ValueError):
@@ -294,7 +293,7 @@ def _convert_sequence(annotation: Any, raw: Any, *, where: str, key: str) -> Any
 
 
 def _container(raw: Any, *, where: str, key: str) -> Any:
-    """A list or mapping written on the command line is read as YAML, `{a: 1}` or `[1, 2]`."""
+    """Parse a list or mapping written on the command line as YAML, `{a: 1}` or `[1, 2]`."""
     if not isinstance(raw, _Text):
         return raw
     try:
@@ -339,18 +338,18 @@ def _help_fields(cls: type, *, prefix: str, base: Any) -> list[str]:
 
 
 def _flow(value: Any) -> str:
-    """A default in the form the command line takes."""
+    """Return a default in command-line syntax."""
     text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("...\n").strip()
 
 
 def field_types(cls: Any) -> dict[str, Any]:
-    """Each field's annotation, resolved."""
+    """Return each field's resolved annotation."""
     return typing.get_type_hints(cls)
 
 
 def dataclass_in(annotation: Any) -> type | None:
-    """The dataclass that a field holds, seen through Optional; None for a plain value."""
+    """Return the dataclass that a field holds, seen through Optional; None for a plain value."""
     if dataclasses.is_dataclass(annotation):
         return typing.cast(type, annotation)
     if get_origin(annotation) in (Union, types.UnionType):
@@ -359,14 +358,15 @@ def dataclass_in(annotation: Any) -> type | None:
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """The field's default, made anew where a factory makes it; `dataclasses.MISSING` where there is none."""
+    """Return the field's default, created anew by its factory if it has one; `dataclasses.MISSING` without a
+    default."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
 def type_name(annotation: Any) -> str:
-    """The type as help texts and errors name it."""
+    """Return the type's name for help texts and errors."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join("null" if a is type(None) else type_name(a) for a in arguments)
@@ -379,7 +379,7 @@ def type_name(annotation: Any) -> str:
 
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field, from the class's source; base classes included."""
+    """Return the docstring below each field, from the class's source; base classes included."""
     docs: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(owner):

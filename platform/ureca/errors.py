@@ -1,25 +1,25 @@
-"""Errors that a user can do something about.
+"""Errors that the user can fix.
 
-One base class for all of them. A job turns it into exit code 2 and one line on stderr, the labeling pipeline
-into a quarantine row, the service into a 4xx. The text names the input, what was found, and the remedy.
-Anything that is not a `UrecaError` is a fault of this project and keeps its traceback.
+All share one base class. A job turns it into exit code 2 and one line on stderr, the labeling pipeline into a
+quarantine row, the service into a 4xx. The message names the input, the finding and the remedy. Any exception that is
+not a `UrecaError` is a bug in this project and keeps its traceback.
 """
 
 
 class UrecaError(Exception):
-    """Base of every error whose remedy lies with the user. Takes one argument, the message."""
+    """Base of all errors that the user can fix. Takes one argument, the message."""
 
 
 class ConfigError(UrecaError):
-    """A configuration names an unknown key or holds a value that can't work."""
+    """A configuration has an unknown key or an invalid value."""
 
 
 class InputError(UrecaError):
-    """A file, a folder or a request is missing, unreadable or not of the expected form."""
+    """A file, folder or request is missing, unreadable or malformed."""
 
 
 class ImageError(InputError):
-    """An image is missing, truncated, or not of the size its records say."""
+    """An image is missing, truncated, or of another size than recorded."""
 
 
 class MaskError(InputError):
@@ -35,8 +35,8 @@ class EmptyMaskError(MaskError):
 
 
 class StorageError(UrecaError):
-    """A disk is full, or S3 refuses or does not answer: nothing is wrong with the file asked for."""
+    """A disk is full, or S3 refuses or does not answer; the file itself may be intact."""
 
 
 class CheckpointError(UrecaError):
-    """A checkpoint or a model directory is incomplete or does not fit what it is loaded into."""
+    """A checkpoint or model directory is incomplete or does not match the model it is loaded into."""

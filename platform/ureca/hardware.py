@@ -1,6 +1,6 @@
-"""The machine and the versions that a figure was measured with.
+"""Describe the machine and the versions that a figure was measured with.
 
-Standard library only, so that `ureca doctor` works where nothing is installed yet.
+Standard library only, so that `ureca doctor` works before anything is installed.
 """
 
 import datetime
@@ -36,7 +36,7 @@ _VERSIONED = (
 
 
 def capture_context() -> dict[str, Any]:
-    """Where a figure was measured: command, commit, date, machine, versions. In JSON's own types."""
+    """Return command, commit, date, machine and versions of a measurement, in JSON types."""
     return {
         "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -63,7 +63,7 @@ def _output(*command: str, cwd: Path | None = None) -> str | None:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of the code itself, wherever the job was started; null for an installed package."""
+    """Return the commit of the code itself, independent of the working folder; null for an installed package."""
     here = Path(__file__).resolve().parent
     if _output("git", "ls-files", "--error-unmatch", "runs.py", cwd=here) is None:
         return {"commit": None, "dirty": None}
@@ -90,8 +90,8 @@ def _memory_bytes() -> int | None:
 
 @functools.cache
 def list_gpus() -> list[str]:
-    """Name, memory and driver of each NVIDIA GPU of this machine."""
-    # nvidia-smi and not torch: a driver process must not open the GPU that its workers need.
+    """Return name, memory and driver of each NVIDIA GPU of this machine."""
+    # nvidia-smi instead of torch: a driver process must not open the GPU that its workers need.
     listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return listed.splitlines() if listed else []
 
@@ -107,17 +107,17 @@ def installed_version(name: str) -> str | None:
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
     name: str
-    """As the command line takes it, `A100-80GB`."""
+    """Name on the command line, `A100-80GB`."""
     memory_gib: float
-    """Memory that a process can allocate."""
+    """Memory that a process can allocate, in GiB."""
     bf16_flops: float | None
-    """Peak FLOP/s in bfloat16, dense; None where the GPU has no bfloat16."""
+    """Peak dense FLOP/s in bfloat16; None if the GPU has no bfloat16."""
     fp32_flops: float
     """Peak FLOP/s in float32."""
 
 
 def _table(rows: str) -> dict[str, Accelerator]:
-    """Lines of name, GiB, TFLOP/s in bfloat16 (`-`: none), TFLOP/s in float32."""
+    """Parse lines of name, GiB, TFLOP/s in bfloat16 (`-`: none), TFLOP/s in float32."""
     table = {}
     for line in rows.split("\n"):
         if line.strip():
@@ -156,7 +156,7 @@ ACCELERATORS = _table(
     """
 )
 
-# What drivers call them, most special first.
+# Names that drivers report, most specific first.
 _DRIVER_NAMES = (
     (r"B200", "B200"),
     (r"H200", "H200"),
@@ -182,7 +182,7 @@ _DRIVER_NAMES = (
 
 
 def find_accelerator(device_name: str) -> Accelerator | None:
-    """The GPU that a driver names, as `torch.cuda.get_device_name()` gives it; None where it is not in the table."""
+    """Return the GPU for a name from `torch.cuda.get_device_name()`; None if it is not in the table."""
     for pattern, name in _DRIVER_NAMES:
         if re.search(pattern, device_name, re.IGNORECASE):
             return ACCELERATORS[name]
@@ -190,10 +190,10 @@ def find_accelerator(device_name: str) -> Accelerator | None:
 
 
 def parse_gpus(text: str) -> tuple[int, Accelerator]:
-    """`8xA100-80GB` as the number and the kind; without `8x` one.
+    """Parse `8xA100-80GB` into number and kind; without `8x` the number is one.
 
     Raises:
-        ConfigError: not of that form, no GPU at all, or a kind that is not in the table; names the known ones.
+        ConfigError: malformed, zero GPUs, or an unknown kind; lists the known ones.
     """
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?([A-Za-z][\w .-]*?)\s*", text)
     if match is None or match[1] == "0" * len(match[1] or "0"):
@@ -206,9 +206,9 @@ def parse_gpus(text: str) -> tuple[int, Accelerator]:
     if len(several) == 1:
         return int(match[1] or 1), ACCELERATORS[several[0]]
     close = several or difflib.get_close_matches(match[2], ACCELERATORS, n=3, cutoff=0.6)
-    known = f"Known: {', '.join(ACCELERATORS)}; of another give --memory_gb, and --tflops."
+    known = f"Known: {', '.join(ACCELERATORS)}; for another kind set --memory_gb and --tflops."
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"--gpus={text}: {match[2]} is in no table.{meant} {known}")
+    raise ConfigError(f"--gpus={text}: {match[2]} is not a known kind.{meant} {known}")
 
 
 def _bare(name: str) -> str:

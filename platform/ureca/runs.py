@@ -1,11 +1,11 @@
-"""What a job leaves behind and shows: its run folder, one line of progress, one way to end.
+"""Run folder of a job, its progress line, and its exit codes.
 
     runs/<job>/config.yaml     the whole configuration, defaults included
                env.json        command, commit, machine, versions
                metrics.jsonl   one line per `Run.log`
-               summary.json    written last, in one piece: its presence says that the job finished
+               summary.json    written last and atomically: present only if the job finished
 
-A job started again with the same folder goes on in it.
+A job started again with the same folder resumes in it.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ureca.storage.files import to_json, write_json
 
 
 class Run:
-    """The folder of one job's run. Made by `Run.start`."""
+    """Folder of one job's run, created by `Run.start`."""
 
     def __init__(self, job: str, directory: Path, seconds_before: float) -> None:
         self.job = job
@@ -36,22 +36,22 @@ class Run:
 
     @classmethod
     def start(cls, job: str, config: Any, *, directory: str | Path | None = None) -> "Run":
-        """Open the run's folder (`runs/<job>` unless given) and write config.yaml and env.json into it.
+        """Open the run's folder (`runs/<job>` by default) and write config.yaml and env.json into it.
 
-        A folder that an earlier start left is continued: its metrics stay, and keys whose value has changed
-        since are named on stderr.
+        The folder of an earlier start is resumed: its metrics are kept, and keys whose value has changed since are
+        listed on stderr.
 
         Raises:
-            ConfigError: the folder is not on a local disk, or can't be made.
+            ConfigError: the folder is not on a local disk, or can't be created.
         """
         text = os.fspath(directory) if directory is not None else os.path.join("runs", job)
         if "://" in text or text.startswith("s3:/"):
-            raise ConfigError(f"{text}: a run's folder is on the local disk of the driver. Give a local folder.")
+            raise ConfigError(f"{text}: a run's folder must be on the local disk of the driver. Give a local folder.")
         folder = Path(text)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{folder}: can't be made a run's folder ({error.strerror}).") from error
+            raise ConfigError(f"{folder}: can't create a run folder there ({error.strerror}).") from error
         (folder / "summary.json").unlink(missing_ok=True)  # this start has not finished yet
         _tell_changes(folder / "config.yaml", config_to_dict(config))
         save_config(config, folder / "config.yaml")
@@ -69,7 +69,7 @@ class Run:
             file.write(to_json({"seconds": round(self.seconds, 3), **metrics}) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json in one piece and print it as a table."""
+        """Write summary.json atomically and print it as a table."""
         summary = {"job": self.job, "seconds": round(self.seconds, 1), **summary}
         path = self.directory / "summary.json"
         write_json(path, summary)
@@ -80,14 +80,14 @@ class Run:
 
 
 def _last_seconds(metrics: Path) -> float:
-    """The `seconds` of the last line that an earlier start logged."""
+    """Return the `seconds` of the last line that an earlier start logged."""
     if not metrics.is_file():
         return 0.0
     last, text = 0.0, metrics.read_text(encoding="utf-8")
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             last = float(json.loads(line)["seconds"])
-    if text and not text.endswith("\n"):  # a job killed while writing: what follows gets a line of its own
+    if text and not text.endswith("\n"):  # the job was killed while writing: start a new line
         with open(metrics, "a", encoding="utf-8") as file:
             file.write("\n")
     return last
@@ -105,7 +105,7 @@ def _tell_changes(path: Path, config: dict[str, Any]) -> None:
     changed = [key for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
     if changed:
         print(
-            f"{path.parent}: going on with another configuration than before; changed: {', '.join(changed)}",
+            f"{path.parent}: resuming with a different configuration; changed: {', '.join(changed)}",
             file=sys.stderr,
         )
 
@@ -123,13 +123,13 @@ def _cell(value: Any) -> str:
 
 
 class Progress:
-    """One line on stderr, at most every `every_seconds`, that tells a person whether to wait.
+    """Progress line on stderr with rate and remaining time, at most every `every_seconds`.
 
         label  1,204/10,000 images  8.4/s  quarantined 3  left 17m
         train  step 240/2,000  loss 1.214  212 regions/s  left 38m        (counted="step", and notes)
 
-    The rate counts from the first update, so that warming up (engine start, compilation) and what an earlier
-    start had already done don't distort it.
+    The rate counts from the first update, so that warming up (engine start, compilation) and the work of earlier starts
+    do not distort it.
     """
 
     def __init__(
@@ -143,7 +143,8 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`unit` follows the numbers, and their rate; `counted` precedes them instead, without a rate."""
+        """Create a progress line: `unit` follows the numbers and has a rate; `counted` precedes them, without a
+        rate."""
         self._label, self._total, self._unit, self._counted = label, total, unit, counted
         self._every, self._clock = every_seconds, clock
         self._stream = stream
@@ -152,7 +153,8 @@ class Progress:
         self._printed = self._latest = ""
 
     def update(self, done: int, *notes: str, **fields: Any) -> None:
-        """Say that `done` of the total are done; notes follow, and `fields` as `name value`, underscores as spaces."""
+        """Report that `done` of the total are done, followed by notes and `fields` as `name value`, underscores as
+        spaces."""
         now = self._clock()
         if self._first is None:
             self._first = (now, done)
@@ -161,7 +163,7 @@ class Progress:
             self._print(now)
 
     def close(self) -> None:
-        """Print the last state, unless it is the one printed last."""
+        """Print the final state unless it was just printed."""
         if self._latest != self._printed:
             self._print(self._clock())
 
@@ -194,16 +196,17 @@ def _duration(seconds: float) -> str:
 def run_job(main: Callable[[], None]) -> NoReturn:
     """Run a job's `main` and end the process.
 
-    Exit code 0; 2 with one line on stderr for an error that the user can mend; 130 after Ctrl-C. Any other
-    exception is a fault of this project and keeps its traceback.
+    Exit code 0; 2 with one line on stderr for an error that the user can fix; 130 after Ctrl-C. Any other exception is
+    a bug in this project and keeps its traceback.
     """
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        # What a Ray task raises arrives wrapped, its text a remote traceback; the original is its `cause`.
+        # An exception from a Ray task arrives wrapped, with a remote traceback as its text; the original is its
+        # `cause`.
         for candidate in (getattr(error, "cause", None), error):
             if isinstance(candidate, UrecaError):
                 print(f"error: {candidate}", file=sys.stderr)

@@ -1,13 +1,13 @@
-"""Let torchvision import beside a CPU build of torch.
+"""Make torchvision importable with a CPU build of torch.
 
-The CPU build of vLLM brings a torchvision that was compiled for CUDA. Beside CPU torch its compiled library
-does not load, its operators `nms` and `qnms` are never declared, and `import torchvision` dies with
-"operator torchvision::nms does not exist". transformers imports torchvision for InternVL, peft imports
-transformers, so all three fail with it. Declaring the two schemas is enough: nothing here calls them.
+The CPU build of vLLM requires a torchvision that was compiled for CUDA. With CPU torch its compiled library does not
+load, its operators `nms` and `qnms` are never declared, and `import torchvision` fails with "operator torchvision::nms
+does not exist". transformers imports torchvision for InternVL, peft imports transformers, so all three fail. Declaring
+the two schemas is enough: nothing here calls them.
 
-Called before transformers is imported (`ureca.model`) and in each of vLLM's processes, through the entry point
-`vllm.platform_plugins`: vLLM asks those first whether they are its platform (None: no), while its general
-plugins run only after it has imported transformers. Imports torch only when called.
+Called before transformers is imported (`ureca.model`) and in each vLLM process through the entry point
+`vllm.platform_plugins`: vLLM asks those first whether they are its platform (None: no), while its general plugins run
+only after it has imported transformers. Imports torch only when called.
 """
 
 import importlib.util
@@ -18,11 +18,11 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: Any = None  # the declarations live as long as this object
+_library: Any = None  # keeps the declarations alive
 
 
 def declare_missing_operators() -> None:
-    """Declare torchvision's two operators if (and only if) its import fails for want of them.
+    """Declare torchvision's two operators if its import fails because they are missing.
 
     Raises:
         RuntimeError: torchvision's import failed for another reason.

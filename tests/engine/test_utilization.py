@@ -1,6 +1,6 @@
 """How busy an engine was, by a clock that is set by hand."""
 
-from ureca.engine.utilization import Utilization, LoadMeter
+from ureca.engine.utilization import LoadMeter, Utilization
 
 
 class Clock:

@@ -1,1 +1,1 @@
-"""Visual attributes of regions: measure them from pixels, and read them from captions."""
+"""Visual attributes of regions: measured from pixels, and parsed from captions."""

@@ -1,17 +1,16 @@
-"""What a caption asserts about its own region, and which region of an image it fits.
+"""Parse a caption's claims about its region, and find the region of an image that they fit best.
 
     "the small dark blue striped round part in the lower left, at the top of the large red object, the second
      from the left of two alike"
         size small, color dark blue, texture striped, shape round, noun part, place lower left,
         place_in_parent top, parent (size large, color red, noun object), order (2, "left", 2)
 
-Words are looked up in the vocabulary and a short list of synonyms, not in a grammar, so broken sentences of a
-small model still give the claims that they hold. What follows "; it has" is said of the parts and is no claim
-about the region. A place followed by "of the" and a thing is a place in the parent; any other place is one in
-the picture.
+Words are looked up in the vocabulary and a short list of synonyms, without a grammar, so the incomplete sentences of a
+small model still yield their claims. Text after "; it has" describes the parts and makes no claim about the region. A
+place followed by "of the" and a noun is a place in the parent; any other place is one in the image.
 
-Self-retrieval (the caption picks its own region) answers what the paper leaves unchecked: URECA (arXiv
-2504.05305) section 3 rewrites captions to be unique and never asks whether they are.
+Self-retrieval (a caption retrieves its own region) checks what the paper does not: URECA (arXiv 2504.05305) section 3
+rewrites captions to be unique and never verifies it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ RANKS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eig
 NOUNS = ("object", "part", "area")
 
 ATTRIBUTES = ("color", "texture", "shape", "size", "place", "place_in_parent")
-"""What `attribute_hits` can break down, in the order of tables."""
+"""Attributes that `attribute_hits` reports, in the order of tables."""
 
 _PLACE_NAMES = tuple(name for row in PLACES for name in row)
 _SYNONYMS = {
@@ -59,9 +58,9 @@ _SYNONYMS = {
 
 @dataclass(frozen=True)
 class Order:
-    """The `rank`-th (from 1) of `count` regions that the rest of the caption fits alike.
+    """The `rank`-th (from 1) of `count` regions that the rest of the caption fits equally.
 
-    Counted from the left, from the top, or by size, largest first. `count` 0: not said.
+    Counted from the left, from the top, or by size, largest first. `count` 0: not stated.
     """
 
     rank: int
@@ -71,7 +70,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What a caption says of its region; None where it says nothing. Names are those of RegionAttributes."""
+    """Claims of a caption about its region; None where it makes none. Names are those of RegionAttributes."""
 
     noun: str | None = None
     color: str | None = None
@@ -83,7 +82,7 @@ class Claims:
     place_in_parent: str | None = None
     order: Order | None = None
     cell: tuple[int, int] | None = None
-    """(column, row) of the centroid on the measurement's 9 x 9 grid of the picture, from 1."""
+    """(column, row), from 1, of the centroid on the measurement's 9 x 9 grid of the image."""
     parent: Claims | None = None
 
     def __bool__(self) -> bool:
@@ -109,7 +108,7 @@ _COLOR = re.compile(rf"\b{_ONE_COLOR}(?: and {_ONE_COLOR})?")
 
 
 def parse_claims(text: str) -> Claims:
-    """What `text` asserts about its own region (nothing: falsy Claims)."""
+    """Parse the claims of `text` about its own region. Without any, the result is falsy."""
     text = _SYNONYM.sub(lambda match: _SYNONYMS[match[1]], re.sub(r"\s+", " ", text.lower()))
     order = cell = None
     if match := _ORDER.search(text):
@@ -163,10 +162,10 @@ def _first(words: Sequence[str], text: str) -> str | None:
 
 
 def match_score(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> float:
-    """Share of the claims that are true of `regions[index]` (0..1; no claims: 0).
+    """Return the fraction of the claims that are true of `regions[index]` (0..1; no claims: 0).
 
-    A shade of the same color, and a neighboring size, count half. Claims about the parent count half as
-    much as the region's own. Order is not judged here, for it depends on which other regions fit.
+    A shade of the same color, and a neighboring size, count half. Claims about the parent count half as much as the
+    region's own. Order is not judged here, because it depends on which other regions fit.
     """
     judged = list(_judge(claims, index, regions))
     total = sum(weight for _, weight, _ in judged)
@@ -174,12 +173,12 @@ def match_score(claims: Claims, index: int, regions: Sequence[RegionAttributes])
 
 
 def untrue_claims(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> list[str]:
-    """Names of the claims that are not, or not wholly, true of `regions[index]`; order is not judged here."""
+    """Return the names of claims that are not, or only partly, true of `regions[index]`; order is not judged here."""
     return [name for name, _, truth in _judge(claims, index, regions) if truth < 1]
 
 
 def _judge(claims: Claims, index: int, regions: Sequence[RegionAttributes]) -> Iterator[tuple[str, float, float]]:
-    """(name, weight, how true in 0..1) of each claim."""
+    """Yield (name, weight, truth in 0..1) of each claim."""
     region = regions[index]
     if claims.color:
         yield "color", 1.0, _same_color(claims.color, region.color)
@@ -204,11 +203,10 @@ def _same_color(claimed: str, true: str) -> float:
 
 
 def fit_scores(claims: Claims, regions: Sequence[RegionAttributes]) -> list[float]:
-    """How well the claims fit each region of an image (0..1), order included.
+    """Return how well the claims fit each region of an image (0..1), order included.
 
-    An order ("the second from the left of three alike") chooses among the regions that the rest fits best;
-    the others of them lose less than any untrue claim costs. If they are not as many as it says, it chooses
-    nothing.
+    An order ("the second from the left of three alike") selects among the regions that the rest fits best; the others
+    lose less than any false claim costs. If their number differs from the claimed count, the order is ignored.
     """
     scores = [match_score(claims, index, regions) for index in range(len(regions))]
     best = max(scores, default=0.0)
@@ -227,12 +225,12 @@ def in_order(indices: Sequence[int], by: OrderBy, regions: Sequence[RegionAttrib
 
 
 def order_keys(region: RegionAttributes) -> dict[OrderBy, float]:
-    """By what each order sorts: the centroid in 0..1; size such that 0.1 is about a tenth of it."""
+    """Return the sort value per order: the centroid in 0..1; for size, a scale on which 0.1 is about a tenth."""
     return {"left": region.cx, "top": region.cy, "size": -log(region.share)}
 
 
 def picked_region(text: str, regions: Sequence[RegionAttributes]) -> int | None:
-    """The region of an image that `text` fits best, or None where it fits several alike, or none at all."""
+    """Return the region of an image that `text` fits best, or None on a tie or without claims."""
     scores = fit_scores(parse_claims(text), regions)
     best = max(scores, default=0.0)
     fitting = [index for index, score in enumerate(scores) if score > best - 1e-9]
@@ -240,18 +238,19 @@ def picked_region(text: str, regions: Sequence[RegionAttributes]) -> int | None:
 
 
 def picks_own_region(text: str, index: int, regions: Sequence[RegionAttributes]) -> bool:
-    """Whether `text`, the caption of `regions[index]`, fits that region better than any other.
+    """Return True if `text`, the caption of `regions[index]`, fits that region better than any other.
 
-    `regions` are all regions of the image, for parents and orders are looked up there.
+    `regions` must hold all regions of the image: parents and orders are looked up there.
     """
     return picked_region(text, regions) == index
 
 
 def attribute_hits(caption: str, reference: str, truth: Mapping[str, str]) -> dict[str, bool]:
-    """For each attribute that the reference states and the truth knows: does the caption state it right?
+    """Return, for each attribute that the reference states and the truth knows, whether the caption states it
+    correctly.
 
-    `truth` maps names of ATTRIBUTES to words. Saying nothing is wrong. A color is right if its name is right
-    without "dark " or "light ".
+    `truth` maps names of ATTRIBUTES to words. An attribute that is not stated is wrong. A color is correct if its name
+    matches without "dark " or "light ".
     """
     said, stated = parse_claims(caption), parse_claims(reference)
     hits = {}
@@ -263,6 +262,7 @@ def attribute_hits(caption: str, reference: str, truth: Mapping[str, str]) -> di
 
 
 def attribute_accuracy(caption: str, reference: str, truth: Mapping[str, str]) -> float | None:
-    """Share of `attribute_hits` that are right; None where the reference states nothing the truth knows."""
+    """Return the fraction of `attribute_hits` that are correct; None if the reference states nothing the truth
+    knows."""
     hits = attribute_hits(caption, reference, truth)
     return sum(hits.values()) / len(hits) if hits else None

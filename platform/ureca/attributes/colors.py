@@ -1,10 +1,10 @@
 """Names of colors: a table from RGB to the vocabulary's shades, and the one or two that a region shows.
 
-The table gives each of 32x32x32 RGB cells the shade whose center is nearest in OKLab (Björn Ottosson, 2020),
-with the two color axes stretched, for a tint is named long before it is as far from gray as the pure color. A
-few further centers stand for muted colors that photos are full of (skin, wood, leaves, night sky).
-Neighboring shades vote for each other, so that a surface whose pixels fall to both sides of a border still
-gets one name. Black, gray and white speak a little softer than colors: shadow and glare are theirs.
+The table assigns each of 32x32x32 RGB cells the nearest shade in OKLab (Björn Ottosson, 2020), with the two color axes
+stretched, because a tint is named long before it is as far from gray as the pure color. A few additional centers stand
+for muted colors common in photos (skin, wood, leaves, night sky). Neighboring shades vote for each other, so that a
+surface whose pixels fall on both sides of a border still gets one name. Black, gray and white have slightly less weight
+than colors, because of shadow and glare.
 """
 
 from functools import cache
@@ -36,14 +36,14 @@ _FURTHER_CENTERS: tuple[tuple[str, tuple[int, int, int]], ...] = (
 )
 
 SECOND_COLOR_SHARE = 0.18
-"""Smallest share of a region's pixels that is named as its second color."""
+"""Minimum fraction of a region's pixels for its second color."""
 
 _STRETCH = 1.7
 _VOTE_WIDTH = 0.1  # distance over which shades vote for each other
 
 
 def to_oklab(rgb: np.ndarray) -> np.ndarray:
-    """RGB (..., 3) in 0..255 -> OKLab float64 (..., 3): lightness 0..1, two color axes of about -0.3..0.3."""
+    """Convert RGB (..., 3) in 0..255 to OKLab float64 (..., 3): lightness 0..1, two color axes of about -0.3..0.3."""
     value = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     to_cones = np.array(
@@ -65,7 +65,7 @@ def to_oklab(rgb: np.ndarray) -> np.ndarray:
 
 @cache
 def _table() -> np.ndarray:
-    """uint8 (32768,): index into SHADE_NAMES of each RGB cell."""
+    """Return uint8 (32768,): index into SHADE_NAMES of each RGB cell."""
     centers = [(name, rgb) for name, rgb in SHADES.items()] + list(_FURTHER_CENTERS)
     steps = np.arange(32) * 8 + 4
     cells = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -76,31 +76,31 @@ def _table() -> np.ndarray:
 
 @cache
 def _votes() -> np.ndarray:
-    """float64 (S, S): how much a pixel of one shade speaks for another, 1 on the diagonal."""
+    """Return float64 (S, S): vote of a pixel of one shade for another, 1 on the diagonal."""
     centers = np.array(list(SHADES.values()))
     return np.exp(-((_distances(centers, centers) / _VOTE_WIDTH) ** 2))
 
 
 @cache
 def _loudness() -> np.ndarray:
-    """float64 (S,): weight of a pixel of each shade where the main color is chosen."""
+    """Return float64 (S,): weight of a pixel of each shade when the main color is selected."""
     return np.array([0.75 if base_color(name) in ("black", "gray", "white") else 1.0 for name in SHADE_NAMES])
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """float64 (len(a), len(b)): between RGB colors, in OKLab with stretched color axes."""
+    """Return float64 (len(a), len(b)): distances of RGB colors, in OKLab with stretched color axes."""
     difference = to_oklab(a)[:, None, :] - to_oklab(b)[None, :, :]
     return np.sqrt((difference**2 * (1.0, _STRETCH**2, _STRETCH**2)).sum(-1))
 
 
 def shade_counts(pixels: np.ndarray) -> np.ndarray:
-    """Number of pixels of each shade, int64 (S,), ordered as SHADE_NAMES; `pixels` is uint8 (P, 3), RGB."""
+    """Count the pixels of each shade, int64 (S,), ordered as SHADE_NAMES; `pixels` is uint8 (P, 3), RGB."""
     cells = pixels.astype(np.int32) >> 3
     return np.bincount(_table()[(cells[:, 0] << 10) | (cells[:, 1] << 5) | cells[:, 2]], minlength=len(SHADES))
 
 
 def name_colors(counts: np.ndarray) -> tuple[str, str | None]:
-    """The color that most pixels have, and a second one if it covers SECOND_COLOR_SHARE of them.
+    """Return the color of most pixels, and a second one if it covers SECOND_COLOR_SHARE of them.
 
     The second differs from the first in more than "dark" or "light".
     """
@@ -115,6 +115,6 @@ def name_colors(counts: np.ndarray) -> tuple[str, str | None]:
 
 
 def color_features(counts: np.ndarray) -> np.ndarray:
-    """float64 (S,), of length 1: shares of the shades, spread to their neighbors, for comparing regions."""
+    """Return float64 (S,) of length 1: fractions of the shades, spread to their neighbors, to compare regions."""
     spread = np.sqrt(_votes() @ (counts / counts.sum()))
     return spread / np.linalg.norm(spread)

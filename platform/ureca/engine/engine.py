@@ -1,10 +1,9 @@
-"""Captions for all regions of an image from one vLLM engine.
+"""Caption all regions of an image with one vLLM engine.
 
-The first region of an image goes alone until its first token is there: by then the image prefix lies in the
-KV cache, and the other regions follow together and find it. (Sent at once they would all miss, and each would
-compute the image anew.)
-The engine is vLLM's `AsyncLLM`: it batches over everything that is asked at one time, so callers call
-concurrently and nothing here queues. Cancelling a call, or closing its stream, aborts its requests.
+The first region of an image runs alone until its first token. By then the image prefix is in the KV cache, and the
+other regions are sent together and reuse it. Sent at once, they would all miss and each would compute the image. The
+engine is vLLM's `AsyncLLM`, which batches over all concurrent requests: callers call concurrently, and there is no
+queue here. Cancelling a call, or closing its stream, aborts its requests.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ureca.regions.rle import Rle
 
 
 class CaptionEngine:
-    """One vLLM engine with the mask encoder beside it. `await start()` first, `close()` last."""
+    """One vLLM engine and its mask encoder. Call `await start()` first and `close()` last."""
 
     def __init__(
         self,
@@ -49,21 +48,21 @@ class CaptionEngine:
         """Read the export; no process is started yet.
 
         Args:
-            export_dir: what `ureca.model.exporting.export` wrote.
+            export_dir: export written by `ureca.model.exporting.export`.
             dtype: "float32", "bfloat16", or "auto": float32 on a CPU (captions then equal transformers'),
                 bfloat16 on a GPU.
-            max_model_len: most tokens of prompt and caption; None: what the image prefix, the mask and a
-                caption of 256 tokens can need at the export's tile limit.
-            max_num_seqs: most regions in one step of the engine.
-            tensor_parallel_size: GPUs that share the model.
-            gpu_memory_utilization: share of each GPU's memory that the engine may take.
-            prefix_caching: keep the image's KV blocks for its other regions; False only to measure what that saves.
-            name: of the model in vLLM's metrics; None: the folder.
-            stat_loggers: classes that vLLM makes and tells its metrics (`vllm.v1.metrics`); none: it keeps none.
-            on_masks_encoded: called with the seconds that the masks of an image took, from another thread.
+            max_model_len: maximum tokens of prompt and caption; None: enough for the image prefix, the mask and a
+                caption of 256 tokens at the export's tile limit.
+            max_num_seqs: maximum regions per engine step.
+            tensor_parallel_size: number of GPUs that share the model.
+            gpu_memory_utilization: fraction of each GPU's memory that the engine may use.
+            prefix_caching: keep the image's KV blocks for its other regions; False only to measure the saving.
+            name: model name in vLLM's metrics; None: the folder name.
+            stat_loggers: classes of `vllm.v1.metrics` that receive vLLM's metrics; None: no metrics.
+            on_masks_encoded: called from another thread with the seconds spent on an image's masks.
 
         Raises:
-            CheckpointError: the folder is no export, or its parts don't fit each other.
+            CheckpointError: the folder is not an export, or its parts do not match.
         """
         check_dtype(dtype)
         self.export_dir = Path(export_dir)
@@ -79,7 +78,7 @@ class CaptionEngine:
             "stat_loggers": stat_loggers,
         }
         self.load = LoadMeter(max_num_seqs)
-        """Meter of the regions that vLLM captions, from its readiness on."""
+        """Utilization of the engine since it became ready."""
         self._on_masks_encoded = on_masks_encoded
         self._llm: Any = None
 

@@ -1,1 +1,1 @@
-"""Regions of one image: run-length encoded masks, mask tree, tiles. numpy and pycocotools only."""
+"""Regions of one image: run-length encoded masks, mask tree, tiles. Needs only numpy and pycocotools."""

@@ -1,7 +1,7 @@
-"""How much the masks of an image overlap, computed only where it can matter.
+"""Overlap of an image's masks, computed only for pairs that can matter.
 
-Of 100 masks of a photo 4,950 pairs overlap or don't; some 300 of them are a part and its whole. Masks whose boxes
-overlap too little can't be such a pair, which leaves 600 to 1,200 for the runs themselves.
+100 masks have 4,950 pairs; in a photo about 300 of them are a part and its whole. Masks whose boxes overlap too little
+cannot be such a pair, which leaves 600 to 1,200 pairs for the exact computation on the runs.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from ureca.regions.rle import Rle
 def containments(
     rles: Sequence[Rle], areas: np.ndarray, boxes: Sequence[tuple[float, float, float, float]], *, at_least: float
 ) -> np.ndarray:
-    """float64 (n, n): [i, j] = area(i ∩ j) / area(i) for j < i, and 0 wherever that is below `at_least` for sure.
+    """Return float64 (n, n): [i, j] = area(i ∩ j) / area(i) for j < i, and 0 wherever that is certainly below
+    `at_least`.
 
-    `rles` stand largest first and are not empty; `areas` (n,) and `boxes` (x, y, width, height) are theirs. Values
-    that are given are exact; some below `at_least` are among them.
+    `rles` are sorted largest first and not empty; `areas` (n,) and `boxes` (x, y, width, height) belong to them.
+    Nonzero values are exact; some of them may be below `at_least`.
     """
     shares = np.zeros((len(rles), len(rles)))
     if len(rles) < 2:
@@ -26,8 +27,8 @@ def containments(
     left, top, width, height = np.asarray(boxes).T
     columns = _common_length(left, left + width)
     rows = _common_length(top, top + height)
-    # the intersection lies in both boxes, so this is its largest possible area; all are whole numbers, but the product
-    # with `at_least` is rounded
+    # The intersection lies in both boxes, so this is its maximum area. All are integers, but the product with
+    # `at_least` is rounded.
     may_matter = np.tril(columns * rows >= at_least * areas[:, np.newaxis] - 1e-6, -1)
     # pycocotools takes counts as text too, and encodes them again in every call
     packed = [{"size": rle["size"], "counts": rle["counts"].encode()} for rle in rles]
@@ -38,11 +39,11 @@ def containments(
 
 
 def ious(containment: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """float64 (n, n): intersection over union of the pairs whose containment is given, 0 for the others."""
+    """Return float64 (n, n): intersection over union of the pairs whose containment is given, 0 for the others."""
     common = np.rint(containment * areas[:, np.newaxis])
     return common / (areas[:, np.newaxis] + areas - common)
 
 
 def _common_length(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """(n, n): how much of interval i lies in interval j."""
+    """Return (n, n): length of the overlap of interval i with interval j."""
     return np.clip(np.minimum(stop[:, np.newaxis], stop) - np.maximum(start[:, np.newaxis], start), 0, None)

@@ -1,14 +1,13 @@
-"""Masks as COCO run-length encodings: checked at the border, never decoded to be compared.
+"""Masks as COCO run-length encodings, validated on input and never decoded for comparisons.
 
     Rle     {"size": [height, width], "counts": str}, COCO's compressed form; runs go down the columns,
             background first
     mask    bool (H, W)
     bbox    (x, y, width, height) in pixels; box_xyxy is (left, top, right, bottom), right and bottom excluded
 
-pycocotools trusts what it is given: a counts string that breaks off is read past its end, and neighboring
-empty runs end its intersection early. So whatever comes from outside goes through `check_rle` once, which
-reads the runs itself; everything after that may rely on them.
-Source of the string's form: cocodataset/cocoapi common/maskApi.c, rleToString and rleFrString.
+pycocotools does not validate: it reads past the end of a truncated counts string, and adjacent empty runs end its
+intersection early. Every external RLE therefore goes through `check_rle` once, which parses the runs; later code may
+rely on them. Source of the string format: cocodataset/cocoapi common/maskApi.c, rleToString and rleFrString.
 """
 
 import math
@@ -25,16 +24,16 @@ BoolMask = np.ndarray
 Size = tuple[int, int]
 
 _SYMBOLS = bytes(range(48, 48 + 64))
-"""The characters of COCO's string."""
+"""Characters of COCO's string."""
 
 _LONGEST_NUMBER = 8
-"""Symbols; 40 bits are more than any image has pixels."""
+"""Symbols per number; 40 bits exceed any image's pixel count."""
 
 _TEXTS_AT_ONCE = 8
-"""Arrays of more take new pages of memory with every operation, which costs half as much again."""
+"""Larger batches allocate new memory pages in every operation, which costs half as much again."""
 
 _SIGN_OF_LENGTH = np.array([0, *[16 << (5 * place) for place in range(_LONGEST_NUMBER)]], dtype=np.int64)
-"""The sign bit of a number of so many symbols."""
+"""Sign bit of a number, by its number of symbols."""
 
 
 def encode_mask(mask: BoolMask) -> Rle:
@@ -62,7 +61,7 @@ def rle_area(rle: Rle) -> int:
 
 def rle_areas(rles: Sequence[Rle]) -> np.ndarray:
     """int64 (n,): `rle_area` of each."""
-    # pycocotools puts the number of masks into a byte first, which numpy 2 refuses if it does not fit
+    # pycocotools stores the number of masks in one byte first, and numpy 2 raises when it does not fit.
     some = [coco_mask.area(list(rles[start : start + 255])) for start in range(0, len(rles), 255)]
     return np.concatenate(some).astype(np.int64) if some else np.zeros(0, dtype=np.int64)
 
@@ -86,24 +85,24 @@ def iou_matrix(rles: Sequence[Rle]) -> np.ndarray:
 
 
 def check_rle(rle: Mapping[str, Any], size: Size, *, where: str) -> Rle:
-    """Check an RLE from outside against its image and return it compressed, with `counts` as text.
+    """Check an external RLE against its image and return it compressed, with `counts` as text.
 
-    `counts` may be COCO's compressed string (str or bytes) or the uncompressed list of runs. `size` is the
-    image's (height, width); `where` opens the error, e.g. "sa_1.json: region '7'".
+    `counts` may be COCO's compressed string (str or bytes) or the uncompressed list of runs. `size` is the image's
+    (height, width); `where` starts the error message, e.g. "sa_1.json: region '7'".
 
     Raises:
         MaskSizeError: the RLE was made for another image size.
         EmptyMaskError: no pixel is set.
-        MaskError: it is no RLE, or its runs do not fill the image.
+        MaskError: it is not an RLE, or its runs do not fill the image.
     """
     return check_rles([rle], size, where=[where])[0]
 
 
 def check_rles(rles: Sequence[Mapping[str, Any]], size: Size, *, where: Sequence[str]) -> list[Rle]:
-    """`check_rle` of all masks of an image at once, in about half the time; `where` names each.
+    """Apply `check_rle` to all masks of an image at once, in about half the time; `where` names each.
 
     Raises:
-        MaskError: as `check_rle`, of a mask that is wrong.
+        MaskError: as `check_rle`, for the first invalid mask.
     """
     counts = [_counts_of(rle, size, name) for rle, name in zip(rles, where, strict=True)]
     all_runs = _read_runs(counts, where)
@@ -114,7 +113,9 @@ def check_rles(rles: Sequence[Mapping[str, Any]], size: Size, *, where: Sequence
     together = np.concatenate(all_runs)
     num_pixels = np.add.reduceat(together, starts)
     shortest = np.minimum.reduceat(together, starts)
-    longest = np.maximum.reduceat(together, starts)  # longer runs than the image could sum up past 64 bits to its size
+    longest = np.maximum.reduceat(
+        together, starts
+    )  # sums of longer runs could overflow 64 bits
     checked: list[Rle] = []
     for index, (name, runs, text) in enumerate(zip(where, all_runs, counts, strict=True)):
         if num_pixels[index] != height * width or longest[index] > height * width:
@@ -125,7 +126,7 @@ def check_rles(rles: Sequence[Mapping[str, Any]], size: Size, *, where: Sequence
         has_empty_run = shortest[index] == 0
         if len(runs) == 1 or (has_empty_run and not runs[1::2].any()):
             raise EmptyMaskError(f"{name} is an empty mask: no pixel is set. Remove it or encode it again.")
-        if has_empty_run and not runs[1:].all():  # between two others: legal, but see the module's text
+        if has_empty_run and not runs[1:].all():  # between two others: valid, but see the module docstring
             checked.append(_from_runs(_merge_empty_runs(runs).tolist(), size))
         elif isinstance(text, bytes):
             checked.append({"size": [height, width], "counts": text.decode("ascii")})
@@ -135,7 +136,7 @@ def check_rles(rles: Sequence[Mapping[str, Any]], size: Size, *, where: Sequence
 
 
 def box_to_rle(box_xyxy: Sequence[float], size: Size) -> Rle:
-    """The pixels a box touches, as an RLE; the box is cut at the image's border. `size` is (height, width).
+    """Return the pixels that a box touches as an RLE; the box is clipped to the image. `size` is (height, width).
 
     Raises:
         EmptyMaskError: no part of the box lies in the image.
@@ -197,7 +198,7 @@ def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
 
 
 def _counts_of(rle: Mapping[str, Any], size: Size, where: str) -> bytes | list[int]:
-    """The counts of an RLE of the image's size: COCO's string, or the list of runs."""
+    """Return the counts of an RLE of the image's size: COCO's string, or the list of runs."""
     try:
         rle_size = [int(value) for value in rle["size"]]
         counts = rle["counts"]
@@ -225,7 +226,7 @@ def _counts_of(rle: Mapping[str, Any], size: Size, where: str) -> bytes | list[i
 
 
 def _read_runs(all_counts: Sequence[bytes | list[int]], where: Sequence[str]) -> list[np.ndarray]:
-    """Run lengths of each mask, int64 (n,), all >= 0."""
+    """Return the run lengths of each mask, int64 (n,), all >= 0."""
     texts = [counts for counts in all_counts if isinstance(counts, bytes)]
     groups = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
     runs_of_texts = (runs for group in groups for runs in _read_texts(group))
@@ -242,11 +243,11 @@ def _read_runs(all_counts: Sequence[bytes | list[int]], where: Sequence[str]) ->
 
 
 def _read_texts(texts: Sequence[bytes]) -> list[np.ndarray | None]:
-    """Runs of each of COCO's strings, int64; None where one is malformed.
+    """Return the runs of each COCO string, int64; None for a malformed one.
 
-    A number is a group of 6-bit symbols, lowest first: 5 bits of value, bit 32 says that more follow; the
-    last symbol's bit 16 is the sign. From the fourth number on it is the difference to the number two before.
-    Several strings are read in one go: for one alone numpy's calls take longer than their work.
+    A number is a group of 6-bit symbols, lowest first: 5 bits of value, bit 32 says that more follow; the last symbol's
+    bit 16 is the sign. From the fourth number on it is the difference to the number two before. Strings are read in
+    batches: for a single one, numpy's call overhead exceeds the work.
     """
     sound = [
         index
@@ -281,7 +282,7 @@ def _read_texts(texts: Sequence[bytes]) -> list[np.ndarray | None]:
 
 
 def _merge_empty_runs(runs: np.ndarray) -> np.ndarray:
-    """Join what empty runs separate; only the first run (background) may stay empty."""
+    """Join the runs on both sides of an empty run; only the first run (background) may stay empty."""
     is_set = np.arange(len(runs)) % 2 == 1
     kept = np.flatnonzero(runs > 0)
     starts = np.concatenate(([0], np.flatnonzero(np.diff(is_set[kept])) + 1))

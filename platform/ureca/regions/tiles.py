@@ -1,14 +1,13 @@
 """Cut a mask into the tiles its image is cut into.
 
-The grid follows the image's shape alone: the whole picture is squeezed into cols x rows tiles, its own aspect
-ratio ignored, and cut row by row; with more than one tile a thumbnail of the whole picture comes last. A
-mask's tiles correspond one to one to its image's.
+The grid depends on the image's shape alone: the whole image is resized to cols x rows tiles without keeping its aspect
+ratio, and cut row by row; with more than one tile a thumbnail of the whole image comes last. A mask's tiles correspond
+one to one to its image's.
 
-Mask tiles are area averages, in the grid as well as in the thumbnail: a value is the share of its cell that
-the mask covers. Nearest-neighbor sampling, which keeps tiles binary, loses thin and small regions of large
-photos; an average never does, and sums to the region's area whatever the scale.
-Source: InternVL's dynamic_preprocess (internvl/train/dataset.py) for the grid; URECA (arXiv 2504.05305)
-section 4 for doing the same to the mask.
+Mask tiles are area averages, in the grid and in the thumbnail: each value is the fraction of its cell that the mask
+covers. Nearest-neighbor sampling, which keeps tiles binary, loses thin and small regions of large photos; an average
+never does, and its sum is the region's area at any scale. Source: InternVL's dynamic_preprocess
+(internvl/train/dataset.py) for the grid; URECA (arXiv 2504.05305) section 4 for the mask.
 """
 
 import functools
@@ -20,9 +19,10 @@ from ureca.regions.rle import Rle, Size, rle_bbox, rle_runs
 
 
 def tile_grid(size: Size, tile_px: int, max_tiles: int, min_tiles: int = 1) -> tuple[int, int]:
-    """(cols, rows) of an image of `size` (height, width): the grid whose shape is nearest to the image's.
+    """Return (cols, rows) for an image of `size` (height, width): the grid whose aspect ratio is nearest to the
+    image's.
 
-    Where two grids are equally near, the larger one wins if the image has more than half of its pixels.
+    Of two equally near grids, the larger wins if the image has more than half of its pixels.
 
     Raises:
         ConfigError: max_tiles < min_tiles, or one of them < 1.
@@ -40,7 +40,7 @@ def tile_grid(size: Size, tile_px: int, max_tiles: int, min_tiles: int = 1) -> t
 
 @functools.cache
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All (cols, rows) of min_tiles to max_tiles tiles, fewest tiles first, narrow before wide."""
+    """Return all (cols, rows) of min_tiles to max_tiles tiles, fewest tiles first, narrow before wide."""
     if not 1 <= min_tiles <= max_tiles:
         raise ConfigError(f"tiles from {min_tiles} to {max_tiles}: give 1 <= min_tiles <= max_tiles")
     grids = [
@@ -53,15 +53,15 @@ def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 
 def mask_tiles(rle: Rle, *, tile_px: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those tiles of a mask that it touches, and which they are.
+    """Return the tiles that a mask touches, and their indices.
 
-    Only the mask's box is resized, and tiles that it leaves empty are not made: a region of usual size touches one or
-    two of a dozen.
+    Only the mask's box is resized, and tiles that it leaves empty are not created: a typical region touches one or two
+    of a dozen.
 
     Returns:
-        float32 (K, 1, tile_px, tile_px) in 0..1, a value being the share of its cell that the mask covers, and their
-        numbers, int64 (K,): the grid's tiles count row by row, then comes the thumbnail if there are several. The
-        last of all, thumbnail or only tile, is always among them.
+        float32 (K, 1, tile_px, tile_px) in 0..1, the fraction of each cell that the mask covers, and the tiles'
+        indices, int64 (K,): grid tiles row by row, then the thumbnail if there are several. The last tile, thumbnail
+        or only tile, is always included.
     """
     height, width = rle["size"]
     cols, rows = tile_grid((height, width), tile_px, max_tiles)
@@ -81,7 +81,7 @@ def mask_tiles(rle: Rle, *, tile_px: int, max_tiles: int) -> tuple[np.ndarray, n
         if part.any() or num_tiles == 1:
             touched.append((tile, y0, x0, part))
     if num_tiles > 1:
-        # the grid's cells divide the thumbnail's evenly, so averaging them again loses nothing
+        # the grid's cells divide the thumbnail's evenly, so averaging again is exact
         x0, cells = _average_last_axis(cells, first_col, cols * tile_px, tile_px)
         y0, cells = _average_last_axis(np.ascontiguousarray(cells.T), first_row, rows * tile_px, tile_px)
         touched.append((num_tiles, y0, x0, cells.T))
@@ -92,19 +92,19 @@ def mask_tiles(rle: Rle, *, tile_px: int, max_tiles: int) -> tuple[np.ndarray, n
 
 
 def _average_down_columns(rle: Rle, box: tuple[int, int, int, int], num_cells: int) -> tuple[int, np.ndarray]:
-    """The columns of a mask's box (x, y, w, h), each averaged over those of `num_cells` cells that the box touches.
+    """Average the columns of a mask's box (x, y, w, h) over those of `num_cells` cells that the box touches.
 
-    From the runs themselves, which a large photo's mask has a thousand of, where it has millions of pixels. Returns
-    the first touched cell and float32 (w, k).
+    Works on the runs: a large photo's mask has about a thousand of them, but millions of pixels. Returns the first
+    touched cell and float32 (w, k).
     """
     height = rle["size"][0]
     x, y, box_width, box_height = box
     first = y * num_cells // height
     stop = -((y + box_height) * num_cells // -height)
     runs = rle_runs(rle)
-    # Up to the end of each run, pixels so far and those of them inside the region; between ends it grows evenly. All
-    # in parts of a pixel that make borders of cells whole: a border off by a rounding error would let a region touch
-    # the tile beside its own.
+    # Pixels so far, and those inside the region, at the end of each run; both grow linearly in between. Units are
+    # fractions of a pixel in which cell borders are integers: a border off by a rounding error would let a region touch
+    # the neighboring tile.
     inside = np.where(np.arange(len(runs)) % 2, runs, 0)
     kept = runs > 0
     ends = np.concatenate([[0], np.cumsum(runs)[kept]]) * num_cells
@@ -117,18 +117,17 @@ def _average_down_columns(rle: Rle, box: tuple[int, int, int, int], num_cells: i
 def _average_last_axis(values: np.ndarray, start: int, length: int, num_cells: int) -> tuple[int, np.ndarray]:
     """Average `values` (n, m) over the cells its last axis lies in.
 
-    That axis holds the places start, start + 1, … of one of `length`, which is divided into `num_cells` equal
-    cells; places outside `values` count as 0. Returns the first touched cell and the averages of
-    the k touched ones, float32 (n, k).
+    That axis holds the positions start, start + 1, … of an axis of `length`, which is divided into `num_cells` equal
+    cells; positions outside `values` count as 0. Returns the first touched cell and the averages of the k touched ones,
+    float32 (n, k).
     """
     num_values = values.shape[1]
     first = start * num_cells // length
     stop = -((start + num_values) * num_cells // -length)
     if num_cells == length:
         return first, values
-    # A cell's sum is what the running sum gains between its borders; a border inside a place cuts off the
-    # share of that place that lies behind it. Whole numbers, for a border that is off by a rounding error would let
-    # a region touch the tile beside its own.
+    # A cell's sum is the difference of the running sum at its borders; a border inside a position splits that position.
+    # Integers, because a border off by a rounding error would let a region touch the neighboring tile.
     places, parts = np.divmod(np.arange(first, stop + 1) * length, num_cells)
     behind_shares = ((num_cells - parts) / num_cells).astype(np.float32)
     behind_shares[places < start] = 1

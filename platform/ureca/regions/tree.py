@@ -1,21 +1,21 @@
-"""The mask tree of an image: which region is part of which, from run-length encodings alone.
+"""Mask tree of an image: which region is part of which, from run-length encodings alone.
 
     contains      mask i is part of mask j where containment(i, j) = area(i ∩ j) / area(i) >= 0.8
-    order         largest area first, equal areas by id: parents stand before children, and the result
-                  does not depend on the order the masks came in
-    every id      is a region, or one of a region's merged_ids, or among the dropped with its reason
+    order         largest area first, equal areas by id: parents come before children, and the result
+                  does not depend on the input order
+    every id      is a region, or one of a region's merged_ids, or among the dropped with a reason
 
 Two presets:
-    default   Near-duplicates (IoU >= 0.9) are folded into one region first, so that they don't lengthen
-              chains. A mask goes to its best parent: the largest containment, and where several come within
-              0.02 of it the smallest of them. Without that margin a part that sticks out of its whole by a
-              few pixels (a neck of its head, a handle of its spoon) skips to the whole's whole. Only specks
-              are dropped.
-    paper     As the authors' code: no merging; down from the top, into the first (largest) child that
+    default   Near-duplicates (IoU >= 0.9) are first merged into one region, so that they do not lengthen
+              chains. A mask's parent is the one with the largest containment; of several within
+              0.02 of it, the smallest. Without that margin, a part that extends a few pixels beyond its whole
+              (a neck of its head, a handle of its spoon) would become a child of the whole's whole. Only
+              specks are dropped.
+    paper     As the authors' code: no merging; from the top, into the first (largest) child that
               contains the mask; only top-level objects with at least 4 levels, of 0.007 to 0.7 of the image,
               and descendants of at least 0.007, whole subtrees dropped.
-Source: URECA (arXiv 2504.05305) section 3 and appendix E; its repository's utils/make_tree.py and
-preprocess.py (what the paper calls IoU is containment in the code).
+Source: URECA (arXiv 2504.05305) section 3 and appendix E; its repository's utils/make_tree.py and preprocess.py (the
+paper's "IoU" is containment in the code).
 """
 
 from collections.abc import Sequence
@@ -34,24 +34,24 @@ DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 
 @dataclass(frozen=True, kw_only=True)
 class TreeConfig:
-    """How the mask tree is built, and which regions it admits."""
+    """Construction of the mask tree, and the filters on its regions."""
 
     containment: float = 0.8
-    """Share of a mask that must lie in another to be its part."""
+    """Minimum fraction of a mask inside another to be its part."""
     parent_rule: Literal["best", "first"] = "best"
     """best: the parent that contains most of the mask; first: the largest, level by level (as the paper)."""
     containment_margin: float = 0.02
-    """Rule best: of the parents whose containment comes this close to the largest, the smallest wins."""
+    """With rule best: of the parents within this distance of the largest containment, the smallest wins."""
     merge_iou: float | None = 0.9
-    """Masks of at least this IoU become one region; null merges nothing."""
+    """Masks of at least this IoU are merged into one region; null merges nothing."""
     min_area_px: int = 16
-    """A smaller region is dropped with all below it."""
+    """Minimum area in pixels; smaller regions are dropped with their subtree."""
     min_area_share: float = 0.0
-    """A region of a smaller share of the image is dropped with all below it."""
+    """Minimum fraction of the image; smaller regions are dropped with their subtree."""
     max_area_share: float = 1.0
-    """A top-level region of a larger share of the image is dropped with all below it."""
+    """Maximum fraction of the image for a top-level region; larger ones are dropped with their subtree."""
     min_levels: int = 1
-    """A top-level region whose subtree has fewer levels, itself counted, is dropped with all below it."""
+    """Minimum levels of a top-level region's subtree, itself counted; shallower ones are dropped with it."""
 
     def __post_init__(self) -> None:
         shares = {"containment": self.containment, "containment_margin": self.containment_margin}
@@ -69,7 +69,7 @@ class TreeConfig:
 
     @classmethod
     def preset(cls, name: str) -> "TreeConfig":
-        """The settings called "default" or "paper".
+        """Return the preset "default" or "paper".
 
         Raises:
             ConfigError: there is no such preset.
@@ -92,7 +92,7 @@ class TreeConfig:
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask as it comes in, not yet placed in a tree."""
+    """An input mask, not yet placed in a tree."""
 
     region_id: str
     segmentation: Rle
@@ -104,21 +104,21 @@ class Region:
 
     region_id: str
     merged_ids: tuple[str, ...]
-    """Ids of the near-duplicates folded into this region, in the tree's order."""
+    """Ids of the near-duplicates merged into this region, in the tree's order."""
     parent: int
     """Index in the tree's regions; -1 = top level."""
     depth: int
-    """0 = top level."""
+    """0: top level."""
     segmentation: Rle
     area: int
-    """Pixels."""
+    """In pixels."""
     bbox: tuple[float, float, float, float]
     """x, y, width, height in pixels."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A mask that is not in the tree, and why."""
+    """A mask that is not in the tree, and the reason."""
 
     region_id: str
     reason: DropReason
@@ -126,7 +126,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class MaskTree:
-    """The regions of one image, parents before children, and what was left out."""
+    """Regions of one image, parents before children, and the dropped masks."""
 
     size: Size
     """(height, width) of the image."""
@@ -208,15 +208,15 @@ def build_mask_tree(masks: Sequence[Mask], size: Size, config: TreeConfig | None
 
 
 def _natural(region_id: str) -> tuple[bool, int, str]:
-    """Numbers before names, "9" before "10"."""
+    """Sort key: numbers before names, "9" before "10"."""
     is_number = region_id.isascii() and region_id.isdigit()
     return not is_number, int(region_id) if is_number else 0, region_id
 
 
 def _merge_duplicates(iou: np.ndarray, merge_iou: float | None) -> dict[int, list[int]]:
-    """Survivor -> the indices folded into it; `iou` in the tree's order, so the larger survives.
+    """Return survivor -> indices merged into it; `iou` is in the tree's order, so the larger survives.
 
-    A mask joins the survivor it is most like. A mask like a folded one but not like its survivor stays.
+    A mask joins the survivor of highest IoU. A mask similar to a merged one but not to its survivor stays.
     """
     merged: dict[int, list[int]] = {}
     for k in range(len(iou)):
@@ -234,7 +234,7 @@ def _merge_duplicates(iou: np.ndarray, merge_iou: float | None) -> dict[int, lis
 def _best_parents(containment: np.ndarray, config: TreeConfig) -> list[int]:
     parents = []
     for node in range(len(containment)):
-        shares = containment[node, :node]  # only what stands before, that is, what is larger
+        shares = containment[node, :node]  # only earlier, that is, larger masks
         accepting = np.flatnonzero(shares >= config.containment)
         if len(accepting):
             closest = shares[accepting].max() - config.containment_margin
@@ -263,7 +263,7 @@ def _first_parents(containment: np.ndarray, config: TreeConfig) -> list[int]:
 
 
 def _admit(parents: Sequence[int], areas: np.ndarray, size: Size, config: TreeConfig) -> list[DropReason | None]:
-    """Why each node is dropped, None if it is not. Levels are counted before anything is dropped."""
+    """Return why each node is dropped, None if it is kept. Levels are counted before anything is dropped."""
     levels = [1] * len(parents)
     for node in reversed(range(len(parents))):
         if parents[node] >= 0:

@@ -1,10 +1,10 @@
-"""Files on a local disk or in S3, behind the same few functions.
+"""Files on a local disk or in S3, behind the same functions.
 
-A path is a local path, `file:///…`, `s3://bucket/key`, or a part of such a file (`part_of`): a member of a
-tar is read like a file of its own. S3 goes through `pyarrow.fs`, which takes credentials, region and endpoint
-from the environment as the AWS tools do (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …), and through
-boto3 where pyarrow has no call: listing a folder of any size piece by piece, and giving up a half-written file.
-A write is atomic on a local disk and in S3: a reader sees the old content or the new, never half of it.
+A path is a local path, `file:///…`, `s3://bucket/key`, or a part of such a file (`part_of`): a member of a tar is read
+like a separate file. S3 uses `pyarrow.fs`, which takes credentials, region and endpoint from the environment as the AWS
+tools do (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …), and boto3 for what pyarrow lacks: paged listing of large
+folders, and aborting an incomplete upload. Writes are atomic on a local disk and in S3: a reader sees the old content
+or the new, never a mixture.
 """
 
 import contextlib
@@ -32,26 +32,26 @@ _COPY_BYTES = 16 * 2**20
 _PART = re.compile(r"(?P<path>.+)#(?P<name>[^#]+):(?P<offset>\d+)\+(?P<length>\d+)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
-"""What says nothing of the file: no descriptors or memory left, a network folder that is gone."""
+"""Errors unrelated to the file: no descriptors or memory left, or a lost network folder."""
 
 
 class File(NamedTuple):
-    """What `walk_files` yields."""
+    """A file found by `walk_files`."""
 
     below: str
-    """Path below the folder that was walked."""
+    """Path relative to the folder that was walked."""
     path: str
-    """As these functions take it."""
+    """Path for the functions of this module."""
 
 
 @functools.cache
 def _s3(bucket: str) -> fs.FileSystem:
-    # Kept per bucket: making one asks S3 for the bucket's region.
+    # Cached per bucket: creating one asks S3 for the bucket's region.
     return fs.FileSystem.from_uri(f"s3://{bucket}")[0]
 
 
 def filesystem(path: AnyPath) -> tuple[fs.FileSystem, str]:
-    """The file system that holds `path`, and the path inside it (absolute for a local one).
+    """Return the file system that holds `path`, and the path inside it (absolute for a local one).
 
     Raises:
         ConfigError: the path has a scheme other than `file` or `s3`.
@@ -71,7 +71,7 @@ def filesystem(path: AnyPath) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(path: AnyPath) -> str:
-    """The path in a form that means the same in another working folder, without a slash at its end."""
+    """Return the path in a form that is valid in any working folder, without a trailing slash."""
     where, inner = filesystem(path)
     return inner if _is_local(where) else f"s3://{inner}"
 
@@ -82,11 +82,11 @@ def _is_local(filesystem_: fs.FileSystem) -> bool:
 
 @contextlib.contextmanager
 def reading(path: AnyPath) -> Iterator[None]:
-    """Turn what a read of `path` in the body raises into an error that names it and the remedy.
+    """Convert exceptions from reading `path` in the body to an error that names it and the remedy.
 
     Raises:
         InputError: there is no such file, or a local one can't be read.
-        StorageError: S3 refuses or does not answer, or the machine has no more files to open.
+        StorageError: S3 refuses or does not answer, or the machine can't open more files.
     """
     try:
         yield
@@ -97,8 +97,8 @@ def reading(path: AnyPath) -> Iterator[None]:
             raise StorageError(s3.finding(path, error)) from error
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             raise StorageError(
-                f"{path}: can't be read ({os.strerror(error.errno or 0)}). The file itself may be in order; see to the "
-                "limits of this machine (ulimit -n) and to its network folders, and start again."
+                f"{path}: can't be read ({os.strerror(error.errno or 0)}). The file itself may be intact; check this "
+                "machine's limits (ulimit -n) and its network folders, and start again."
             ) from error
         if isinstance(error, OSError):
             raise InputError(f"{path}: can't be read ({error}).") from error
@@ -107,7 +107,7 @@ def reading(path: AnyPath) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(path: AnyPath) -> Iterator[None]:
-    """As `reading`, for a write."""
+    """Like `reading`, for a write."""
     try:
         yield
     except Exception as error:
@@ -117,16 +117,16 @@ def _writing(path: AnyPath) -> Iterator[None]:
             raise StorageError(s3.finding(path, error)) from error
         if isinstance(error, OSError) and error.errno in _FULL:
             raise StorageError(
-                f"{path}: can't be written, the disk is full or a limit is reached ({os.strerror(error.errno or 0)}). "
-                "Free some space or write elsewhere; what was there before is unchanged."
+                f"{path}: can't be written, the disk is full or a quota is reached ({os.strerror(error.errno or 0)}). "
+                "Free some space or write elsewhere; the previous content is unchanged."
             ) from error
         raise StorageError(f"{path}: can't be written ({error}). Check the folder and its permissions.") from error
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that a disk is full or a quota used up; safetensors' own errors say so in words alone.
+    """Return True if an error reports a full disk or quota; safetensors' errors do so only in their text.
 
-    A StorageError is what it was made of.
+    For a StorageError, its cause is checked.
     """
     if isinstance(error, StorageError) and error.__cause__ is not None:
         return is_full_disk(error.__cause__)
@@ -138,24 +138,24 @@ def _is_s3(path: AnyPath) -> bool:
 
 
 def _is_of_storage(error: Exception) -> bool:
-    # boto3 raises its own classes; they must not be imported where S3 is not used
+    # boto3 raises its own classes; they must not be imported where S3 is not used.
     return isinstance(error, OSError) or any(kind.__module__.startswith("botocore.") for kind in type(error).__mro__)
 
 
 def part_of(path: AnyPath, name: str, offset: int, length: int) -> str:
-    """The path of `length` bytes of a file from `offset` on, e.g. of a tar's member `name`."""
+    """Return the path of `length` bytes of a file from `offset` on, e.g. of a tar's member `name`."""
     return f"{os.fspath(path)}#{name.replace('#', '_')}:{offset}+{length}"
 
 
 def file_name(path: AnyPath) -> str:
-    """The last component of a path; of a part, that of its name."""
+    """Return the last component of a path; for a part, its name."""
     text = os.fspath(path)
     part = _PART.fullmatch(text)
     return (part["name"] if part else text).rsplit("/", 1)[-1]
 
 
 def read_bytes(path: AnyPath, *, length: int | None = None) -> bytes:
-    """The content of a file, or its first `length` bytes.
+    """Read a file, or its first `length` bytes.
 
     Raises:
         InputError: there is no such file, or it can't be read.
@@ -177,7 +177,7 @@ def read_bytes(path: AnyPath, *, length: int | None = None) -> bytes:
 
 @contextlib.contextmanager
 def open_input(path: AnyPath) -> Iterator[Any]:
-    """A pyarrow file to read and seek in. Raises as `read_bytes`, in the body too."""
+    """Open a pyarrow file to read and seek in. Raises like `read_bytes`, in the body too."""
     if _PART.fullmatch(os.fspath(path)):
         yield pa.BufferReader(read_bytes(path))
         return
@@ -187,7 +187,7 @@ def open_input(path: AnyPath) -> Iterator[Any]:
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Write a file, making the folders above it. Atomic: on a local disk by renaming, in S3 by nature.
+    """Write a file atomically (local disk: rename; S3: single upload), creating parent folders.
 
     Raises:
         StorageError: the disk is full or read-only, or S3 refuses or does not answer.
@@ -203,9 +203,9 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
 
 @contextlib.contextmanager
 def open_output(path: AnyPath) -> Iterator[IO[bytes]]:
-    """A file to write piece by piece, making the folders above it; it appears when the body ends well.
+    """Open a file to write in pieces, creating parent folders; it appears when the body succeeds.
 
-    If the body raises, what was at `path` before is unchanged.
+    If the body raises, the previous content of `path` is unchanged.
 
     Raises:
         StorageError: as `write_bytes`.
@@ -224,7 +224,7 @@ def open_output(path: AnyPath) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it readable for its owner alone
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it readable only for its owner
             os.replace(temporary, target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -240,7 +240,7 @@ def _umask() -> int:
 
 
 def _jsonable(value: Any) -> Any:
-    """`value` in JSON's own types. JSON has no NaN or infinity: they become the strings "NaN", "Infinity"."""
+    """Convert `value` to JSON types. JSON has no NaN or infinity: they become the strings "NaN", "Infinity"."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if value is None or isinstance(value, str | int | float):
@@ -261,7 +261,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON text of dataclasses, dicts, sequences, paths and numpy values."""
+    """Return JSON text of dataclasses, dicts, sequences, paths and numpy values."""
     return json.dumps(_jsonable(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -271,7 +271,7 @@ def write_json(path: AnyPath, value: Any) -> None:
 
 
 def read_json(path: AnyPath) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         InputError: the file is missing or is not JSON.
@@ -284,23 +284,23 @@ def read_json(path: AnyPath) -> Any:
 
 
 def exists(path: AnyPath) -> bool:
-    """Whether there is a file or folder at `path`. Raises StorageError as `read_bytes`."""
+    """Return True if there is a file or folder at `path`. Raises StorageError like `read_bytes`."""
     return _info(path).type != fs.FileType.NotFound
 
 
 def is_folder(path: AnyPath) -> bool:
-    """Whether there is a folder at `path`. Raises StorageError as `read_bytes`."""
+    """Return True if there is a folder at `path`. Raises StorageError like `read_bytes`."""
     return bool(_info(path).type == fs.FileType.Directory)
 
 
 def file_bytes(path: AnyPath) -> int | None:
-    """The size of a file in bytes; None where there is none. Raises StorageError as `read_bytes`."""
+    """Return the size of a file in bytes; None if there is none. Raises StorageError like `read_bytes`."""
     info = _info(path)
     return int(info.size) if info.type == fs.FileType.File else None
 
 
 def list_folders(path: AnyPath) -> list[str]:
-    """The names of the folders directly in a folder, sorted; none where there is no such folder.
+    """List the names of the folders directly in a folder, sorted; none if there is no such folder.
 
     Raises:
         StorageError: S3 refuses or does not answer.
@@ -312,14 +312,14 @@ def list_folders(path: AnyPath) -> list[str]:
 
 
 def remove_folder(path: AnyPath) -> None:
-    """Remove a folder and all in it, if it is there. Raises StorageError where that can't be done."""
+    """Remove a folder and its content, if it exists. Raises StorageError if that fails."""
     where, inner = filesystem(path)
     with _writing(path), contextlib.suppress(FileNotFoundError):
         where.delete_dir(inner)
 
 
 def copy_folder(source: AnyPath, target: AnyPath, *, last: str = "") -> None:
-    """Copy all files below a folder to another place, each in one piece, the one named `last` after all others.
+    """Copy all files below a folder, each atomically, the one named `last` after all others.
 
     Raises:
         InputError: there is no such folder, or a file in it can't be read.
@@ -338,10 +338,10 @@ def _info(path: AnyPath) -> fs.FileInfo:
 
 
 def list_files(path: AnyPath, suffix: str = "") -> list[str]:
-    """The files directly in a folder whose name ends in `suffix`, sorted, as paths these functions take.
+    """List the files directly in a folder whose name ends in `suffix`, sorted.
 
-    A file stands for itself, so that "one file or a folder of them" needs no case of its own. Names that
-    start with `.` or `_` (half-written files, markers) are left out.
+    The path of a single file returns that file, so "one file or a folder of them" is one case. Names that start with
+    `.` or `_` (incomplete files, markers) are skipped.
 
     Raises:
         InputError: there is neither a file nor a folder at `path`.
@@ -369,9 +369,9 @@ def list_files(path: AnyPath, suffix: str = "") -> list[str]:
 
 
 def walk_files(path: AnyPath) -> Iterator[File]:
-    """All files below a folder, in no order, holding no more than one folder's names (S3: 1,000) at a time.
+    """Yield all files below a folder, unordered, holding at most one folder's names (S3: 1,000) in memory.
 
-    Names that start with `.` are left out, with all below them. Symbolic links are followed.
+    Names that start with `.` are skipped, with their subtree. Symbolic links are followed.
 
     Raises:
         InputError: no such folder.
@@ -384,7 +384,7 @@ def walk_files(path: AnyPath) -> Iterator[File]:
 
 
 def _walk_local(root: str) -> Iterator[File]:
-    seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
+    seen: set[tuple[int, int]] = set()  # a link may point back to a parent folder
     for folder, subfolders, names in os.walk(root, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:

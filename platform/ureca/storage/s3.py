@@ -1,6 +1,6 @@
-"""What S3 has and pyarrow has no call for: lists of any length, files given up halfway, errors in plain words.
+"""S3 calls that pyarrow lacks: paged listing, abortable uploads, readable errors.
 
-boto3 takes credentials, region and endpoint from the same places as pyarrow does. It is imported when it is called.
+boto3 uses the same sources of credentials, region and endpoint as pyarrow. It is imported on use.
 """
 
 import os
@@ -9,40 +9,40 @@ from collections.abc import Iterator
 from typing import Any
 
 _UPLOAD_BYTES = 16 * 2**20
-"""Of one part. S3 takes 10,000 of them: a file of 160 GB."""
+"""Size of one part. S3 allows 10,000 parts: a file of 160 GB."""
 
 
 def finding(path: str | os.PathLike[str], error: Exception) -> str:
-    """One line on what S3 said when it was asked for `path`, and what to do. pyarrow's errors and boto3's."""
+    """Describe S3's error for `path` and the remedy in one line. Accepts pyarrow's errors and boto3's."""
     text = " ".join(str(error).split())
     said = _said(text)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if re.search(r"NETWORK_CONNECTION|REQUEST_TIMEOUT|Could not connect|[Cc]onnect(ion)? ?timeout|resolve host", text):
         return (
-            f"{path}: no answer from S3 at {endpoint or 'Amazon'} ({said}). "
-            "Check the network, AWS_ENDPOINT_URL and AWS_REGION; the same command goes on later."
+            f"{path}: no answer from S3 at {endpoint or 'Amazon'} ({said}). Check the network, AWS_ENDPOINT_URL and "
+            "AWS_REGION, then run the same command again; it resumes."
         )
     if re.search(r"status 301|PermanentRedirect|AuthorizationHeaderMalformed|bucket is located in", text):
         region = re.search(r"bucket is located in '([^']+)'", text)
         remedy = f"Set AWS_REGION={region[1]}." if region else "Set AWS_REGION to the bucket's own."
-        return f"{path}: the bucket is in another region than the one asked. {remedy}"
+        return f"{path}: the bucket is in another region than the configured one. {remedy}"
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|Bucket .* not found", text):
         return f"{path}: there is no such bucket. Check its name, AWS_REGION and AWS_ENDPOINT_URL."
     if not _has_credentials():
         return (
-            f"{path}: S3 refuses access ({said}), and no AWS credentials were found. "
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+            f"{path}: S3 denies access ({said}), and no AWS credentials were found. Set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         )
     if re.search(r"ACCESS_DENIED|AccessDenied|ACCESS_KEY|AccessKey|SIGNATURE|Signature|TOKEN|Token|403", text):
         return (
-            f"{path}: S3 refuses access with the AWS credentials that were found ({said}). "
-            "Check that they are those of this bucket, and allow to list, read and write it."
+            f"{path}: S3 denies access with the AWS credentials that were found ({said}). Check that they belong to "
+            "this bucket and allow list, read and write."
         )
-    return f"{path}: S3 fails ({said}). Try again later; the same command goes on where it was."
+    return f"{path}: S3 failed ({said}). Run the same command again later; it resumes."
 
 
 def _said(text: str) -> str:
-    """The core of a long error: curl's words, or S3's own name for it."""
+    """Extract the core of a long error: curl's message, or S3's error code."""
     for pattern in (r"curlCode: \d+, ([^;]*)", r"AWS Error (.*?) during", r"An error occurred \((\w+)\)"):
         found = re.search(pattern, text)
         if found:
@@ -57,7 +57,7 @@ def _has_credentials() -> bool:
 
 
 def list_objects(inner: str) -> Iterator[tuple[str, str]]:
-    """(key below, "bucket/key") of every object below `inner`, "bucket" or "bucket/folder", in the order of keys."""
+    """Yield (relative key, "bucket/key") of every object below `inner`, "bucket" or "bucket/folder", sorted by key."""
     import boto3
 
     bucket, _, key = inner.partition("/")
@@ -70,9 +70,9 @@ def list_objects(inner: str) -> Iterator[tuple[str, str]]:
 
 
 class Upload:
-    """Parts of a file on their way to S3, where it appears with the last of them or not at all.
+    """A multipart upload to S3: the file appears with its last part or not at all.
 
-    pyarrow's own stream completes the file when an exception closes it, and half a file takes the old one's place.
+    pyarrow's own stream completes the file when an exception closes it, so half a file would replace the old one.
     """
 
     closed = False
@@ -95,7 +95,7 @@ class Upload:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: a part is sent when it is full."""
+        """Do nothing: a part is sent when it is full."""
 
     def _send(self, data: bytes) -> None:
         if self._upload is None:

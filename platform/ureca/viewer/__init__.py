@@ -1,1 +1,1 @@
-"""Images and pages for people: drawn regions, plots, gallery, report."""
+"""Visualization: drawn regions, plots, gallery, report."""

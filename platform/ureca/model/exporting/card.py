@@ -1,11 +1,11 @@
-"""The model card of an export: README.md with the hub's front matter, written from what is known and nothing else.
+"""Model card of an export: README.md with the hub's front matter, written only from recorded facts.
 
     base and its license     licenses.py
-    data, recipe, figures    training.json, which training writes into the model directory and export carries on
+    data, recipe, figures    training.json, which training writes into the model directory and export copies
     scores with intervals    scores.json of jobs/evaluate.py or jobs/nano_benchmark.py
-    how to load it           code that tests/model/exporting/test_card.py and tests/engine/test_card.py run as it stands
+    how to load it           code that tests/model/exporting/test_card.py and tests/engine/test_card.py execute
 
-What nobody recorded is said to be unrecorded.
+Missing facts are stated as not recorded.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ TITLES = {
 }
 _GROUPS = {"drawn": "drawn scenes", "photo": "photos"}
 _HIDDEN = ("run_directory", "eval", "checkpoints")
-"""Settings that don't bear on the weights."""
+"""Settings that do not affect the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardText:
-    """What only the person who exports knows."""
+    """Text of the card that only the exporting person knows."""
 
     name: str
-    """Of the export: the name of its folder, by which the card's code loads it."""
+    """Name of the export and of its folder, used by the card's code."""
     title: str = ""
     about: str = ""
-    """Markdown under the title."""
+    """Markdown below the title."""
     license: str = ""
-    """Of the export; empty: the base's."""
+    """License of the export; empty: the base's."""
     data: str = ""
-    """One line about the images: where they come from, and their license."""
+    """One line on the source of the images and their license."""
     limits: str = ""
-    """Markdown: what else it can't do."""
+    """Markdown: further limitations."""
     datasets: Sequence[str] = ()
-    """Hub names of what it was trained on."""
+    """Hub names of the training datasets."""
     language: Sequence[str] = ("en",)
     variant: str = "mask_stage2"
-    """Which row of the scores this model is."""
+    """Row of the scores that is this model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +80,12 @@ def model_card(
     mask_encoder_parameters: int,
     checked: str = "",
 ) -> str:
-    """The card. `training`: training.json's content, `scores`: scores.json's, either may be empty.
+    """Return the card's Markdown.
 
-    `checked`: one sentence that says how the export was verified.
+    Args:
+        training: content of training.json; may be empty.
+        scores: content of scores.json; may be empty.
+        checked: one sentence on how the export was verified.
     """
     facts = _Facts(
         config=config,
@@ -234,7 +237,7 @@ def _data(facts: _Facts) -> str:
     if not seen:
         lines.append("Not recorded: the model directory holds no training.json.")
     elif not facts.text.data:
-        lines.append("\nThe table does not say where its images come from, nor their licenses.")
+        lines.append("\nThe table does not name the source of its images or their licenses.")
     return "## Data\n\n" + "\n".join(lines)
 
 
@@ -274,10 +277,10 @@ def _recipe(facts: _Facts) -> str:
 def _scores(facts: _Facts) -> str:
     groups = facts.scores.get("groups", {})
     if not groups:
-        return "## Scores\n\nNone were given when this was exported: `python jobs/evaluate.py` measures them."
+        return "## Scores\n\nNone were given at export: measure them with `python jobs/evaluate.py`."
     parts = ["## Scores", "Intervals are 95%, bootstrapped over images; METEOR is METEOR 1.5 (Java)."]
     for kind, group in groups.items():
-        table = {**group["scores"], "the labels themselves": group.get("ceiling") or {}}
+        table = {**group["scores"], "reference labels": group.get("ceiling") or {}}
         columns = [name for name in TITLES if any(name in scores for scores in table.values())]
         rows = [
             "| | " + " | ".join(TITLES[name] for name in columns) + " |",
@@ -303,17 +306,18 @@ def _interval(score: Mapping[str, float] | None, *, bold: bool) -> str:
 
 def _limits(facts: _Facts) -> str:
     lines = [
-        "- It describes a region that it is given and finds none by itself.",
-        f"- It was trained with at most {facts.config.tile_limit} image tiles and answers with as many; the limit is "
-        "part of `captioner_config.json`.",
-        f"- Captions are in {', '.join(facts.text.language)}, in the wording of its labels.",
+        "- It describes a given region; it does not find regions.",
+        f"- It was trained with at most {facts.config.tile_limit} image tiles and uses the same limit, stored in "
+        "`captioner_config.json`.",
+        f"- Captions are in {', '.join(facts.text.language)}, in the style of its labels.",
     ]
     if facts.config.base == "nano":
         lines.append(
-            "- Its base learned from drawn scenes alone: colors, textures, shapes, sizes and places, no world."
+            "- Its base was trained only on synthetic scenes: colors, textures, shapes, sizes and places, no world "
+            "knowledge."
         )
     if not facts.scores.get("groups"):
-        lines.append("- How well it captions has not been measured on held-out images.")
+        lines.append("- Its captions have not been scored on held-out images.")
     if facts.text.limits:
         lines.append(facts.text.limits)
     return "## Limits\n\n" + "\n".join(lines)
@@ -323,12 +327,14 @@ def _license(facts: _Facts) -> str:
     license_ = facts.license
     link = f" ({license_.link})" if license_.link else ""
     lines = [
-        f"The base, {_base_name(facts)}: **{license_.label}**{link}, as known from {license_.source}. {license_.note}"
+        f"The base, {_base_name(facts)}: **{license_.label}**{link}, according to {license_.source}. {license_.note}"
     ]
     if facts.text.license:
-        lines.append(f"What training added is given under **{facts.text.license}**; the base's terms hold besides.")
+        lines.append(
+            f"The additions of training are licensed under **{facts.text.license}**; the base's terms apply too."
+        )
     else:
-        lines.append("These weights are a derivative of the base and stand under its terms.")
+        lines.append("These weights are a derivative of the base and subject to its terms.")
     return "## License\n\n" + "\n".join(line.strip() for line in lines)
 
 

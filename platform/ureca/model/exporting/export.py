@@ -1,9 +1,9 @@
-"""Export: merge LoRA and write what a server loads.
+"""Export: merge LoRA and write the files that a server loads.
 
-config.json, model*.safetensors     a plain HF-native InternVL: any stock transformers or vLLM loads it
-mask_encoder.safetensors            and captioner_config.json: what turns masks into tokens
+config.json, model*.safetensors     a plain HF-native InternVL that stock transformers and vLLM load
+mask_encoder.safetensors            and captioner_config.json: mask encoder and projection
 tokenizer and processor files
-training.json                       what it was trained on, and how; from the model directory
+training.json                       training data and recipe, from the model directory
 README.md                           the model card (card.py)
 """
 
@@ -40,20 +40,20 @@ def export(
     scores: Mapping[str, Any] | None = None,
     verify: Callable[[Path], str] | None = None,
 ) -> Path:
-    """Merge the model directory's adapter into its base and write the export in one piece.
+    """Merge the model directory's adapter into its base and write the export atomically.
 
     Args:
-        dtype: of the stored weights.
-        card: what the model card says besides what is recorded; None: only that, under the folder's name.
+        dtype: dtype of the stored weights.
+        card: additional text of the model card; None: recorded facts only, under the folder's name.
         scores: scores.json of an evaluation of this model.
-        verify: is called with the folder before it stands under its name; returns one sentence for the card, or
+        verify: called with the folder before it gets its final name; returns one sentence for the card, or
             raises, and then there is no export.
 
     Returns:
         `out_dir`.
 
     Raises:
-        CheckpointError: `model_dir` is no model directory, or its base differs; or what `verify` raises.
+        CheckpointError: `model_dir` is not a model directory, or its base differs; or what `verify` raises.
     """
     out = Path(out_dir)
     captioner = merged(model_dir, dtype)
@@ -86,7 +86,7 @@ def export(
 
 
 def export_digest(directory: str | Path) -> str:
-    """SHA-256 over the files of an export that captions depend on: weights, configurations, tokenizer."""
+    """Return the SHA-256 over the files of an export that affect captions: weights, configurations, tokenizer."""
     digest = hashlib.sha256()
     folder = Path(directory)
     for path in sorted({path for pattern in _DECIDING_FILES for path in folder.glob(pattern)}):
@@ -96,11 +96,11 @@ def export_digest(directory: str | Path) -> str:
 
 
 def merged(model_dir: str | Path, dtype: torch.dtype) -> Captioner:
-    """The captioner of a model directory, its adapter folded in, its weights 32-bit but rounded to `dtype`."""
+    """Load a model directory with its adapter merged; weights are float32, rounded to `dtype`."""
     captioner = Captioner.from_pretrained(model_dir)
     captioner.merge_lora()
     with torch.no_grad():
-        # Of the state alone: what a model derives anew when it is loaded (rotary frequencies) must not be rounded.
+        # Only the state: buffers that a model computes at load (rotary frequencies) must not be rounded.
         for value in captioner.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.to(dtype))
@@ -108,10 +108,10 @@ def merged(model_dir: str | Path, dtype: torch.dtype) -> Captioner:
 
 
 def read_training(directory: str | Path) -> dict[str, Any]:
-    """What a model directory or an export knows of its training; empty where nothing was recorded.
+    """Read the training record of a model directory or export; empty if nothing was recorded.
 
     Raises:
-        CheckpointError: the file is there and can't be read.
+        CheckpointError: the file exists but can't be read.
     """
     path = Path(directory) / TRAINING_FILE
     if not path.is_file():
@@ -120,13 +120,13 @@ def read_training(directory: str | Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: not readable as JSON ({error}). Remove it, and the card will say so."
+            f"{path}: not readable as JSON ({error}). Remove it to state the training as not recorded."
         ) from error
     return dict(record) if isinstance(record, dict) else {}
 
 
 def _write_index(directory: Path) -> None:
-    """Say which file holds the base's weights: without an index vLLM loads every *.safetensors there is."""
+    """Write an index of the base's weights: without one, vLLM loads every *.safetensors file of the folder."""
     index = directory / "model.safetensors.index.json"
     if not index.exists():
         with safe_open(directory / "model.safetensors", "pt") as weights:

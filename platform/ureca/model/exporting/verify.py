@@ -1,9 +1,10 @@
-"""Does an export caption as the model that it was made from?
+"""Verify that an export gives the same captions as the model directory it was made from.
 
-    python -m ureca.model.exporting.verify EXPORT        the captions of a process that has seen only EXPORT, as one JSON list
+    python -m ureca.model.exporting.verify EXPORT        captions as one JSON list, from a process that loads only
+    EXPORT
 
-The probe is a picture of noise and boxes with regions of several sizes; captions are greedy, in 32 bits, and must be
-equal to the letter: the weights are the same ones, rounded alike.
+The probe is an image of noise and boxes with regions of several sizes. Captions are greedy, in float32, and must be
+identical: both use the same weights, rounded the same way.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TOKENS = 24
 
 @dataclass(frozen=True)
 class Probe:
-    """What both sides are asked about."""
+    """Image and regions that both sides caption."""
 
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
@@ -37,13 +38,13 @@ class Probe:
     styles: tuple[str, ...]
 
     def ask(self, captioner: Captioner) -> list[str]:
-        """A captioner's own answers."""
+        """Return the captioner's captions."""
         queries = [captioner.processor.query(style) for style in self.styles]
         return captioner.generate(self.image, list(self.regions), queries, max_new_tokens=_TOKENS)
 
 
 def probe(seed: int = 0) -> Probe:
-    """Always the same picture for the same seed."""
+    """Return the probe; deterministic for a seed."""
     draw = np.random.default_rng(seed)
     height, width = _SIZE
     image = draw.integers(0, 60, (height, width, 3)).astype(np.uint8)
@@ -57,7 +58,7 @@ def probe(seed: int = 0) -> Probe:
 
 
 def verify_export(model_dir: str | Path, export_dir: str | Path, *, dtype: torch.dtype) -> str:
-    """Load an export in a new process, hold its captions against the model directory's, and say what came of it.
+    """Load an export in a new process, compare its captions with the model directory's, and return the result as text.
 
     Raises:
         CheckpointError: a caption differs, or the new process can't load the export; names the first difference.
@@ -68,21 +69,24 @@ def verify_export(model_dir: str | Path, export_dir: str | Path, *, dtype: torch
     for number, (mine, theirs) in enumerate(zip(expected, found, strict=True)):
         if mine != theirs:
             raise CheckpointError(
-                f"{export_dir}: loaded afresh, it captions region {number} of the probe {theirs!r}, "
-                f"{model_dir} says {mine!r}. Export again; if that repeats, the export is not to be used."
+                f"{export_dir}: after a fresh load it captions region {number} of the probe {theirs!r}, while "
+                f"{model_dir} gives {mine!r}. Export again; if that repeats, do not use the export."
             )
-    return f"Verified: loaded afresh by transformers, it gives the {len(found)} captions of the model it was made from."
+    return (
+        f"Verified: loaded in a new process by transformers, it gives the same {len(found)} captions as the model "
+        "it was made from."
+    )
 
 
 def captions_in_new_process(export_dir: str | Path) -> list[str]:
-    """The probe's captions from a process that has loaded nothing but the export. Raises CheckpointError."""
+    """Return the probe's captions from a process that loads only the export. Raises CheckpointError."""
     command = [sys.executable, "-m", "ureca.model.exporting.verify", str(export_dir)]
-    # What this process found importable is so there, however it got onto the path.
+    # The new process can import everything that is importable here.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckpointError(f"{export_dir}: a new process could not load it: {last}")
+        raise CheckpointError(f"{export_dir}: a new process can't load it: {last}")
     captions: list[str] = json.loads(done.stdout.splitlines()[-1])
     return captions
 

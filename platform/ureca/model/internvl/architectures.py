@@ -1,16 +1,16 @@
-"""What each InternVL is built of, so that shapes and sizes are known without its weights and without a hub.
+"""Architectures of InternVL sizes: shapes and parameter counts without weights or network.
 
-    describe("internvl2.5-8b")             transformers' own InternVLConfig of that size
-    skeleton(config)                       its model on the meta device: every shape, no memory
+    describe("internvl2.5-8b")             transformers' InternVLConfig of that size
+    skeleton(config)                       its model on the meta device: all shapes, no memory
     parameter_counts(skeleton)             vision tower, projector, language model
-    check_base("internvl2.5-8b")           refused before a worker starts: no InternVL, or no place for LoRA
+    check_base("internvl2.5-8b")           raises before a worker starts: not an InternVL, or no LoRA targets
 
-Two vision towers (InternViT-300M, InternViT-6B), two families of language models: Qwen2.5, and InternLM2.5 in the
-form that transformers gives it, Llama with its fused attention weights taken apart. Embeddings and head are two
-matrices in all of them.
+Two vision towers (InternViT-300M, InternViT-6B), two families of language models: Qwen2.5, and InternLM2.5 in
+transformers' form: Llama with the fused attention weights split. Embeddings and head are two separate matrices in all
+of them.
 
-Source: the checkpoints' config.json and their published sizes; vision configurations as in InternVL's own conversion
-to HF-native form. `initializer_range` is transformers' default: the published 1e-10 is no start for fresh weights.
+Source: the checkpoints' config.json and their published sizes; vision configurations as in InternVL's own conversion to
+HF-native form. `initializer_range` is transformers' default: the published 1e-10 cannot initialize new weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ureca.errors import CheckpointError
 from ureca.model.internvl.presets import PRESETS, preset, preset_path
 
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# The vision tower has modules of the same names, so the pattern must say where it looks.
+# The vision tower has modules of the same names, so the pattern must name the language model.
 LORA_TARGETS = rf".*language_model.*\.({'|'.join(LORA_LAYERS)})"
 
 _VISION: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ _VISION: dict[str, dict[str, Any]] = {
     },
 }
 
-# width, MLP width, layers, heads, key and value heads
+# width, MLP width, layers, heads, key-value heads
 _QWEN2 = {
     "0.5b": (896, 4864, 24, 14, 2),
     "1.5b": (1536, 8960, 28, 12, 2),
@@ -94,7 +94,7 @@ _PARTS = {
 
 
 def describe(name: str) -> InternVLConfig:
-    """Architecture of a preset, from this package alone. Raises ConfigError with the known names."""
+    """Return the architecture of a preset without network access. Raises ConfigError with the known names."""
     if name not in _PARTS:
         return read_config(preset(name).base)
     vision, family, size = _PARTS[name]
@@ -148,7 +148,7 @@ def _internlm2(size: str) -> LlamaConfig:
 
 
 def skeleton(config: PretrainedConfig) -> InternVLForConditionalGeneration:
-    """transformers' own model of that configuration on the meta device: shapes without memory, in a moment."""
+    """Return transformers' model of that configuration on the meta device: shapes without memory."""
     with torch.device("meta"):
         return InternVLForConditionalGeneration(config)  # type: ignore[arg-type]
 
@@ -160,11 +160,11 @@ class PartCounts:
     vision_tower: int
     projector: int
     embeddings: int
-    """Of the tokens; with the head where the two are one matrix."""
+    """Token embeddings; includes the head if both are one matrix."""
     layers: int
-    """The language model's layers and its last norm."""
+    """Layers of the language model and its final norm."""
     head: int
-    """0 where it is the embeddings' matrix."""
+    """0 if it is tied to the embeddings."""
 
     @property
     def language_model(self) -> int:
@@ -176,8 +176,8 @@ class PartCounts:
 
 
 def parameter_counts(model: InternVLForConditionalGeneration) -> PartCounts:
-    """Parameters of `model`, or of a skeleton, by part; each weight once."""
-    inner: Any = model.model  # torch's types know no submodule by name
+    """Count the parameters of `model`, or of a skeleton, by part; each weight once."""
+    inner: Any = model.model  # torch's type stubs do not know submodule names
     embeddings: Any = model.get_input_embeddings().weight
     language = _count(inner.language_model)
     return PartCounts(
@@ -197,7 +197,7 @@ def _count(module: nn.Module) -> int:
 
 
 def lora_targets(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that LoRA is put on, by name: what peft finds with `LORA_TARGETS`."""
+    """Return the linear layers that LoRA adapts, by name: those that peft finds with `LORA_TARGETS`."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -206,23 +206,23 @@ def lora_targets(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def lora_parameter_count(model: nn.Module, rank: int) -> int:
-    """Parameters that LoRA of this rank adds: rank x (inputs + outputs) for each layer it is put on."""
+    """Return the parameters that LoRA of this rank adds: rank x (inputs + outputs) per adapted layer."""
     return sum(rank * (layer.in_features + layer.out_features) for layer in lora_targets(model).values())
 
 
 def check_lora_targets(config: PretrainedConfig, where: str) -> None:
-    """Raise CheckpointError unless each of the language model's layers has all seven linear layers of LoRA."""
+    """Raise CheckpointError unless each layer of the language model has all seven LoRA targets."""
     try:
         found = [name.rpartition(".")[2] for name in lora_targets(skeleton(config))]
-    except AttributeError:  # transformers ties the head to embeddings that this language model has under another name
+    except AttributeError:  # transformers ties the head to embeddings that have another name in this language model
         found = []
     text: Any = config.get_text_config()
     missing = [name for name in LORA_LAYERS if found.count(name) != text.num_hidden_layers]
     if missing:
         raise CheckpointError(
-            f"{where}: its language model ({text.model_type}) lacks {', '.join(missing)} in some of its "
-            f"{text.num_hidden_layers} layers, and LoRA goes there; give an InternVL whose language model is Qwen2, "
-            "Qwen3 or Llama (all of InternVL 2.5 and 3 are)"
+            f"{where}: its language model ({text.model_type}) lacks the LoRA targets {', '.join(missing)} in some of "
+            f"its {text.num_hidden_layers} layers; give an InternVL whose language model is Qwen2, Qwen3 or Llama "
+            "(all of InternVL 2.5 and 3 are)"
         )
 
 
@@ -230,46 +230,46 @@ def check_lora_targets(config: PretrainedConfig, where: str) -> None:
 
 
 def read_config(base: str) -> InternVLConfig:
-    """Configuration of a base by its folder, hub name, or `nano`.
+    """Read the configuration of a base by its folder, hub name, or `nano`.
 
     Raises:
-        CheckpointError: it can't be read, or is no HF-native InternVL; names what it is and the remedy.
+        CheckpointError: unreadable, or not an HF-native InternVL; names what it is and the remedy.
     """
     try:
         record, _ = PretrainedConfig.get_config_dict(preset_path(base))
-        if not record:  # so transformers answers for a folder without the file
-            raise FileNotFoundError("no config.json there")
+        if not record:  # transformers then reports a folder without the file
+            raise FileNotFoundError("no config.json in it")
     except OSError as error:
         raise CheckpointError(
-            f"{base}: no configuration could be read ({str(error).splitlines()[0]}); give a folder with config.json, "
-            "or a hub name this machine can reach"
+            f"{base}: can't read its configuration ({str(error).splitlines()[0]}); give a folder with config.json, or "
+            "a hub name this machine can reach"
         ) from error
     kind = record.get("model_type")
     if kind == "internvl_chat":
         raise CheckpointError(
-            f"{base}: an InternVL in the official layout, which needs code of its own; convert it once with "
+            f"{base}: this InternVL has the official layout, which needs remote code; convert it once with "
             f"jobs/convert_base.py --source {base} --output FOLDER and give that folder"
         )
     if kind != InternVLConfig.model_type:
-        raise CheckpointError(f"{base}: no InternVL but {kind}; give an HF-native InternVL, by folder or hub name")
+        raise CheckpointError(f"{base}: not an InternVL but {kind}; give an HF-native InternVL, by folder or hub name")
     try:
         config = InternVLConfig.from_dict(record)
-        # Written before transformers 5, it says so of the language model only; 5 would take head and embeddings as one.
+        # Before transformers 5 this key described only the language model; version 5 would tie head and embeddings.
         if "tie_word_embeddings" not in record:
             text: Any = config.text_config
             config.tie_word_embeddings = text.tie_word_embeddings
         return config
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{base}: its config.json is none that transformers takes ({error!r})") from error
+        raise CheckpointError(f"{base}: transformers rejects its config.json ({error!r})") from error
 
 
 def check_base(base: str) -> None:
-    """Refuse a base that can't be trained here, as far as it is known before its weights are loaded.
+    """Raise for a base that can't be trained, as far as that is known before its weights are loaded.
 
-    What this machine can't read is left to the workers: they may reach a hub that it doesn't.
+    A base that this machine can't read is left to the workers, which may reach a hub that it doesn't.
 
     Raises:
-        CheckpointError: no HF-native InternVL, or its language model has no place for LoRA.
+        CheckpointError: not an HF-native InternVL, or its language model lacks LoRA targets.
     """
     known = next((name for name, chosen in PRESETS.items() if chosen.base == base), None)
     try:

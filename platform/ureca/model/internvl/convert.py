@@ -1,8 +1,7 @@
-"""Convert an official InternVL checkpoint into the HF-native folder that training, transformers and vLLM load.
+"""Convert an official InternVL checkpoint to the HF-native folder that training, transformers and vLLM load.
 
-One shard after the other: a weight is read, renamed or split, and written with the shard it falls into; no more than
-one shard of the result is in memory. Every name and shape is accounted for before the first weight is read. The
-weights keep their type.
+Works shard by shard: each weight is read, renamed or split, and written with its shard, so at most one shard of the
+result is in memory. All names and shapes are checked before the first weight is read. Weights keep their dtype.
 
     convert_base(Path("InternVL2_5-8B"), Path("InternVL2_5-8B-hf"))
 """
@@ -34,15 +33,15 @@ def convert_base(
     shard_bytes: int = 4 * 2**30,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the HF-native form of the official checkpoint in `source` to the folder `output`, all of it or nothing.
+    """Write the HF-native form of the official checkpoint in `source` to the folder `output`, atomically.
 
     Args:
-        shard_bytes: largest file of weights; also about the memory it takes.
-        progress: told the number of weights done and of all.
+        shard_bytes: maximum size of a weights file; also roughly the memory needed.
+        progress: called with the number of weights done and in total.
 
     Raises:
-        CheckpointError: `source` is no official InternVL, or a weight is missing, left over, or of another shape.
-        StorageError: no room for the result.
+        CheckpointError: `source` is not an official InternVL, or a weight is missing, unexpected, or of another shape.
+        StorageError: not enough disk space for the result.
     """
     record = read_official_config(source)
     config = native_config(record, source)
@@ -50,11 +49,11 @@ def convert_base(
     weights = weight_files(source)
     _account(weights, config, source)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output}: is there already; give another --output, or remove it")
+        raise CheckpointError(f"{output}: already exists; give another --output, or remove it")
     output.parent.mkdir(parents=True, exist_ok=True)
     needed, free = sum(file.stat().st_size for file in set(weights.values())), shutil.disk_usage(output.parent).free
     if needed > free:
-        raise StorageError(f"{output}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free there")
+        raise StorageError(f"{output}: needs {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free there")
 
     with atomic_folder(output) as scratch:
         config.dtype = _write_weights(weights, config, scratch, shard_bytes, progress)
@@ -72,10 +71,10 @@ def convert_base(
 
 
 def _account(weights: dict[str, Path], config: InternVLConfig, source: Path) -> None:
-    """Hold names and shapes against transformers' own model, without reading a weight."""
+    """Compare names and shapes with transformers' model, without reading a weight."""
     model = skeleton(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    tied = set(model.all_tied_weights_keys)  # stored or not, they are another weight's
+    tied = set(model.all_tied_weights_keys)  # stored or not, they are tied to another weight
     found: dict[str, str] = {}
     left_over, misshapen = [], []
     for path in dict.fromkeys(weights.values()):
@@ -83,7 +82,9 @@ def _account(weights: dict[str, Path], config: InternVLConfig, source: Path) -> 
             there = set(file.keys())
             for name in (name for name, where in weights.items() if where == path):
                 if name not in there:
-                    raise CheckpointError(f"{path}: has no {name}, though {INDEX} says so; fetch the checkpoint again")
+                    raise CheckpointError(
+                        f"{path}: has no {name}, though {INDEX} lists it; download the checkpoint again"
+                    )
                 parts, split = native_parts(name, config)
                 shape = file.get_slice(name).get_shape()
                 if any(part not in expected or part in found for part in parts):
@@ -92,7 +93,7 @@ def _account(weights: dict[str, Path], config: InternVLConfig, source: Path) -> 
                 found |= dict.fromkeys(parts, name)
                 try:
                     shapes = [tuple(piece.shape) for piece in split(torch.empty(shape, device="meta"))]
-                except RuntimeError:  # it does not divide into heads
+                except RuntimeError:  # not divisible into heads
                     shapes = []
                 if shapes != [expected[part] for part in parts]:
                     misshapen.append(f"{name} {shape}")
@@ -100,9 +101,9 @@ def _account(weights: dict[str, Path], config: InternVLConfig, source: Path) -> 
     faults = [
         f"{what} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
         for what, names in (
-            ("weights left over:", left_over),
+            ("unexpected weights:", left_over),
             ("weights missing, in HF-native names:", missing),
-            ("weights of another shape than config.json says:", misshapen),
+            ("weights of another shape than in config.json:", misshapen),
         )
         if names
     ]
@@ -117,7 +118,7 @@ def _write_weights(
     shard_bytes: int,
     progress: Callable[[int, int], None] | None,
 ) -> torch.dtype:
-    """Write shards and their index; returns the type that most of the weights' bytes have."""
+    """Write shards and their index; return the dtype that most of the weights' bytes have."""
     sizes: dict[torch.dtype, int] = {}
     files: list[list[str]] = []
     shard: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
-"""The license of a base, which binds whatever is trained on it.
+"""License of a base, which applies to everything trained on it.
 
-Taken from the base's own model card where it is at hand (its folder, or the hub's cache), else from a table of the
-bases that have a preset. InternVL's checkpoints are one work on top of another: the table names the language model in
-them and its license too, for that one may be the narrower.
+Read from the base's model card if available (its folder, or the hub's cache), else from a table of the bases that have
+a preset. InternVL's checkpoints build on other models: the table also names the language model and its license, which
+may be more restrictive.
 
 Source of the table: front matter and license sections of the model cards of OpenGVLab's and Qwen's repositories.
 """
@@ -22,7 +22,7 @@ _QWEN_LINK = "https://huggingface.co/Qwen/Qwen2.5-72B-Instruct/blob/main/LICENSE
 _RESEARCH_LINK = "https://huggingface.co/Qwen/Qwen2.5-3B-Instruct/blob/main/LICENSE"
 _APACHE = "Apache-2.0"
 
-# Size -> language model, its license.
+# size -> language model, its license
 _LANGUAGE_MODELS = {
     "InternVL2_5": {
         "1B": ("Qwen2.5-0.5B-Instruct", _APACHE),
@@ -48,16 +48,16 @@ _CHECKPOINT = re.compile(r"(InternVL2_5|InternVL3)-(\d+B)\b")
 
 @dataclass(frozen=True, kw_only=True)
 class License:
-    """A license as the front matter of a model card names it."""
+    """A license as named in the front matter of a model card."""
 
     id: str
-    """`mit`, `apache-2.0`, ...; `other` with a name and a link; `unknown` where nobody said."""
+    """`mit`, `apache-2.0`, ...; `other` with a name and a link; `unknown` if not stated."""
     name: str = ""
     link: str = ""
     source: str
-    """Where this is known from, in words."""
+    """Source of this information, in words."""
     note: str = ""
-    """What else binds: the license of a part."""
+    """Further terms: the license of a part."""
 
     @property
     def label(self) -> str:
@@ -65,16 +65,16 @@ class License:
 
 
 def license_of(base: str) -> License:
-    """The license of a base, by its folder or hub name."""
+    """Return the license of a base, by its folder or hub name."""
     card = _card_of(base)
-    told = front_matter(card.read_text(encoding="utf-8")) if card else {}
+    stated = front_matter(card.read_text(encoding="utf-8")) if card else {}
     note = _note(base)
-    if card and told.get("license"):
+    if card and stated.get("license"):
         where = f"{card.parent.name}/{card.name}" if Path(preset_path(base)).is_dir() else f"the model card of {base}"
         return License(
-            id=str(told["license"]),
-            name=str(told.get("license_name") or ""),
-            link=str(told.get("license_link") or ""),
+            id=str(stated["license"]),
+            name=str(stated.get("license_name") or ""),
+            link=str(stated.get("license_link") or ""),
             source=where,
             note=note,
         )
@@ -82,18 +82,18 @@ def license_of(base: str) -> License:
         return License(id="apache-2.0", source="this package")
     if match := _CHECKPOINT.search(base):
         family, size = match[1], match[2]
-        source = f"what the model cards of {family.replace('_', '.')} say"
+        source = f"the model cards of {family.replace('_', '.')}"
         language_license = _LANGUAGE_MODELS[family].get(size, ("", ""))[1]
         if "Research" in language_license:
             return License(id="other", name="qwen-research", link=_RESEARCH_LINK, source=source, note=note)
         if "Qwen" in language_license or (family == "InternVL3" and size != "9B"):
             return License(id="other", name="qwen", link=_QWEN_LINK, source=source, note=note)
         return License(id="mit", source=source, note=note)
-    return License(id="unknown", source="neither a model card nor a table names it: ask whoever made the base")
+    return License(id="unknown", source="neither a model card nor the table names it: ask the publisher of the base")
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML block at the head of a model card; empty where there is none."""
+    """Return the YAML block at the top of a model card; empty if there is none."""
     match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:
         found = yaml.safe_load(match[1]) if match else None
@@ -112,7 +112,7 @@ def _card_of(base: str) -> Path | None:
 
     try:
         cached = try_to_load_from_cache(base, "README.md")
-    except HFValidationError:  # a folder's name, of another machine
+    except HFValidationError:  # a folder name from another machine
         return None
     return Path(cached) if isinstance(cached, str) else None
 
@@ -123,6 +123,6 @@ def _note(base: str) -> str:
     if match is None or part is None:
         return ""
     return (
-        f"{match[0].replace('_', '.')} itself is released under MIT by its makers; the language model in it is "
-        f"{part[0]} ({part[1]})."
+        f"{match[0].replace('_', '.')} itself is released under MIT by its authors; its language model is {part[0]} "
+        f"({part[1]})."
     )

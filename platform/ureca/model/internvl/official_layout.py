@@ -48,35 +48,35 @@ IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "cont
 
 
 def read_official_config(source: Path) -> dict[str, Any]:
-    """config.json of a checkpoint in the official layout. Raises CheckpointError that says what is there instead."""
+    """Read config.json of a checkpoint in the official layout. Raises CheckpointError that says what it is instead."""
     path = source / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{source}: no config.json in it; give the folder of an official InternVL checkpoint")
     record = json.loads(path.read_text())
     kind = record.get("model_type")
     if kind == InternVLConfig.model_type:
-        raise CheckpointError(f"{source}: is HF-native already; give it to --base as it is")
+        raise CheckpointError(f"{source}: is already HF-native; pass it to --base as it is")
     if kind != "internvl_chat":
-        raise CheckpointError(f"{source}: no InternVL but {kind}; give an official InternVL 2.5 or 3 checkpoint")
+        raise CheckpointError(f"{source}: not an InternVL but {kind}; give an official InternVL 2.5 or 3 checkpoint")
     return record
 
 
 def family_of(record: dict[str, Any], where: Path) -> Family:
-    """Which language model it has. Raises CheckpointError for one that this conversion doesn't know."""
+    """Return the family of its language model. Raises CheckpointError for one that this conversion does not support."""
     architecture = (record["llm_config"].get("architectures") or ["?"])[0]
     if architecture not in _FAMILIES:
         raise CheckpointError(
-            f"{where}: its language model is {architecture}; this conversion knows {', '.join(_FAMILIES)}. "
-            "Look for a checkpoint whose name ends in -hf"
+            f"{where}: its language model is {architecture}; this conversion supports {', '.join(_FAMILIES)}. Look "
+            "for a checkpoint whose name ends in -hf"
         )
     return _FAMILIES[architecture]
 
 
 def native_config(record: dict[str, Any], where: Path) -> InternVLConfig:
-    """transformers' configuration for the same model; token ids are set with the tokenizer's.
+    """Return transformers' configuration of the same model; token ids are set later with the tokenizer's.
 
     Raises:
-        CheckpointError: a key is missing, or a setting that HF-native InternVL does not have.
+        CheckpointError: a key is missing, or a setting is not supported by HF-native InternVL.
     """
     family = family_of(record, where)
     vision, text = record["vision_config"], record["llm_config"]
@@ -87,7 +87,9 @@ def native_config(record: dict[str, Any], where: Path) -> InternVLConfig:
     if text.get("use_sliding_window"):
         odd["llm_config.use_sliding_window"] = True
     if odd:
-        raise CheckpointError(f"{where}: HF-native InternVL has no {_listed(odd)}; this checkpoint can't be converted")
+        raise CheckpointError(
+            f"{where}: HF-native InternVL does not support {_listed(odd)}; this checkpoint can't be converted"
+        )
     try:
         vision_config = InternVLVisionConfig(
             **{name: vision[name] for name in _VISION_KEYS},
@@ -106,7 +108,7 @@ def native_config(record: dict[str, Any], where: Path) -> InternVLConfig:
             "tie_word_embeddings": text.get("tie_word_embeddings", False),
         }
     except KeyError as error:
-        raise CheckpointError(f"{where / 'config.json'}: has no {error}, which the architecture depends on") from error
+        raise CheckpointError(f"{where / 'config.json'}: lacks {error}, which the architecture needs") from error
     if family == "qwen2":
         text_config: Any = Qwen2Config(**shared)
     else:
@@ -181,9 +183,9 @@ Split = Callable[[Tensor], list[Tensor]]
 
 
 def native_parts(name: str, config: InternVLConfig) -> tuple[list[str], Split]:
-    """What becomes of the weight of that official name: its names in HF-native form, and how to split it into them.
+    """Return the HF-native names of an official weight, and how to split it into them.
 
-    A name that the official layout does not have keeps its own, so that it is missed by who compares names.
+    A name that is not in the official layout is kept, so that the comparison of names reports it.
     """
     text: Any = config.text_config
     if name.startswith("vision_model."):
@@ -213,7 +215,8 @@ def _renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:
 
 
 def _split_wqkv(weight: Tensor, heads: int, kv_heads: int) -> list[Tensor]:
-    """InternLM2's `(kv_heads * (queries + 2) * head, ...)` into queries, keys and values `(heads * head, ...)`."""
+    """Split InternLM2's `(kv_heads * (queries + 2) * head, ...)` into queries, keys and values `(heads * head,
+    ...)`."""
     queries = heads // kv_heads
     groups = weight.view(kv_heads, queries + 2, -1, *weight.shape[1:])
     return [part.flatten(0, 2) for part in (groups[:, :queries], groups[:, -2:-1], groups[:, -1:])]
@@ -223,10 +226,10 @@ def _split_wqkv(weight: Tensor, heads: int, kv_heads: int) -> list[Tensor]:
 
 
 def native_processor(source: Path, record: dict[str, Any], config: InternVLConfig) -> InternVLProcessor:
-    """transformers' InternVL processor with the checkpoint's vocabulary, tile size and tile limit.
+    """Return transformers' InternVL processor with the checkpoint's vocabulary, tile size and tile limit.
 
     Raises:
-        CheckpointError: no tokenizer that can be read without the checkpoint's code, or it lacks a token.
+        CheckpointError: no tokenizer that is readable without remote code, or it lacks a token.
     """
     vocabulary = _tokenizer(source).get_vocab()
     needed = [*IMAGE_TOKENS.values(), "<|im_start|>", "<|im_end|>"]
@@ -235,7 +238,7 @@ def native_processor(source: Path, record: dict[str, Any], config: InternVLConfi
     if missing or vocabulary["<IMG_CONTEXT>"] >= rows:
         what = f"lacks {', '.join(missing)}" if missing else f"has <IMG_CONTEXT> beyond the {rows} embeddings"
         raise CheckpointError(f"{source}: its tokenizer {what}; give the checkpoint as it was published")
-    video = "<|video_pad|>" if "<|video_pad|>" in vocabulary else "<video>"  # the processor wants one; none uses it
+    video = "<|video_pad|>" if "<|video_pad|>" in vocabulary else "<video>"  # the processor requires one; it is unused
     tokenizer = _tokenizer(source, extra_special_tokens={**IMAGE_TOKENS, "video_token": video})
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.padding_side = "left"
@@ -259,15 +262,15 @@ def _tokenizer(source: Path, **options: Any) -> PreTrainedTokenizerFast:
     if (source / "tokenizer.model").is_file():
         return _internlm2_tokenizer(source, **options)
     raise CheckpointError(
-        f"{source}: no tokenizer in it; it needs tokenizer.json, vocab.json with merges.txt, or tokenizer.model"
+        f"{source}: has no tokenizer; it needs tokenizer.json, vocab.json with merges.txt, or tokenizer.model"
     )
 
 
 def _internlm2_tokenizer(source: Path, **options: Any) -> PreTrainedTokenizerFast:
-    """InternLM2's SentencePiece vocabulary as a Llama tokenizer.
+    """Build a Llama tokenizer from InternLM2's SentencePiece vocabulary.
 
-    The published tokenizer gives names such as <|im_end|> to ids that SentencePiece calls [UNUSED_TOKEN_145]; here
-    the vocabulary itself has them. Raises CheckpointError where a token would come out with another id.
+    The published tokenizer maps names such as <|im_end|> to ids that SentencePiece calls [UNUSED_TOKEN_145]; here they
+    are in the vocabulary. Raises CheckpointError if a token would get another id.
     """
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
@@ -290,12 +293,12 @@ def _internlm2_tokenizer(source: Path, **options: Any) -> PreTrainedTokenizerFas
     tokenizer.add_tokens([token for _, token in sorted(added.items())], special_tokens=True)
     wrong = {token: number for number, token in added.items() if tokenizer.convert_tokens_to_ids(token) != number}
     if wrong:
-        raise CheckpointError(f"{source}: tokens came out with other ids than {_listed(wrong)}; is a file missing?")
+        raise CheckpointError(f"{source}: these tokens got other ids than {_listed(wrong)}; is a file missing?")
     return tokenizer
 
 
 def _added_tokens(source: Path) -> dict[int, str]:
-    """Tokens by id that stand beside the vocabulary, of either file that names them."""
+    """Return the tokens outside the vocabulary by id, from either file that lists them."""
     tokens: dict[int, str] = {}
     if (path := source / "added_tokens.json").is_file():
         tokens |= {number: token for token, number in json.loads(path.read_text()).items()}

@@ -1,8 +1,8 @@
-"""Bases by name: `nano`, which ships in the package, and the HF-native InternVL checkpoints by hub name.
+"""Model presets: `nano`, which is part of the package, and the HF-native InternVL checkpoints by hub name.
 
-Sizes of InternVL2.5: URECA (arXiv 2504.05305) appendix A; repository names: the `-hf` conversions on the hub, in 2.5
-those of the preference-tuned (MPO) checkpoints. What each is built of: `architectures.describe`. A size that the hub
-has only in the official layout: `jobs/convert_base.py`, and the folder it writes as `--base`.
+Sizes of InternVL2.5: URECA (arXiv 2504.05305) appendix A; repository names: the `-hf` conversions on the hub, for 2.5
+those of the preference-tuned (MPO) checkpoints. Architectures: `architectures.describe`. For a size that the hub has
+only in the official layout, pass the folder that `jobs/convert_base.py` writes as `--base`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Preset:
     base: str
     """Hub name or folder of the HF-native InternVL."""
     tile_limit: int
-    """Most image tiles, thumbnail not counted. The paper trains and evaluates with 6."""
+    """Maximum image tiles, thumbnail not counted. The paper trains and evaluates with 6."""
     tokens_per_tile: int
-    """N, mask tokens a tile."""
+    """N, mask tokens per tile."""
     lora_rank: int
 
 
 def packaged_weights(name: str) -> Path:
-    """A folder of weights that is part of this package."""
+    """Return a folder of weights in this package."""
     return Path(str(files("ureca").joinpath("nano", "weights", name)))
 
 
@@ -48,12 +48,12 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name. Raises ConfigError with the known names."""
+    """Return the preset of that name. Raises ConfigError with the known names."""
     if name not in PRESETS:
         raise ConfigError(f"unknown model preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def preset_path(base: str) -> str:
-    """Folder or hub name from which to load `base`: `nano` is the one that ships in the package."""
+    """Return the folder or hub name to load `base` from; `nano` is part of the package."""
     return str(packaged_weights("base")) if base == "nano" else base

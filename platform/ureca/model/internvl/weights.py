@@ -1,4 +1,4 @@
-"""Which files hold the weights of a checkpoint's folder, and whether they are there."""
+"""Weight files of a checkpoint folder, checked for completeness."""
 
 import json
 from pathlib import Path
@@ -13,30 +13,32 @@ SINGLE = "model.safetensors"
 
 
 def weight_files(source: Path) -> dict[str, Path]:
-    """File of each weight, file after file.
+    """Return the file of each weight, grouped by file.
 
     Raises:
-        CheckpointError: the folder has no safetensors, or lacks one that its index names.
+        CheckpointError: the folder has no safetensors, or lacks one that its index lists.
     """
     index = source / INDEX
     if index.is_file():
         try:
             files: dict[str, str] = json.loads(index.read_text())["weight_map"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{index}: can't be read ({error}); fetch the checkpoint again") from error
+            raise CheckpointError(f"{index}: can't be read ({error}); download the checkpoint again") from error
         absent = sorted({name for name in files.values() if not (source / name).is_file()})
         if absent:
-            raise CheckpointError(f"{source}: {INDEX} names {', '.join(absent)}, not there; fetch the checkpoint again")
+            raise CheckpointError(
+                f"{source}: {INDEX} lists {', '.join(absent)}, which are missing; download the checkpoint again"
+            )
         return {name: source / file for name, file in sorted(files.items(), key=lambda item: item[1])}
     if (source / SINGLE).is_file():
         with open_weights(source / SINGLE) as file:
             return dict.fromkeys(file.keys(), source / SINGLE)
-    raise CheckpointError(f"{source}: neither {SINGLE} nor {INDEX} in it; only safetensors are read")
+    raise CheckpointError(f"{source}: has neither {SINGLE} nor {INDEX}; only safetensors are supported")
 
 
 def open_weights(path: Path) -> Any:
-    """An open safetensors file, a context. Raises CheckpointError where it is cut off or none."""
+    """Open a safetensors file as a context. Raises CheckpointError if it is truncated or not safetensors."""
     try:
         return safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: can't be read ({error}); fetch the checkpoint again") from error
+        raise CheckpointError(f"{path}: can't be read ({error}); download the checkpoint again") from error
