@@ -14,7 +14,7 @@ from typing import Any
 from ureca.errors import ConfigError
 
 # A pool of labeling actors, two training workers and their controllers each request one CPU, though most of them wait
-# most of the time: on a small machine Ray is told of more CPUs than there are.
+# most of the time: on a small machine Ray is given more CPUs than there are.
 _MIN_LOGICAL_CPUS = 4
 
 

@@ -358,7 +358,7 @@ def dataclass_in(annotation: Any) -> type | None:
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """Return the field's default, created anew by its factory if it has one; `dataclasses.MISSING` without a
+    """Return the field's default, from its factory if it has one; `dataclasses.MISSING` without a
     default."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()

@@ -1,7 +1,7 @@
-"""The scores of one kind of image: all variants, over their seeds, by stratum and by attribute.
+"""Scores of one kind of image: all variants, over their seeds, by stratum and by attribute.
 
-A variant may have been trained with several seeds. Its score is then the mean over them, the interval that of
-this mean (images resampled, the seeds being what they are); the seeds' own scores and their spread stand beside it.
+A variant may have been trained with several seeds. Its score is then the mean over them, with the interval of that mean
+(images are resampled, the seeds are fixed); the scores of each seed and their spread are reported too.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ PAIRS = (
     ("mask_stage3", "mask_longer"),
     ("mask_longer", "mask_stage2"),
 )
-"""(better, worse) whose difference is worth an interval of its own."""
+"""(better, worse) pairs whose difference gets an interval."""
 STRATUM_METRICS = ("rouge_l", "attribute_accuracy", "uniqueness")
 
 ScoreTable = dict[str, dict[str, dict[str, float]]]
 """Variant -> metric -> {"value", "low", "high"}."""
 RunStatistics = Mapping[int, Mapping[str, Statistics]]
-"""Seed -> metric -> statistics. Each attribute's own stand under "attribute:NAME"."""
+"""Seed -> metric -> statistics. Each attribute is stored under "attribute:NAME"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +40,19 @@ class ScoredGroup:
     num_images: int
     num_regions: int
     scores: ScoreTable
-    """Of several seeds the mean."""
+    """Mean over the seeds."""
     seeds: dict[str, dict[int, dict[str, dict[str, float]]]]
     """Variant -> seed -> metric -> {"value", "low", "high"}."""
     spread: dict[str, dict[str, list[float]]]
-    """Variant -> metric -> [least, most] of its seeds; variants with several seeds only."""
+    """Variant -> metric -> [minimum, maximum] over its seeds; only variants with several seeds."""
     ceiling: dict[str, dict[str, float]]
-    """What the labels themselves reach in attribute accuracy and uniqueness."""
+    """Attribute accuracy and uniqueness of the labels themselves."""
     differences: list[dict[str, Any]]
     """{"metric", "better", "worse", "value", "low", "high"}, paired image by image."""
     attributes: dict[str, dict[str, float]]
     """Variant -> attribute -> accuracy; the labels' under "labels"."""
     attributes_by_size: dict[str, dict[str, dict[str, float]]]
-    """Variant -> size of the region -> attribute -> accuracy, the whole under "all"; drawn scenes only."""
+    """Variant -> size of the region -> attribute -> accuracy, the total under "all"; synthetic scenes only."""
     strata: dict[str, dict[str, dict[str, Any]]]
     """Stratum -> value -> {"regions", "scores": variant -> metric -> {"value", "low", "high"}}; the labels' under
     "labels"."""
@@ -64,7 +64,7 @@ def scored_group(
     labels: Mapping[str, Statistics],
     strata: Sequence[Mapping[str, str]],
 ) -> ScoredGroup:
-    """All scores that follow from the statistics of the same items; `strata` names those of each item."""
+    """Compute all scores from the statistics of the same items; `strata` lists the strata of each item."""
     masks = masks_by_stratum(strata)
 
     def pooled(runs: RunStatistics, metric: str) -> list[Statistics]:
@@ -118,7 +118,7 @@ def scored_group(
 
 
 def _attributes(runs: RunStatistics, *, all_too: bool = False) -> dict[str, float]:
-    """Accuracy by attribute, the mean over the seeds; attributes that nobody is asked about are left out."""
+    """Return accuracy by attribute, averaged over the seeds; attributes without questions are omitted."""
     names = dict.fromkeys(name for run in runs.values() for name in run if name.startswith("attribute:"))
     if all_too:
         names["attribute_accuracy"] = None
@@ -140,7 +140,7 @@ def _spread(seeds: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str,
 
 
 Strata = Mapping[str, Mapping[str, Mapping[str, str]]]
-"""Image id -> region id -> {name of a stratum: which one}."""
+"""Image id -> region id -> {stratum: value}."""
 
 ORDER = {
     "size": ("tiny", "small", "medium", "large", "huge"),
@@ -152,7 +152,7 @@ ORDER = {
 def strata_of(
     row: ImageRow, index: int, truth: Mapping[str, str] | None, known: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The strata of one region. `truth`: its true attributes; `known`: further strata, from who drew it."""
+    """Return the strata of one region. `truth`: its true attributes; `known`: further strata of a synthetic scene."""
     depth, count = row.regions[index].depth, len(row.regions)
     found = {
         "depth": str(depth) if depth < 2 else "2 or deeper",
@@ -164,7 +164,7 @@ def strata_of(
 
 
 def masks_by_stratum(strata: Sequence[Mapping[str, str]]) -> dict[str, dict[str, NDArray[np.bool_]]]:
-    """Stratum -> value -> which items belong to it, (I,) bool; the known values in their order."""
+    """Return stratum -> value -> mask of its items, (I,) bool; known values in their order."""
     names = dict.fromkeys(name for each in strata for name in each)
     masks: dict[str, dict[str, NDArray[np.bool_]]] = {}
     for name in names:
@@ -177,5 +177,5 @@ def masks_by_stratum(strata: Sequence[Mapping[str, str]]) -> dict[str, dict[str,
 
 
 def restricted(statistics: Statistics, mask: NDArray[np.bool_]) -> Statistics:
-    """The statistics of the items in `mask` alone: the others take no part."""
+    """Restrict the statistics to the items in `mask`."""
     return Statistics(statistics.per_item * mask[:, None], statistics.score, statistics.scale)

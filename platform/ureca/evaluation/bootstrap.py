@@ -1,19 +1,19 @@
-"""Intervals by resampling whole images.
+"""Confidence intervals by resampling whole images.
 
-Regions of one image share its content, so they are not independent: the bootstrap draws images with
-replacement, never regions. A score is described by sufficient statistics, sums over items from which it
-follows, so that a resample is a weighted sum and 1,000 of them are one matrix product:
+Regions of one image are not independent, so the bootstrap draws images with replacement, never regions. A score is
+computed from sufficient statistics, sums over items, so that a resample is a weighted sum and 1,000 resamples are one
+matrix product:
 
     per_item       (items, K)      e.g. K=2 for a mean: (value, 1)
     sums per image (images, K)
     counts         (resamples, images)   how often each image was drawn
     score(counts @ sums)           (resamples,)
 
-What that means for each metric: BLEU and METEOR are recomputed from their summed counts in every resample, as
-their corpus values are. ROUGE-L, attribute accuracy and uniqueness are means. CIDEr is the mean of its items'
-values, whose word weights (IDF) come from the whole evaluated set and are held fixed while resampling.
-A paired difference uses the same resamples on both sides. Several runs of one kind (seeds) are averaged within
-every resample: the interval says how far other images would move their mean, not how far other seeds would.
+Per metric: BLEU and METEOR are recomputed from their summed counts in every resample, like their corpus values.
+ROUGE-L, attribute accuracy and uniqueness are means. CIDEr is the mean of its items' values, whose word weights (IDF)
+come from the whole evaluated set and are fixed while resampling. A paired difference uses the same resamples on both
+sides. Runs of one variant (seeds) are averaged within every resample: the interval covers the choice of images, not the
+choice of seeds.
 
 Shapes: I items, K statistics, M images, R resamples.
 """
@@ -34,7 +34,7 @@ COVERAGE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A score with the ends of its 95% percentile interval."""
+    """A score with its 95% percentile interval."""
 
     value: float
     low: float
@@ -46,17 +46,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of each item, and how a score follows from their sum.
+    """Statistics of each item, and the function from their sum to the score.
 
-    An item of zeros takes no part: that is how a region that a metric does not apply to is left out.
+    An item of zeros is excluded: used for regions that a metric does not apply to.
     """
 
     per_item: Floats
     """(I, K)"""
     score: Callable[[Floats], Floats]
-    """(..., K) sums -> (...) scores; NaN where nothing was summed."""
+    """(..., K) sums -> (...) scores; NaN if nothing was summed."""
     scale: float = 1.0
-    """Factor on the score where its own range is not 0..1."""
+    """Factor on scores whose range is not 0..1."""
 
     def total(self) -> float:
         """The score of all items together."""
@@ -69,22 +69,22 @@ def _mean(sums: Floats) -> Floats:
 
 
 def mean_statistics(values: Sequence[float] | Floats, *, scale: float = 1.0) -> Statistics:
-    """Statistics of a plain mean. NaN says that the metric does not apply to this item."""
+    """Return the statistics of a mean. NaN: the metric does not apply to this item."""
     array = np.asarray(values, dtype=np.float64)
     applies = ~np.isnan(array)
     return Statistics(np.stack([np.where(applies, array, 0.0), applies], axis=1), _mean, scale)
 
 
 def share_statistics(parts: Sequence[float] | Floats, wholes: Sequence[float] | Floats) -> Statistics:
-    """Statistics of summed parts over summed wholes, e.g. right answers over questions."""
+    """Return the statistics of summed parts over summed wholes, e.g. correct answers over questions."""
     columns = [np.asarray(each, dtype=np.float64) for each in (parts, wholes)]
     return Statistics(np.stack(columns, axis=1), _mean)
 
 
 class Bootstrap:
-    """One set of resamples of the images, used for every score so that differences are paired.
+    """One set of resamples of the images, shared by all scores so that differences are paired.
 
-    `image_ids` names the image of every item. The same ids and seed give the same intervals.
+    `image_ids` gives the image of every item. The same ids and seed give the same intervals.
     """
 
     def __init__(self, image_ids: Sequence[Hashable], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> None:
@@ -98,20 +98,20 @@ class Bootstrap:
         self._counts = generator.multinomial(self.num_images, share, size=num_resamples).astype(np.float64)
 
     def resampled(self, statistics: Statistics) -> Floats:
-        """The score in every resample: (R,), NaN where a resample holds no item that counts."""
+        """Return the score in every resample: (R,), NaN if a resample holds no applicable item."""
         sums = np.zeros((self.num_images, statistics.per_item.shape[1]))
         np.add.at(sums, self._image_of_item, statistics.per_item)
         return statistics.score(self._counts @ sums) * statistics.scale
 
     def interval(self, runs: Sequence[Statistics]) -> Interval | None:
-        """Mean score of the runs (one, or one of each seed) and its interval; None where no item counts."""
+        """Return the mean score of the runs (one, or one per seed) with its interval; None if no item applies."""
         if not runs:
             return None
         value, resampled = self._mean(runs)
         return None if np.isnan(value) else _percentiles(value, resampled)
 
     def difference(self, better: Sequence[Statistics], worse: Sequence[Statistics]) -> Interval | None:
-        """`better` minus `worse`, means of their runs over the same items, resampled together; None as above."""
+        """Return `better` minus `worse`, means of their runs over the same items, resampled together; None as above."""
         if not (better and worse):
             return None
         (value, resampled), (other, other_resampled) = self._mean(better), self._mean(worse)

@@ -1,21 +1,20 @@
-"""Caption held-out regions with every variant, score them, and say how sure that is.
+"""Caption held-out regions with every variant and score them with confidence intervals.
 
-    none          the untuned base, asked about the picture as a whole: no region
+    none          the untuned base, asked about the whole image: no region
     box           the untuned base, asked about the region's box in words
-    tuned_none    stage 2 without any sign of the region: what the labels' style alone is worth
-    tuned_box     stage 2 told the region's box in words: what a box is worth after the same training
+    tuned_none    stage 2 without a region cue: what the labels' style alone is worth
+    tuned_box     stage 2 with the region's box in words: what a box is worth after the same training
     mask_stage1   the mask encoder trained, the rest frozen
     mask_stage2   and LoRA on the language model
     mask_stage3   and preference tuning
-    mask_longer   the control of that: as many steps more of captions alone
+    mask_longer   its control: the same number of additional steps, on captions alone
 
-`none` and `mask_stage2` are the ends of the paper's Table 4 (URECA, arXiv 2504.05305); `tuned_none` and `tuned_box`
-are the controls that it lacks. Captions answer the `unique` query and are compared with the labels' unique captions.
+`none` and `mask_stage2` are the ends of the paper's Table 4 (URECA, arXiv 2504.05305); `tuned_none` and `tuned_box` are
+controls that it lacks. Captions answer the `unique` query and are compared with the labels' unique captions.
 
-Scores lie in 0..1, `cider` is CIDEr / 10. Drawn scenes and photos are scored apart, for CIDEr weighs words by
-the set they are in and only drawn scenes have a truth: `scores` are those of the drawn scenes, or of the
-photos where there are no drawn scenes. Intervals: `ureca.evaluation.bootstrap`; seeds, attributes and strata:
-`ureca.evaluation.aggregate`.
+Scores are in 0..1, `cider` is CIDEr / 10. Synthetic scenes and photos are scored separately, because CIDEr weighs words
+by their set and only synthetic scenes have ground truth: `scores` are those of the synthetic scenes, or of the photos
+if there are none. Intervals: `ureca.evaluation.bootstrap`; seeds, attributes and strata: `ureca.evaluation.aggregate`.
 """
 
 from __future__ import annotations
@@ -50,19 +49,19 @@ PRINTED_DIFFERENCES = ("rouge_l", "meteor", "attribute_accuracy", "uniqueness")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Everything that was found out about the variants."""
+    """Results of all variants."""
 
     groups: dict[str, ScoredGroup]
-    """`drawn` and `photo`, those that there are."""
+    """`drawn` (synthetic scenes) and `photo`, if present."""
     predictions: list[Prediction]
     picks_own: dict[tuple[str, str, str], bool] = field(repr=False)
-    """(variant, image id, region id) -> whether the caption fits that region alone; of a variant's first seed."""
+    """(variant, image id, region id) -> True if the caption fits that region only; for a variant's first seed."""
     left_out: dict[str, str]
-    """Image id -> why it could not be used."""
+    """Image id -> reason why it was skipped."""
 
     @property
     def main(self) -> ScoredGroup:
-        """The drawn scenes, or the photos where there are none."""
+        """Synthetic scenes, or the photos if there are none."""
         return self.groups.get("drawn") or self.groups["photo"]
 
     @property
@@ -70,7 +69,7 @@ class Evaluation:
         return self.main.scores
 
     def captions_of(self, image_id: str) -> dict[str, dict[str, str]]:
-        """Variant -> region id -> caption of its first seed, as the report takes it."""
+        """Return variant -> region id -> caption of its first seed, for the report."""
         found: dict[str, dict[str, str]] = {}
         for each in self.predictions:
             if each.image_id == image_id and each.seed == self.first_seed(each.variant):
@@ -78,11 +77,11 @@ class Evaluation:
         return found
 
     def first_seed(self, variant: str) -> int:
-        """The seed whose captions are shown where there are several."""
+        """Return the seed whose captions are shown if there are several."""
         return min(self.main.seeds[variant])
 
     def picks_own_of(self, image_id: str) -> dict[str, dict[str, bool]]:
-        """Variant -> region id -> whether its caption fits that region alone."""
+        """Return variant -> region id -> True if its caption fits that region only."""
         found: dict[str, dict[str, bool]] = {}
         for (variant, image, region), own in self.picks_own.items():
             if image == image_id:
@@ -90,7 +89,7 @@ class Evaluation:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json: plain scores of the main group, differences as [value, low, high]."""
+        """Content of summary.json: scores of the main group, differences as [value, low, high]."""
         differences: dict[str, dict[str, list[float]]] = {}
         for each in self.main.differences:
             pair = differences.setdefault(f"{each['better']} - {each['worse']}", {})
@@ -110,7 +109,7 @@ class Evaluation:
         }
 
     def details(self) -> dict[str, Any]:
-        """For scores.json: every group with its intervals, and what was left out."""
+        """Content of scores.json: every group with its intervals, and the skipped images."""
         return {
             "metrics": {"meteor": "METEOR 1.5 (Java)", "cider": "CIDEr / 10"},
             "groups": {kind: vars(group) for kind, group in self.groups.items()},
@@ -118,7 +117,7 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """The scores with their intervals, to print."""
+        """Return the scores with their intervals as text."""
         parts = []
         for kind, group in self.groups.items():
             title = {"drawn": "drawn scenes", "photo": "real photos"}[kind]
@@ -142,22 +141,25 @@ def evaluate(
 ) -> Evaluation:
     """Caption the labeled regions of `rows` with each variant and score them.
 
-    Writes predictions.jsonl into `output`, where an evaluation that was stopped goes on, and scores.json.
-    `truth` maps an image id to its regions' true attributes and goes before those in the table; `strata` are further
-    kinds of regions to score apart; `processes` caption, each with its own model. Variants of one name and several
-    seeds are scored together. Images that can't be read or have no label are left out and named.
+    Writes predictions.jsonl, from which an interrupted evaluation resumes, and scores.json into `output`. Variants with
+    one name and several seeds are scored together. Images that can't be read or have no label are skipped and listed.
+
+    Args:
+        truth: image id -> true attributes of its regions; overrides those in the table.
+        strata: further kinds of regions to score separately.
+        processes: number of captioning processes, each with its own model.
 
     Raises:
         InputError: no image is left.
-        MetricError: no Java.
+        MetricError: Java is missing.
     """
-    find_java()  # to say that it is missing now, and not after the captions
+    find_java()  # fail before captioning if it is missing
     usable, candidates, left_out = _usable(rows, truth or {})
     if not usable:
         reason = next((f"{image}: {why}" for image, why in left_out.items()), "there are none")
         raise InputError(
-            f"nothing to evaluate: of {len(rows)} held-out images none has labels and can be read "
-            f"({reason}). Label the images first, or hold out more of them."
+            f"nothing to evaluate: of {len(rows)} held-out images none is both labeled and readable ({reason}). Label "
+            "the images first, or increase heldout."
         )
     output.mkdir(parents=True, exist_ok=True)
     predictions = predict(
@@ -177,7 +179,7 @@ def score(
     strata: Strata | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, ScoredGroup], dict[tuple[str, str, str], bool]]:
-    """Score captions group by group; also whether each picks its own region. `candidates`: by image id."""
+    """Score captions group by group, including self-retrieval. `candidates`: by image id."""
     captions = {(each.variant, each.seed, each.image_id, each.region_id): each.caption for each in predictions}
     runs = sorted(dict.fromkeys((each.variant, each.seed) for each in predictions), key=lambda run: run[1])
     kinds: dict[str, list[ImageRow]] = {}
@@ -191,7 +193,7 @@ def score(
     with CaptionScorer() as scorer:
         for kind in sorted(kinds):
             regions = [(row, index) for row in kinds[kind] for index in captioned_regions(row)]
-            # In the order in which the variants came, whatever their seeds.
+            # in the order of the variants, independent of their seeds
             statistics: dict[str, dict[int, dict[str, Statistics]]] = {each.variant: {} for each in predictions}
             for variant, run in runs:
                 items = [
@@ -233,7 +235,7 @@ def _usable(
             usable.append(row)
         except InputError as error:
             left_out[row.image_id] = str(error)
-            print(f"left out {row.image_id}: {error}", file=sys.stderr)
+            print(f"skipped {row.image_id}: {error}", file=sys.stderr)
         progress.update(number, left_out=len(left_out))
     progress.close()
     return usable, candidates, left_out
@@ -244,7 +246,7 @@ def _item(row: ImageRow, index: int, candidates: Mapping[str, Candidates], capti
 
 
 def _claim_statistics(items: Sequence[ScoredCaption], own: Sequence[bool]) -> dict[str, Statistics]:
-    """Uniqueness, attribute accuracy, and the latter's parts as "attribute:NAME"."""
+    """Return the statistics of uniqueness and attribute accuracy, each attribute under "attribute:NAME"."""
     accuracy = attribute_statistics(items)
     return {
         "attribute_accuracy": accuracy.pop("all"),

@@ -1,12 +1,12 @@
-"""Scores of few captions within a second, without Java: for looking at a training while it runs.
+"""Fast scores of a few captions, without Java, for evaluation during training.
 
-    rouge_l              mean ROUGE-L (pycocoevalcap's) over words told apart by a pattern, not by the PTB tokenizer
-    attribute_accuracy   as in `ureca.evaluation.uniqueness`; only where a truth is known (drawn scenes)
+    rouge_l              mean ROUGE-L (pycocoevalcap's) over words split by a pattern instead of the PTB tokenizer
+    attribute_accuracy   as in `ureca.evaluation.uniqueness`; only with ground truth (synthetic scenes)
     uniqueness           as there
 
 On plain captions the pattern and the tokenizer agree (tests/evaluation/test_inloop.py); on others ROUGE-L may differ in
-the third digit from what jobs/evaluate.py reports. Every score is a sum over captions divided by a count, so that
-workers that each scored a part can add theirs up.
+the third digit from that of jobs/evaluate.py. Every score is a sum over captions divided by a count, so workers that
+each scored a part can add their sums.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ QUICK_METRICS = ("rouge_l", "attribute_accuracy", "uniqueness")
 Sums = Mapping[str, tuple[float, float]]
 """Metric -> (sum, count)."""
 
-# Letters and digits of any script, hyphens among them; "thing's" is two words, as the PTB tokenizer has it.
+# Letters and digits of any script, with inner hyphens; "thing's" is two words, as in the PTB tokenizer.
 _WORD = re.compile(r"\w+(?:-\w+)*|'\w+")
 
 
 def quick_scores(items: Sequence[ScoredCaption]) -> dict[str, float]:
-    """The scores of some captions, each in 0..1; one that applies to none of them is left out."""
+    """Return the scores of some captions, each in 0..1; inapplicable scores are omitted."""
     return scores_of([quick_sums(items)])
 
 
 def quick_sums(items: Sequence[ScoredCaption]) -> dict[str, tuple[float, float]]:
-    """What the scores of some captions follow from."""
+    """Return sums and counts from which the scores of some captions are computed."""
     right, asked = attribute_statistics(items)["all"].per_item.sum(axis=0).tolist() if items else (0.0, 0.0)
     return {
         "rouge_l": (sum(_rouge_l(item.caption, item.reference) for item in items), float(len(items))),
@@ -43,7 +43,7 @@ def quick_sums(items: Sequence[ScoredCaption]) -> dict[str, tuple[float, float]]
 
 
 def scores_of(parts: Iterable[Sums]) -> dict[str, float]:
-    """The scores of all captions of several parts."""
+    """Return the scores of all captions of several parts."""
     totals = dict.fromkeys(QUICK_METRICS, (0.0, 0.0))
     for part in parts:
         for name, (value, count) in part.items():

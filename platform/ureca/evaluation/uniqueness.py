@@ -1,16 +1,16 @@
-"""What n-gram metrics can't see: is a caption true, and does it fit its own region alone?
+"""Scores beyond n-grams: attribute accuracy and uniqueness.
 
     attribute accuracy   of the attributes that the label states and the truth knows (color, texture, shape,
-                         size, place), the share that the caption states too, and rightly; drawn scenes only
-    uniqueness           share of captions that fit their own region better than every other of the image
+                         size, place), the fraction that the caption states correctly; synthetic scenes only
+    uniqueness           fraction of captions that fit their region better than every other region of the image
 
-Both read captions with `ureca.attributes.claims`, a fixed vocabulary and no model, so they are cheap and
-repeatable, and blind to whatever a caption says beyond it. Candidates are judged by their true attributes
-where these are known (drawn scenes), else by measured ones. The labels pass through the same two scores:
-theirs is the ceiling of a captioner that learns from them.
+Both parse captions with `ureca.attributes.claims`, a fixed vocabulary without a model. They are fast and repeatable,
+and ignore whatever a caption says beyond the vocabulary. Candidates are judged by their true attributes if known
+(synthetic scenes), else by measured ones. The labels' own scores are reported too: they are the ceiling of a captioner
+trained on them.
 
-Source: self-retrieval. The paper measures captions with n-gram metrics alone and names as a limit that these
-can't see uniqueness, URECA (arXiv 2504.05305) appendix F.
+Source: self-retrieval. The paper scores captions only with n-gram metrics and names as a limitation that these can't
+measure uniqueness, URECA (arXiv 2504.05305) appendix F.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ Truth = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The regions of an image that a caption chooses among."""
+    """Regions of an image among which a caption retrieves."""
 
     attributes: tuple[RegionAttributes, ...]
     truth: tuple[Mapping[str, str] | None, ...]
-    """True attributes of each region, None where nobody knows them."""
+    """True attributes of each region, None if unknown."""
 
 
 @dataclass(frozen=True)
 class ScoredCaption:
-    """A caption, the region it is about, and the label it is compared with."""
+    """A caption with its region and the label to compare with."""
 
     caption: str
     reference: str
     index: int
-    """Of the region among its image's candidates."""
+    """Index of the region among its image's candidates."""
     candidates: Candidates
 
 
 def region_candidates(image: np.ndarray, row: ImageRow, truth: Truth | None = None) -> Candidates:
-    """Measure an image's regions (uint8 (H, W, 3), RGB); `truth` goes before the table's true attributes."""
+    """Measure an image's regions (uint8 (H, W, 3), RGB); `truth` overrides the table's true attributes."""
     measured = measure_tree(
         image, [region.segmentation for region in row.regions], [region.parent for region in row.regions]
     )
@@ -62,12 +62,12 @@ def region_candidates(image: np.ndarray, row: ImageRow, truth: Truth | None = No
 
 
 def picks_own(item: ScoredCaption) -> bool:
-    """Whether the caption fits its region better than every other region of the image."""
+    """Return True if the caption fits its region better than every other region of the image."""
     return picks_own_region(item.caption, item.index, item.candidates.attributes)
 
 
 def attribute_statistics(items: Sequence[ScoredCaption]) -> dict[str, Statistics]:
-    """Statistics of attribute accuracy: of each attribute by its name, and of all together under "all"."""
+    """Return statistics of attribute accuracy: per attribute by name, and of all together under "all"."""
     right = np.zeros((len(items), len(ATTRIBUTES)))
     asked = np.zeros_like(right)
     for row, item in enumerate(items):

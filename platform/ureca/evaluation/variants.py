@@ -1,4 +1,4 @@
-"""What can be set about an evaluation, and the variants that follow from it."""
+"""Settings of an evaluation, and the variants that follow from them."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ TRAINED_CUES: dict[str, Cue] = {
     "mask_longer": "mask",
     "shipped": "mask",
 }
-"""Variant -> how its training told it which region is meant; `shipped` is the captioner of the package."""
+"""Variant -> region cue of its training; `shipped` is the captioner in the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     table: str
-    """Region table with labels: a parquet file or a folder of them, written by label_corpus."""
+    """Labeled region table: a parquet file or a folder of them, written by label_corpus."""
     heldout: float = 0.1
-    """Share of the images that training left out; 1 takes every image of the table."""
+    """Fraction of the images held out from training; 1 evaluates every image of the table."""
     heldout_seed: int = 0
-    """The seed of that split; as in training."""
+    """Seed of that split; as in training."""
     stage1: str = ""
-    """Model directory of stage 1: variant mask_stage1."""
+    """Model directory of stage 1 (variant mask_stage1)."""
     stage2: str = ""
-    """Model directory of stage 2: variant mask_stage2."""
+    """Model directory of stage 2 (variant mask_stage2)."""
     stage3: str = ""
-    """Model directory of stage 3: variant mask_stage3."""
+    """Model directory of stage 3 (variant mask_stage3)."""
     tuned_none: str = ""
-    """Model directory of stage 2 with `cue: none`: variant tuned_none."""
+    """Model directory of stage 2 with `cue: none` (variant tuned_none)."""
     tuned_box: str = ""
-    """Model directory of stage 2 with `cue: box`: variant tuned_box."""
+    """Model directory of stage 2 with `cue: box` (variant tuned_box)."""
     preset: str = "nano"
-    """The base of variants none and box, where no model directory names one."""
+    """Base of the variants none and box if no model directory names one."""
     truth: str = ""
-    """Folder with ground_truth.jsonl, for drawn scenes whose table does not hold their true attributes."""
+    """Folder with ground_truth.jsonl, for synthetic scenes whose table lacks their true attributes."""
     max_new_tokens: int = 96
-    """Longest caption, in tokens."""
+    """Maximum caption length in tokens."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     run_directory: str = ""
-    """Where the run keeps its files; the same folder again goes on where it was. Empty: runs/evaluate."""
+    """Run folder; using it again resumes. Empty: runs/evaluate."""
 
     def __post_init__(self) -> None:
         if not 0 < self.heldout <= 1:
-            raise ConfigError(f"heldout={self.heldout}: give the share of images to score, above 0, at most 1.")
+            raise ConfigError(f"heldout={self.heldout}: give a fraction above 0 and at most 1.")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
 
 
 def variants_of(config: EvaluateConfig) -> list[Variant]:
-    """The base's two variants, and those that a model directory is given for.
+    """Return the base's two variants, and those with a model directory.
 
     Raises:
-        CheckpointError: a folder is no model directory.
+        CheckpointError: a folder is not a model directory.
         ConfigError: an unknown preset.
     """
     trained = {
@@ -82,7 +82,7 @@ def variants_of(config: EvaluateConfig) -> list[Variant]:
 
 
 def base_variants(base: str, tile_limit: int) -> list[Variant]:
-    """The untuned base, asked about the picture as a whole and about a region's box."""
+    """Return variants of the untuned base, asked about the whole image and about a region's box."""
     load = partial(Captioner.from_base, base, tile_limit=tile_limit)
     model = preset_path(base)
     return [
@@ -92,6 +92,6 @@ def base_variants(base: str, tile_limit: int) -> list[Variant]:
 
 
 def trained_variant(name: str, folder: str, *, seed: int = 0) -> Variant:
-    """A model directory or export as the variant `name`, asked in the way in which it was trained."""
+    """Return a model directory or export as the variant `name`, with the region cue of its training."""
     load = partial(Captioner.from_pretrained, folder)
     return Variant(name=name, cue=TRAINED_CUES[name], model=folder, load=load, seed=seed)

@@ -2,7 +2,7 @@
 
     prefix_ids     (P,)  [ image ........ | image ... | ... ]                    one per image, end to end
     input_ids      (S,)  [ mask query caption | mask query caption | ... ]       one per region, end to end
-    position_ids         [ p ...              | p ...              | ... ]       p: length of its own prefix
+    position_ids         [ p ...              | p ...              | ... ]       p: length of the image prefix
 
 A branch token sees its image's prefix and, causally, its own branch: loss and gradients equal those of R separate
 sequences (tests/model/test_packing.py). Nothing is padded, however different images and captions are in length.

@@ -113,9 +113,7 @@ def check_rles(rles: Sequence[Mapping[str, Any]], size: Size, *, where: Sequence
     together = np.concatenate(all_runs)
     num_pixels = np.add.reduceat(together, starts)
     shortest = np.minimum.reduceat(together, starts)
-    longest = np.maximum.reduceat(
-        together, starts
-    )  # sums of longer runs could overflow 64 bits
+    longest = np.maximum.reduceat(together, starts)  # sums of longer runs could overflow 64 bits
     checked: list[Rle] = []
     for index, (name, runs, text) in enumerate(zip(where, all_runs, counts, strict=True)):
         if num_pixels[index] != height * width or longest[index] > height * width:

@@ -1,11 +1,11 @@
-"""One picture with what a captioner says of it: regions outlined and numbered, caption and label of each beside them.
+"""One picture of an image with outlined, numbered regions and their captions and labels.
 
     [ image with regions ]  1  CAPTION
                                label: LABEL
                             2  ...
 
-The caption is green where it fits its own region alone, red where it fits another as well or better, and black where
-that was not asked.
+A caption is green if it fits only its region, red if it fits another as well or better, and black if that was not
+checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ureca.viewer.draw import Pixels, draw_regions, region_color
 INK, FAINT, RIGHT, WRONG = (43, 48, 59), (110, 117, 128), (15, 118, 60), (180, 40, 30)
 _FONT_PX, _LINE_PX, _MARGIN_PX, _BADGE_PX = 13, 17, 12, 26
 _COLUMNS = 62
-"""Characters of a line of text."""
+"""Characters per line of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,15 @@ class CaptionedRegion:
     segmentation: Rle
     caption: str
     label: str
-    """What it is compared with."""
+    """Label to compare with."""
     fits_alone: bool | None = None
-    """Whether the caption fits this region better than every other of its image."""
+    """True if the caption fits this region better than every other region of its image."""
 
 
 def captioned_picture(
     image: Pixels, regions: Sequence[CaptionedRegion], *, title: str = "", longest_px: int = 560
 ) -> Pixels:
-    """The picture: uint8 (h, w, 3), RGB, of an image (uint8 (H, W, 3), RGB); larger regions come first."""
+    """Return the picture, uint8 (h, w, 3), RGB, of an image (uint8 (H, W, 3), RGB); larger regions come first."""
     drawn = draw_regions(image, {each.number: each.segmentation for each in regions}, longest_px=longest_px)
     blocks = [_lines(region) for region in regions]
     text_px = _MARGIN_PX + _LINE_PX * (1 + sum(len(lines) for lines in blocks)) + 6 * len(blocks)

@@ -1,7 +1,7 @@
-"""Draw regions on an image, trace their outlines, and lay a mask tree out as a list.
+"""Draw regions on an image, trace their outlines, and format a mask tree as a list.
 
-A pixel takes the color of the smallest region over it, so nested regions stay apart; every outline is drawn,
-white beneath its color so that it shows on any ground. Numbers are those of the rows beside the picture.
+A pixel takes the color of the smallest region over it, so nested regions stay distinct; every outline has a white
+border so that it is visible on any background. Numbers match the rows next to the picture.
 
 Shapes: H, W of the image; h, w of the picture that is drawn.
 """
@@ -27,11 +27,11 @@ FILL = 0.16
 """Opacity of a region's color over the image."""
 _GOLDEN_RATIO = 0.618034
 _POLE_PX = 96
-"""Longest side at which the place of a number is sought."""
+"""Longest side of the mask in which the number's position is searched."""
 
 
 def region_color(index: int) -> Color:
-    """A color for the region of this number; neighboring numbers differ in hue and in lightness."""
+    """Return the color of a region number; neighboring numbers differ in hue and lightness."""
     hue = (0.58 + index * _GOLDEN_RATIO) % 1.0
     lightness, saturation = ((0.42, 0.80), (0.54, 0.80), (0.33, 0.75))[index % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
@@ -39,12 +39,12 @@ def region_color(index: int) -> Color:
 
 
 def to_css(color: Color) -> str:
-    """ "#rrggbb"."""
+    """Return "#rrggbb"."""
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def to_size(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
-    """(height, width) with the longest side at `longest_px`, the other in proportion."""
+    """Return (height, width) scaled so that the longest side is `longest_px`."""
     height, width = size
     scale = longest_px / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -53,10 +53,10 @@ def to_size(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
 def draw_regions(
     image: Pixels, segmentations: Mapping[int, Rle], *, longest_px: int = 800, numbers: bool = True
 ) -> Pixels:
-    """The image (uint8 (H, W, 3), RGB) with regions drawn on it: uint8 (h, w, 3), longest side `longest_px`.
+    """Draw regions on the image (uint8 (H, W, 3), RGB): uint8 (h, w, 3), longest side `longest_px`.
 
-    `segmentations` maps each region's number to its RLE; they are drawn in that order, so give larger ones
-    first (the order of a mask tree).
+    `segmentations` maps each region's number to its RLE; they are drawn in that order, so give larger ones first (the
+    order of a mask tree).
     """
     height, width = to_size(image.shape[:2], longest_px)
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
@@ -81,18 +81,18 @@ def draw_regions(
 
 
 def outline(segmentation: Rle, *, longest_px: int = 400, tolerance_px: float = 0.7) -> str:
-    """A region's outline as the `d` of an SVG path, holes included.
+    """Return a region's outline, holes included, as the `d` attribute of an SVG path.
 
     Draw it with `fill-rule="evenodd"` in a viewBox of `to_size(size, longest_px)`.
     """
     soft, left, top = _shrunk_window(segmentation, to_size(tuple(segmentation["size"]), longest_px))
     soft = np.pad(soft, 1)
     lines: Any = contour_generator(z=soft).lines(127.5)
-    if not lines:  # thinner than a pixel at this size: its hard pixels still have an outline
+    if not lines:  # thinner than a pixel at this size: outline the unscaled pixels
         lines = contour_generator(z=(soft > 0) * 255.0).lines(127.5)
     parts = []
     for line in lines:
-        line = line + (left - 0.5, top - 0.5)  # minus the padding, plus half a pixel
+        line = line + (left - 0.5, top - 0.5)  # subtract the padding, add half a pixel
         points = _simplified(line, tolerance_px)
         if len(points) < 4:  # a sliver within the tolerance of a line
             points = line
@@ -102,9 +102,9 @@ def outline(segmentation: Rle, *, longest_px: int = 400, tolerance_px: float = 0
 
 
 def nested_list(parents: Sequence[int], rows: Sequence[str]) -> str:
-    """A forest as nested HTML lists. `rows` are HTML already; parents (-1 = none) precede their children."""
+    """Return a forest as nested HTML lists. `rows` are already HTML; parents (-1 = none) precede their children."""
     if len(parents) != len(rows) or any(parent >= index for index, parent in enumerate(parents)):
-        raise ValueError("each row needs a parent that stands before it, or -1")
+        raise ValueError("each row needs a parent that precedes it, or -1")
     children: dict[int, list[int]] = {}
     for index, parent in enumerate(parents):
         children.setdefault(parent, []).append(index)
@@ -117,9 +117,9 @@ def nested_list(parents: Sequence[int], rows: Sequence[str]) -> str:
 
 
 def _shrunk_window(rle: Rle, size: tuple[int, int]) -> tuple[NDArray[np.float64], int, int]:
-    """The part of the mask's picture of `size` that holds the region, 0..255, and its left and top.
+    """Return the window of the mask, scaled to `size`, that holds the region, 0..255, and its left and top.
 
-    Of a large image with a hundred small regions nothing else is touched.
+    For a large image with a hundred small regions, nothing else is computed.
     """
     scale_y, scale_x = size[0] / rle["size"][0], size[1] / rle["size"][1]
     x, y, width, height = rle_bbox(rle)
@@ -161,7 +161,8 @@ def _eroded(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
 
 
 def _write_numbers(picture: Image.Image, top: NDArray[np.int_], numbers: Sequence[int]) -> None:
-    """Badges at the innermost place of each region's own pixels; small regions first, having less choice."""
+    """Draw badges at the innermost position of each region's pixels; small regions first, because they have fewer
+    choices."""
     draw = ImageDraw.Draw(picture)
     font_px = max(12, round(max(picture.size) / 36))
     font = ImageFont.load_default(font_px)
@@ -171,7 +172,7 @@ def _write_numbers(picture: Image.Image, top: NDArray[np.int_], numbers: Sequenc
     areas = {number: int((top == number).sum()) for number in numbers}
     for number in sorted(numbers, key=lambda each: areas[each]):
         if not areas[number]:
-            continue  # wholly covered by regions inside it: its row still has the number
+            continue  # fully covered by regions inside it; its row still has the number
         row, column = _innermost(coarse == number, taken) or _any_pixel(top == number, step)
         half_w, half_h = font_px * (0.32 * len(str(number)) + 0.25), font_px * 0.62
         x = min(max((column + 0.5) * step, half_w), picture.width - half_w - 1)
@@ -192,7 +193,7 @@ def _write_numbers(picture: Image.Image, top: NDArray[np.int_], numbers: Sequenc
 
 
 def _innermost(own: NDArray[np.bool_], taken: NDArray[np.bool_]) -> tuple[int, int] | None:
-    """(row, column) of the pixel farthest from the region's edge, off the places taken if that can be."""
+    """Return (row, column) of the pixel farthest from the region's edge, avoiding taken positions if possible."""
     if not own.any():
         return None
     depth = np.zeros(own.shape, dtype=np.int32)

@@ -1,7 +1,7 @@
-"""A region table as one HTML page to look through: images, their regions and trees, captions, filters.
+"""Write a region table as one self-contained HTML page: images, regions, trees, captions, filters.
 
-Nothing is fetched: pictures, data, style and script stand inside. Each picture is a block of its own that the
-browser reads only when it is shown. What goes beyond the limit is counted and left out, and the page says so.
+The page needs no other files: pictures, data, style and script are embedded. Each picture is a separate block that the
+browser decodes only when it is shown. Images beyond the limit are counted and left out, and the page says so.
 
     write_gallery("gallery.html", "runs/label_corpus/regions.parquet", images=200, only="flagged")
 """
@@ -31,31 +31,31 @@ from ureca.storage import files as io
 from ureca.viewer.gallery_records import picture_of, record_of
 
 FLAGGED = "flagged"
-"""What to ask for to see images with a flagged region."""
+"""Selects images with a flagged region."""
 _COUNTED = ("images", *get_args(Status), "regions", "flagged regions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GallerySummary:
-    """What a gallery shows."""
+    """Content of a gallery."""
 
     num_bytes: int
-    """Of the page."""
+    """Size of the page."""
     shown: int
     """Images on the page."""
     matching: int
-    """Images of the table that were asked for."""
+    """Images of the table that match the selection."""
     images: int
     """Images of the table."""
 
 
 @dataclass
 class _Survey:
-    """What a table holds, and which of its rows are asked for."""
+    """Content of a table, and its rows that match the selection."""
 
     counts: Counter[str] = field(default_factory=Counter)
     matching: list[int] = field(default_factory=list)
-    """Numbers of rows, in the table's order."""
+    """Row numbers, in the table's order."""
 
 
 def write_gallery(path: str | os.PathLike[str], table: str, *, images: int = 200, only: str = "") -> GallerySummary:
@@ -63,11 +63,11 @@ def write_gallery(path: str | os.PathLike[str], table: str, *, images: int = 200
 
     Args:
         path: the HTML file, local or in S3; it appears when it is complete.
-        images: how many images to show; of more, so many evenly spread over the table.
+        images: maximum images to show; if there are more, a selection spread evenly over the table.
         only: "flagged", a status ("quarantined", …), or a pattern of image ids with * and ?; empty: all.
 
     Raises:
-        InputError: no region table, or nothing in it is asked for.
+        InputError: not a region table, or nothing in it matches.
         StorageError: the page can't be written.
     """
     survey = _survey(table, only)
@@ -85,7 +85,7 @@ def write_gallery(path: str | os.PathLike[str], table: str, *, images: int = 200
 
 
 def _survey(table: str, only: str) -> _Survey:
-    """Count by columns: rows become objects only where they are shown."""
+    """Scan the table by columns: rows become objects only if they are shown."""
     survey = _Survey()
     for batch in iter_batches(table):
         first = survey.counts["images"]
@@ -105,7 +105,7 @@ def _survey(table: str, only: str) -> _Survey:
 
 
 def _flagged(batch: pa.RecordBatch, counts: Counter[str]) -> np.ndarray:
-    """bool (rows,): which images have a flagged region; counts regions and flags along the way."""
+    """Return bool (rows,): images that have a flagged region; counts regions and flags along the way."""
     regions = batch["regions"]
     lengths = pc.fill_null(pc.list_value_length(regions), 0).to_numpy(zero_copy_only=False)
     flags = pc.struct_field(regions.flatten(), "flags")
@@ -117,7 +117,7 @@ def _flagged(batch: pa.RecordBatch, counts: Counter[str]) -> np.ndarray:
 
 
 def _rows(table: str, chosen: list[int]) -> Iterator[ImageRow]:
-    """The rows of these numbers, in ascending order."""
+    """Yield the rows with these numbers, in ascending order."""
     wanted, first = iter(chosen), 0
     number = next(wanted, None)
     for batch in iter_batches(table):
@@ -130,7 +130,7 @@ def _rows(table: str, chosen: list[int]) -> Iterator[ImageRow]:
 
 
 def _page(table: str, survey: _Survey, chosen: list[int], only: str) -> Iterator[str]:
-    """The page in the order it is written, holding one picture at a time."""
+    """Yield the page in order, holding one picture at a time."""
     files = resources.files("ureca.viewer")
     frame, style, script = (
         files.joinpath(name).read_text(encoding="utf-8") for name in ("gallery.html", "gallery.css", "gallery.js")
@@ -158,8 +158,8 @@ def _page(table: str, survey: _Survey, chosen: list[int], only: str) -> Iterator
 
 
 def _block(name: str, value: Any) -> str:
-    """Data that the browser leaves alone until the script reads it."""
-    # "<" could end the block; nothing else means anything to an HTML parser inside of one
+    """Return data in a block that the browser ignores until the script reads it."""
+    # "<" could end the block; no other character is special inside it
     data = io.to_json(value).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{data}</script>\n'
 
@@ -172,7 +172,7 @@ def _facts(counts: Counter[str]) -> str:
 
 
 def _shown(survey: _Survey, shown: int, only: str) -> str:
-    """One sentence on what the page leaves out."""
+    """Return one sentence on what the page leaves out."""
     matching, images = len(survey.matching), survey.counts["images"]
     asked = f" that are {escape(repr(only))}" if only else ""
     if shown < matching:

@@ -1,9 +1,9 @@
-"""A row of the region table as the gallery page takes it: its picture apart from what can be searched.
+"""Convert rows of the region table for the gallery page: pictures separate from searchable records.
 
     picture   {"jpeg": base64, "height", "width", "paths": [d of each region's outline, in picture pixels]}
-    record    ids, tree, captions, distractors, flags, where it came from: small enough to hold all in memory
+    record    ids, tree, captions, distractors, flags, source: small enough to hold all in memory
 
-Keys are spelt out in gallery.js, which reads them.
+gallery.js documents the keys and reads them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ureca.storage import files as io
 from ureca.viewer.draw import outline, region_color, to_css, to_size
 
 LONGEST_PX = 640
-"""Longest side of a picture; 60 to 100 kB of a photo."""
+"""Longest side of a picture; 60 to 100 kB for a photo."""
 
 
 def picture_of(row: ImageRow) -> dict[str, Any]:
-    """The image, scaled down, and its regions' outlines; `missing` says why where the image can't be read."""
+    """Return the scaled image and its regions' outlines; `missing` gives the reason if the image can't be read."""
     try:
         image = _pixels(row)
     except (UrecaError, OSError) as error:
@@ -45,7 +45,7 @@ def picture_of(row: ImageRow) -> dict[str, Any]:
 
 
 def record_of(row: ImageRow) -> dict[str, Any]:
-    """All that the page says of an image, its picture apart."""
+    """Return everything the page shows of an image except its picture."""
     facts = {**dataclasses.asdict(row.provenance)} if row.provenance else {}
     notes = facts.pop("notes", None) or {}
     return {
@@ -86,7 +86,7 @@ def _region(region: RegionRow, index: int, row: ImageRow) -> dict[str, Any]:
 def _pixels(row: ImageRow) -> np.ndarray:
     if row.status != "quarantined":
         return load_image(row)
-    # Its size may be unknown, or what it was set aside for; it is shown as far as it can be.
+    # Size may be unknown or the reason for the quarantine; show the image if possible.
     data = row.image_bytes or io.read_bytes(row.image_path or "")
     return decode_image(data, where=row.image_id)
 

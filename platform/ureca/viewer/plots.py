@@ -1,11 +1,11 @@
 """Plots for reports and documents, drawn by matplotlib without a display.
 
-    loss_curves   loss against step, several runs; each a faint raw line under its smoothed one
-    score_bars    one metric, one bar a variant, with its interval
-    histograms    several panels of counts, each with bars of its own
-    training      one run: its loss, scores of held-out images, speed, and what keeps it from being faster
-    score_curves  scores against what was learned from, each with its interval as a band
-    speedups      measured ratios against a number that grows, each beside its dashed limit
+    loss_curves   loss over steps, several runs; each a faint raw line under its smoothed one
+    score_bars    one metric, one bar per variant, with its interval
+    histograms    several panels of counts, each with separate bars
+    training      one run: loss, scores of held-out images, speed, and where its time goes
+    score_curves  scores over a quantity, each with its interval as a band
+    speedups      measured ratios over a growing number, each with its dashed limit
 
 All return a picture's bytes, equal for equal input (no dates inside).
 """
@@ -37,14 +37,14 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "xtick.color": INK,
     "ytick.color": INK,
-    "svg.fonttype": "path",  # looks the same wherever it is opened
-    "svg.hashsalt": "ureca",  # ids inside the SVG would be random else
+    "svg.fonttype": "path",  # same appearance everywhere
+    "svg.hashsalt": "ureca",  # otherwise ids inside the SVG would be random
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of one run."""
+    """Loss of one run."""
 
     label: str
     steps: Sequence[float]
@@ -52,7 +52,7 @@ class Curve:
 
 
 def smoothed(values: Sequence[float], *, share: float = 0.05) -> NDArray[np.float64]:
-    """Mean over a window of `share` of the values, centered so that it does not lag, smaller at the ends."""
+    """Return the mean over a centered window of `share` of the values, narrower at the ends."""
     half = max(1, round(len(values) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     middle = np.arange(len(values))
@@ -63,7 +63,7 @@ def smoothed(values: Sequence[float], *, share: float = 0.05) -> NDArray[np.floa
 
 
 def loss_curves(curves: Sequence[Curve], *, format: Format = "svg") -> bytes:  # noqa: A002
-    """Loss against step. Values that are not finite leave a gap."""
+    """Plot loss over steps. Values that are not finite leave a gap."""
     with rc_context(_STYLE):
         figure, axes = _figure(5.4, 3.2)
         for index, curve in enumerate(curves):
@@ -92,7 +92,7 @@ def score_bars(
     ceiling: float | None = None,
     format: Format = "svg",  # noqa: A002
 ) -> bytes:
-    """Horizontal bars of one metric, first on top: `scores` maps a label to {"value", "low", "high"}.
+    """Plot horizontal bars of one metric, first on top: `scores` maps a label to {"value", "low", "high"}.
 
     `ceiling` is marked by a dashed line.
     """
@@ -121,7 +121,7 @@ def histograms(
     columns: int = 3,
     format: Format = "png",  # noqa: A002
 ) -> bytes:
-    """A panel for each name, with a bar and its number for each of its counts, first on top."""
+    """Plot a panel per name, with a bar and its number for each of its counts, first on top."""
     num_rows = -(-len(panels) // columns)
     with rc_context(_STYLE):
         figure = Figure(figsize=(3.4 * columns, 2.6 * num_rows), layout="constrained")
@@ -149,7 +149,7 @@ _SCORES = {"rouge_l": "ROUGE-L", "attribute_accuracy": "attribute accuracy", "un
 
 
 def training(lines: Sequence[Mapping[str, Any]], *, format: Format = "png") -> bytes:  # noqa: A002
-    """A run from the lines of its metrics.jsonl: four panels over its steps."""
+    """Plot a run from the lines of its metrics.jsonl: four panels over its steps."""
     looks = [line for line in lines if line.get("heldout")]
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {
         "loss": {"": _series(lines, "loss")},
@@ -168,7 +168,7 @@ def training(lines: Sequence[Mapping[str, Any]], *, format: Format = "png") -> b
                 color = LINE_COLORS[index % len(LINE_COLORS)]
                 if not values:
                     continue
-                if title == "held-out images":  # few, each a look of its own
+                if title == "held-out images":  # few points, each one evaluation
                     axes.plot(steps, values, color=color, marker="o", markersize=3, linewidth=1.2, label=label)
                     continue
                 axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
@@ -185,7 +185,7 @@ def training(lines: Sequence[Mapping[str, Any]], *, format: Format = "png") -> b
 
 
 def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and finite values of one figure."""
+    """Return steps and finite values of one figure."""
     found = [(line["step"], line[name]) for line in lines if line.get(name) is not None and np.isfinite(line[name])]
     return [float(step) for step, _ in found], [float(value) for _, value in found]
 
@@ -196,7 +196,7 @@ def score_curves(
     xlabel: str,
     format: Format = "png",  # noqa: A002
 ) -> bytes:
-    """Scores that grow to 1: `curves` maps a label to {x: {"value", "low", "high"}}."""
+    """Plot scores that grow to 1: `curves` maps a label to {x: {"value", "low", "high"}}."""
     with rc_context(_STYLE):
         figure, axes = _figure(5.4, 3.2)
         for index, (label, points) in enumerate(curves.items()):
@@ -218,7 +218,7 @@ def speedups(
     xlabel: str,
     format: Format = "svg",  # noqa: A002
 ) -> bytes:
-    """`curves` maps a label to {number: (speed-up, its limit)}; both axes double."""
+    """Plot speedups: `curves` maps a label to {number: (speedup, its limit)}; both axes are logarithmic."""
     with rc_context(_STYLE):
         figure, axes = _figure(5.4, 3.4)
         numbers = sorted({number for points in curves.values() for number in points})
@@ -232,14 +232,14 @@ def speedups(
         axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         axes.set_xlabel(xlabel)
-        axes.set_ylabel("speed-up (dashed: its limit)")
+        axes.set_ylabel("speedup (dashed: its limit)")
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
         axes.legend(frameon=False)
         return _bytes(figure, format)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure of its own, in inches: pyplot's global state would leak in long jobs."""
+    """Return a separate figure, size in inches: pyplot's global state would leak in long jobs."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

@@ -1,7 +1,7 @@
 """One self-contained HTML page: scores, training curves, every held-out image with its regions and captions.
 
-Pictures are data URLs, style and script stand inside, nothing is fetched. Pointing at a row marks its region
-in the picture; without scripts a click on its number does.
+Pictures are data URLs, style and script are embedded, nothing is fetched. Hovering over a row highlights its region in
+the picture; without scripts, a click on its number does.
 
     write_report("runs/demo/report.html", ReportData(title=..., scores=..., images=[report_image(row, ...)]))
 """
@@ -33,7 +33,7 @@ def report_image(
     title: str = "",
     credit: str = "",
 ) -> ReportImage:
-    """A row of the region table for the page. `captions` and `picks_own` map variant -> region id -> value.
+    """Convert a row of the region table. `captions` and `picks_own` map variant -> region id -> value.
 
     Raises:
         ImageError: the row's image can't be read.
@@ -59,7 +59,7 @@ def report_image(
 
 
 def curve_from_metrics(path: str | Path, label: str, *, step: str = "step", loss: str = "loss") -> Curve:
-    """Loss against step from a run's metrics.jsonl; lines without both keys are passed over."""
+    """Read loss over steps from a run's metrics.jsonl; lines without both keys are skipped."""
     steps, losses = [], []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -70,7 +70,7 @@ def curve_from_metrics(path: str | Path, label: str, *, step: str = "step", loss
 
 
 def write_report(path: str | Path, data: ReportData) -> Path:
-    """Write the page; returns its path."""
+    """Write the page; return its path."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(report_page(data), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the report page shows, as plain values, and the names that people read in it."""
+"""Content of the report page as plain values, with display names."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Kind = Literal["photo", "drawn"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRegion:
-    """A region with its label and what each variant of the captioner said."""
+    """A region with its label and the caption of each variant."""
 
     region_id: str
     parent: int
-    """Index in the image's list of regions, -1 = top level; parents stand before their children."""
+    """Index in the image's list of regions, -1 = top level; parents precede their children."""
     segmentation: Rle
     short_caption: str | None = None
     long_caption: str | None = None
-    """Before the uniqueness pass."""
+    """Caption before the uniqueness pass."""
     caption: str | None = None
-    """After it."""
+    """Caption after it."""
     captions: Mapping[str, str] | None = None
     """Variant -> its caption."""
     picks_own: Mapping[str, bool] | None = None
-    """Variant -> whether that caption fits this region better than any other of the image."""
+    """Variant -> True if that caption fits this region better than any other of the image."""
     flags: tuple[str, ...] = ()
 
 
@@ -46,9 +46,9 @@ class ReportImage:
     image: NDArray[np.uint8]
     regions: tuple[ReportRegion, ...]
     title: str = ""
-    """The image id unless given."""
+    """Default: the image id."""
     credit: str = ""
-    """Author and license, where the license asks for them."""
+    """Author and license, if the license requires them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +65,22 @@ class ScoreDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """What the page shows."""
+    """Content of the page."""
 
     title: str
     intro: str = ""
     scores: Mapping[str, Scores]
     """Variant -> metric -> {"value", "low", "high"}."""
     ceiling: Scores | None = None
-    """What the labels themselves reach, where that can be measured."""
+    """Scores of the labels themselves, if they can be measured."""
     accuracy: Mapping[str, Mapping[str, float]] | None = None
-    """Size of a region -> attribute -> attribute accuracy of the captioner, the whole under "all"."""
+    """Size of a region -> attribute -> attribute accuracy of the captioner, the total under "all"."""
     strata: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     """Stratum -> value -> {"regions", metric: value} of the captioner."""
     differences: Sequence[ScoreDifference] = ()
     curves: Sequence[Curve] = ()
     facts: Sequence[tuple[str, str]] = ()
-    """(name, value) of figures to show on top."""
+    """(name, value) of figures shown at the top."""
     images: Sequence[ReportImage] = ()
     notes: Sequence[str] = ()
-    """Known limits of the captioner, one sentence or two each."""
+    """Known limitations of the captioner, one or two sentences each."""

@@ -1,4 +1,4 @@
-"""The report page's HTML. Every text that comes from data goes through `escape` on its way in."""
+"""HTML of the report page. All text from data is escaped with `escape`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from ureca.viewer.report_data import (
 )
 
 ROWS_SHOWN = 12
-"""Regions of an image that are drawn and listed at once; the others are folded away."""
+"""Regions of an image that are drawn and listed at first; the others are collapsed."""
 _OURS = ("shipped", "mask_stage2")
-"""The captioner that the page is about: the first of these that there is."""
+"""The captioner that the page is about: the first of these that is present."""
 _PLOTTED = ("rouge_l", "meteor", "cider", "attribute_accuracy", "uniqueness")
 _BAR_COLORS = {
     "none": "#c3c8cf",
@@ -39,16 +39,16 @@ _BAR_COLORS = {
     "shipped": "#0f766e",
 }
 _HOW_TO_READ = (
-    "All from 0 to 1, higher is better; below each its 95% interval, images resampled 1,000 times. "
-    "Attribute accuracy: of what the label says of color, texture, shape, size and place, the share that the "
-    "caption says too and that is true of the drawing. Uniqueness: the share of captions that fit their own "
-    "region better than every other of the image. A dashed line marks what the labels themselves reach."
+    "All from 0 to 1, higher is better; below each its 95% interval from 1,000 resamples of the images. Attribute "
+    "accuracy: of the label's statements on color, texture, shape, size and place, the fraction that the caption "
+    "makes too and that are true of the scene. Uniqueness: the fraction of captions that fit their own region better "
+    "than every other region of the image. A dashed line marks the score of the labels themselves."
 )
 _PICTURE_PX, _OUTLINE_PX = {"photo": 800, "drawn": 512}, 400
 
 
 def report_page(data: ReportData) -> str:
-    """The whole page."""
+    """Return the complete page."""
     files = resources.files("ureca.viewer")
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     images = _image_sections(data.images)
@@ -118,7 +118,7 @@ def _score_row(label: str, scores: Scores, metrics: Sequence[str], css: str) -> 
 
 
 def _accuracy(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Attribute accuracy by attribute (columns) and size of the region (rows)."""
+    """Return attribute accuracy by attribute (columns) and size of the region (rows)."""
     if not accuracy:
         return ""
     names = _in_order({"all": ""}, [name for of in accuracy.values() for name in of])
@@ -128,7 +128,7 @@ def _accuracy(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _strata(strata: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The captioner's scores on kinds of regions, one row each."""
+    """Return the captioner's scores by kind of region, one row each."""
     values = {f"{name}: {value}": of for name, each in strata.items() for value, of in each.items()}
     if not values:
         return ""
@@ -140,7 +140,7 @@ def _strata(strata: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def _differences(differences: Sequence[ScoreDifference]) -> str:
-    """One row a pair, in the metrics that are plotted too."""
+    """Return one row per pair, in the metrics that are plotted."""
     shown = [each for each in differences if each.metric in _PLOTTED]
     if not shown:
         return ""
@@ -153,7 +153,7 @@ def _differences(differences: Sequence[ScoreDifference]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """Row names and heads are escaped here, cells are HTML."""
+    """Return a table. Row names and heads are escaped here, cells are HTML."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
@@ -185,7 +185,7 @@ def _notes_section(notes: Sequence[str]) -> str:
 
 
 def _image_sections(images: Sequence[ReportImage]) -> dict[str, str]:
-    """The section of each kind of image that there is."""
+    """Return the section of each kind of image that is present."""
     headings = {"photo": "Real photos", "drawn": "Drawn scenes"}
     ordered = sorted(images, key=lambda image: list(headings).index(image.kind))  # stable within a kind
     sections, number = {}, 0
@@ -218,7 +218,7 @@ def _article(image: ReportImage, number: int) -> str:
 
 
 def _path(region: ReportRegion, index: int, number: int) -> str:
-    """The region's outline over the picture, unseen until it is marked."""
+    """Return the region's outline over the picture, hidden until it is highlighted."""
     d = outline(region.segmentation, longest_px=_OUTLINE_PX)
     return (
         f'<path id="r{number}-{index + 1}" data-region="{index + 1}" fill-rule="evenodd" '
@@ -227,7 +227,7 @@ def _path(region: ReportRegion, index: int, number: int) -> str:
 
 
 def _region_lists(image: ReportImage, number: int) -> str:
-    """The mask tree as a nested list; parents come first, so the part shown is a tree of its own."""
+    """Return the mask tree as a nested list; parents come first, so the shown part is a tree too."""
     regions = image.regions
     first = nested_list(
         [region.parent for region in regions[:ROWS_SHOWN]],
@@ -301,7 +301,7 @@ def _variant(name: str) -> str:
 
 
 def _in_order(known: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """`names` without repeats, the known ones first and in their order."""
+    """Return `names` without repeats, the known ones first and in their order."""
     given = list(dict.fromkeys(names))
     return [name for name in known if name in given] + [name for name in given if name not in known]
 

@@ -160,7 +160,7 @@ out. Trained on {base} with [URECA on Ray](https://arxiv.org/abs/2504.05305), an
 Unique Region Caption Anything*.
 
 The language and vision parts are a stock HF-native InternVL ({facts.parameters / 1e6:,.1f}M parameters, {facts.dtype},
-LoRA merged). Beside them lies `mask_encoder.safetensors` ({facts.mask_encoder_parameters / 1e6:,.2f}M): it turns each
+LoRA merged). Next to them is `mask_encoder.safetensors` ({facts.mask_encoder_parameters / 1e6:,.2f}M): it turns each
 tile of a mask into {mask.tokens_per_tile} tokens, which stand between the image and the question. An image is cut into
 at most {tiles} of {mask.tile_px} px.{checked}"""
 
@@ -209,7 +209,7 @@ if __name__ == "__main__":  # vLLM's processes import this file
     asyncio.run(main())
 ```
 
-The InternVL alone, without masks, is transformers' own class; vLLM serves it as it is (`vllm serve {name}`):
+The InternVL alone, without masks, is transformers' own class; vLLM serves it without changes (`vllm serve {name}`):
 
 ```python
 from transformers import AutoProcessor, InternVLForConditionalGeneration
@@ -247,28 +247,30 @@ def _recipe(facts: _Facts) -> str:
     parts = ["## Recipe"]
     for stage in facts.stages:
         figures = stage.get("figures", {})
-        told = [f"{figures[name]:,} {name}" for name in ("images", "steps", "regions") if figures.get(name) is not None]
+        details = [
+            f"{figures[name]:,} {name}" for name in ("images", "steps", "regions") if figures.get(name) is not None
+        ]
         if best_by := stage.get("weights", {}).get("best_by"):
             weights = stage["weights"]
-            told.append(
+            details.append(
                 f"weights of step {weights['step']:,}, the best checkpoint by {TITLES.get(best_by, best_by)} on "
                 f"held-out images ({weights['score']:.3f})"
             )
         if figures.get("loss_first") is not None:
-            told.append(f"loss {figures['loss_first']:.3g} to {figures['loss_last']:.3g}")
+            details.append(f"loss {figures['loss_first']:.3g} to {figures['loss_last']:.3g}")
         if figures.get("regions_per_second"):
-            told.append(f"{figures['regions_per_second']:,} regions a second")
+            details.append(f"{figures['regions_per_second']:,} regions a second")
         made = [stage[name] for name in ("machine", "code") if stage.get(name)]
         looks = stage.get("looks") or {}
         if looks:
-            told.append(
+            details.append(
                 "while training, on held-out images: "
                 + ", ".join(f"{TITLES.get(name, name)} {value:.2f}" for name, value in looks.items() if name in TITLES)
             )
         settings = {key: value for key, value in stage.get("settings", {}).items() if key not in _HIDDEN}
         block = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110).strip()
         parts.append(
-            f"**Stage {stage['stage']}**: {'; '.join(told)}. {' '.join(made)}\n\n"
+            f"**Stage {stage['stage']}**: {'; '.join(details)}. {' '.join(made)}\n\n"
             f"<details><summary>settings</summary>\n\n```yaml\n{block}\n```\n</details>"
         )
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""InternVL in its official layout (`InternVLChatModel`, code beside the weights): configuration, names, tokenizer.
+"""InternVL in its official layout (`InternVLChatModel`, code next to the weights): configuration, names, tokenizer.
 
     vision_model.embeddings.*                  model.vision_tower.embeddings.*
     vision_model.encoder.layers.N.*            model.vision_tower.encoder.layer.N.*     qkv into three
@@ -55,7 +55,7 @@ def read_official_config(source: Path) -> dict[str, Any]:
     record = json.loads(path.read_text())
     kind = record.get("model_type")
     if kind == InternVLConfig.model_type:
-        raise CheckpointError(f"{source}: is already HF-native; pass it to --base as it is")
+        raise CheckpointError(f"{source}: is already HF-native; pass it to --base directly")
     if kind != "internvl_chat":
         raise CheckpointError(f"{source}: not an InternVL but {kind}; give an official InternVL 2.5 or 3 checkpoint")
     return record
