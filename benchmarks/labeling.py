@@ -1,10 +1,10 @@
-"""Labeling at scale: does the walk keep a slow endpoint busy, does memory stay flat, does anything get lost?
+"""Labeling at scale: use of a slow endpoint, memory, and losses.
 
     python benchmarks/labeling.py            (about 12 minutes on two cores that have nothing else to do)
     python benchmarks/labeling.py walk       (one part; the other parts of the result stay)
 
     walk      a labeling job on Ray against an HTTP endpoint of fixed latency and few places, over real photos' trees
-              (those of the package, or of the folder URECA_TEST_DATA) and drawn scenes; beside it, on the same
+              (those of the package, or of the folder URECA_TEST_DATA) and drawn scenes; next to it, on the same
               endpoint, the same questions level by level and pass by pass, and one call at a time as the paper's code
     memory    jobs over 1, 4 and 16 times as many images: peak of the driver's and the actors' own memory
     tree      mask trees at SA-1B's size (mask_trees.py)
@@ -56,7 +56,7 @@ RESULT = Path("runs/benchmarks/labeling.json")
 
 SLOTS, LATENCY_SECONDS = 16, 1.5
 QUESTIONS = 1600
-"""About so many are asked in the walk: two minutes and a half of a fully busy endpoint."""
+"""Approximate number of requests in part `walk`: 150 s of a fully used endpoint."""
 IN_FLIGHT = 32
 """Images that the one actor works on at once."""
 LEVELS_IMAGES = 8
@@ -99,7 +99,7 @@ def prepared_images(folder: Path) -> list[PreparedImage]:
 
 
 def num_questions(image: PreparedImage) -> int:
-    """Of a walk in which no question is asked again."""
+    """Number of requests of a walk without retries."""
     return len(image.parents) + sum(map(bool, image.children)) + 2 * sum(map(bool, image.distractors))
 
 
@@ -286,7 +286,7 @@ def run_job(out: Path, *options: str) -> tuple[int, int]:
 
 
 def _spilled_megabytes(since: float) -> float:
-    """Of the object stores of all Rays that started after that."""
+    """Return the MB spilled by all Rays started after `since`."""
     total = 0
     for folder in Path("/tmp/ray").glob("session_2*/ray_spilled*"):
         if folder.parent.stat().st_ctime < since:
@@ -298,7 +298,7 @@ def _spilled_megabytes(since: float) -> float:
 
 
 def _own_megabytes(root: psutil.Process) -> float:
-    """Of the driver, and of the workers that its Ray has started: what each has for itself alone."""
+    """Return the unshared memory of the driver and of the workers that its Ray has started, in MB."""
     total = 0
     try:
         processes = [root, *root.children(recursive=True)]

@@ -1,9 +1,9 @@
-"""What mask encoding costs: parameters, operations, seconds and memory, by kind, N, tiles and width.
+"""Cost of mask encoding: parameters, operations, seconds and memory, by kind, N, tiles and width.
 
-    python benchmarks/mask_encoder.py            (a CUDA GPU is measured beside the CPU where there is one)
+    python benchmarks/mask_encoder.py            (measures a CUDA GPU too if there is one)
 
 64 regions of one photo, ellipses and thin ones from 0.05% to 30% of it, on 1, 3, 7 and 13 tiles (thumbnail counted), at
-the embedding widths of InternVL2.5-1B (896) and -8B (4096). Beside ours:
+the embedding widths of InternVL2.5-1B (896) and -8B (4096). Next to ours:
 
     naive    one region at a time, every tile of it encoded, empty or not: the authors' way
     ours     only tiles that a region touches, those of all regions together
@@ -37,12 +37,12 @@ from ureca.storage.files import write_json
 
 NUM_REGIONS = 64
 PHOTOS = {1: ((1500, 1500), 1), 3: ((1500, 2667), 6), 7: ((1500, 2250), 6), 13: ((1500, 2000), 12)}
-"""Tiles, thumbnail counted -> size (height, width) and tile limit of a photo that has so many."""
+"""Tiles, thumbnail counted -> size (height, width) and tile limit of a photo with this number."""
 WIDTHS = {"1B": 896, "8B": 4096}
 TOKENS_PER_TILE = (4, 8, 16, 32)
 KINDS = ("channels", "tokens")
 FLOPS_AT_MOST, TILES_AT_MOST = 1.2e10, 48
-"""Of a case that is measured on a CPU: some tenths of a second of one core."""
+"""Limits of a case measured on a CPU: some tenths of a second of one core."""
 RESULT = Path("runs/benchmarks/mask_encoder.json")
 
 

@@ -1,4 +1,4 @@
-"""How fast mask trees are built at SA-1B's size: 100 masks of 1500x2250, beside two plainer ways.
+"""Speed of mask trees at SA-1B's size: 100 masks of 1500x2250, compared with two simpler methods.
 
     python benchmarks/mask_trees.py
 
@@ -33,7 +33,7 @@ from ureca.storage.files import read_json, write_json
 SIZE = (1500, 2250)
 NUM_MASKS = 100
 REPEATS = 3
-"""Of each image the fastest counts."""
+"""Runs per image; the fastest counts."""
 RESULT = Path("runs/benchmarks/mask_trees.json")
 
 Overlaps = Callable[..., np.ndarray]
@@ -112,7 +112,7 @@ def _superellipse(y: float, x: float, half_height: float, half_width: float, *, 
 
 
 def _dense(rles: Sequence[Rle], areas: np.ndarray, *_: Any, **__: Any) -> np.ndarray:
-    """What `ureca.regions.overlaps.containments` gives, of every pair, from decoded masks."""
+    """Compute `ureca.regions.overlaps.containments` for every pair from decoded masks."""
     masks = [decode_rle(rle) for rle in rles]
     shares = np.zeros((len(rles), len(rles)))
     for i, inner in enumerate(masks):

@@ -1,11 +1,11 @@
-"""Memory of training: what the formula says, held against what torch allocates.
+"""Memory of training: the formula compared with torch's allocations.
 
     python benchmarks/memory.py            (about 4 minutes on two cores that have nothing else to do)
 
 Small InternVLs of both families, 2 workers with DeepSpeed on gloo, stages 1 and 2, ZeRO 1, 2 and 3, in float32 or in
 DeepSpeed's bfloat16 as GPUs use it. A case takes two optimizer steps under torch's profiler, which sees every
 allocation of its CPU allocator, as `torch.cuda.max_memory_allocated` does on a GPU; Python's own memory and gloo's are
-not in it. DeepSpeed's bucket is left out on both sides, as it is far larger than these models. Then what `ureca plan`
+not in it. DeepSpeed's bucket is excluded on both sides: it is far larger than these models. Then what `ureca plan`
 makes of the formula for the real sizes, 1B to 38B.
 
 Prints a table and, as the last line, one JSON; writes runs/benchmarks/memory.json.
@@ -40,7 +40,7 @@ def main() -> None:
         return
     records: list[dict[str, Any]] = []
     for small in SMALL:
-        # ZeRO 3 last: it puts a linear function of its own in torch's place, for the whole process.
+        # ZeRO 3 last: it puts a linear function in torch's place, for the whole process.
         plain = [Case(small=small, stage=s, zero_stage=z) for z in (1, 2, 3) for s in (1, 2)]
         more = [Case(small=small, stage=s, zero_stage=1, checkpointing=True) for s in (1, 2)] if small == "wide" else []
         records += start([*more, *plain])
@@ -91,7 +91,7 @@ def start(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 
 def compare(record: dict[str, Any]) -> dict[str, Any]:
-    """What the formula says beside what was measured."""
+    """Return the formula's and the measured values."""
     from ureca.model.flops import Counts
     from ureca.training.sizing.memory import Setting, Sizes, peak_memory
 
@@ -117,7 +117,7 @@ def compare(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(payload: dict[str, Any]) -> str:
-    """Measured beside predicted, and what real sizes need."""
+    """Measured next to predicted, and what real sizes need."""
     lines = ["model       stage  ZeRO  checkpointing  measured MB  formula MB   error"]
     for case in payload["cases"]:
         lines.append(
@@ -135,7 +135,7 @@ def table(payload: dict[str, Any]) -> str:
 
 
 def projection() -> list[dict[str, Any]]:
-    """What `ureca plan` says of the real sizes: its start, where that takes more than training, and CUDA included."""
+    """Return the values of `ureca plan` for the real sizes, with startup and CUDA included."""
     from ureca.training.config import BatchConfig, Stage1Config, Stage2Config, WorkersConfig
     from ureca.training.sizing.estimate import CAPTION_TOKENS, REGIONS_PER_IMAGE, Data, Machine, estimate
 

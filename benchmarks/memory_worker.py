@@ -15,7 +15,7 @@ from typing import Any
 WORKERS = 2
 TILE_PX, PATCH_PX = 128, 16
 REGIONS = 4
-"""Of each of two images."""
+"""Regions in each of two images."""
 BUCKET = 1_000_000
 """Elements: DeepSpeed's bucket here; its bytes are taken off the peak."""
 
@@ -61,7 +61,7 @@ SMALL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured at once."""
+    """One measurement."""
 
     small: str
     stage: int
@@ -181,7 +181,7 @@ class _Allocations:
 
 @contextmanager
 def allocations() -> Iterator[_Allocations]:
-    """What torch's CPU allocator gives out and takes back within."""
+    """Record the allocations of torch's CPU allocator inside the context."""
     from torch.profiler import ProfilerActivity, profile
 
     seen = _Allocations()

@@ -1,4 +1,4 @@
-"""How fast regions are captioned: our engine beside transformers' generate and vLLM without prefix reuse.
+"""Captioning speed: our engine, transformers' generate, and vLLM without prefix reuse.
 
     python benchmarks/serving.py                           half an hour on one core
     python benchmarks/serving.py --models nano --tokens 16
@@ -7,7 +7,7 @@
 is ignored), float32, everything on one core with one thread, the four ways one after the other:
 
     ours               the service's engine: the image once, then all its regions together
-    no_prefix          the same vLLM, each region a request of its own, all at once, no KV block used twice
+    no_prefix          the same vLLM, each region a separate request, all at once, no KV block used twice
     generate_single    transformers' generate, one region at a time
     generate_batched   transformers' generate, eight at a time, padded on the left; regions of one image share its
                        vision tower's output
@@ -95,7 +95,7 @@ class Timing:
 
 def random_export(directory: Path, *, tile_limit: int) -> Path:
     """A captioner of InternVL2.5-1B's widths as an export."""
-    # After ureca.model, which lets torchvision load beside a CPU torch.
+    # After ureca.model, which lets torchvision load next to a CPU torch.
     from transformers import InternVLForConditionalGeneration
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 
@@ -164,7 +164,7 @@ async def ours(engine: CaptionEngine, works: Sequence[Work], tokens: int) -> Tim
 
 
 async def no_prefix(engine: CaptionEngine, works: Sequence[Work], tokens: int) -> Timing:
-    """The same, each region a request of its own; `engine` keeps no prefixes."""
+    """The same, each region a separate request; `engine` keeps no prefixes."""
     places, latencies = asyncio.Semaphore(AT_A_TIME), list[float]()
 
     async def region(image: np.ndarray, rle: Rle, query: str) -> None:
@@ -192,7 +192,7 @@ def generate_batched(captioner: Captioner, works: Sequence[Work], tokens: int) -
 
 @torch.no_grad()
 def _generate(captioner: Captioner, works: Sequence[Work], tokens: int, *, rows: int) -> Timing:
-    """BatchLoader of so many regions, of one image where it has as many."""
+    """BatchLoader of that many regions, of one image where it has as many."""
     batches: list[list[Work]] = [[]]
     for work in works:
         for at in range(0, len(work.regions), rows):

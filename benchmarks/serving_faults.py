@@ -34,13 +34,13 @@ REGIONS_PER_IMAGE = 8
 
 @dataclass
 class Outcome:
-    """What one kill did."""
+    """Outcome of one kill."""
 
     part: Part
     pause_seconds: float
     """From one answer to the next, at most."""
     outcomes: dict[str, dict[str, int]]
-    """Of the regions, by kind of client."""
+    """Outcomes of the regions, by kind of client."""
     seconds: float
 
     @property
@@ -53,12 +53,15 @@ class Outcome:
             "stream": {"answered"},
         }
         return sum(
-            count for kind, told in self.outcomes.items() for what, count in told.items() if what not in allowed[kind]
+            count
+            for kind, received in self.outcomes.items()
+            for what, count in received.items()
+            if what not in allowed[kind]
         )
 
 
 def run_fault(url: str, part: Part, regions: int, expected: dict[str, str | None], max_tokens: int) -> Outcome:
-    """Kill it under load, and go on until our client has got so many regions since."""
+    """Kill it under load, and go on until our client has got that many regions since."""
     load = Load(url, drawn_questions(8, regions=REGIONS_PER_IMAGE, max_tokens=max_tokens))
     load.expected = expected
     if not expected:
@@ -100,7 +103,7 @@ def main() -> None:
     ray.shutdown()
     payload = {"context": capture_context(), "outcomes": [asdict(each) for each in outcomes]}
     write_json(options.out, payload)
-    sent = sum(count for each in outcomes for told in each.outcomes.values() for count in told.values())
+    sent = sum(count for each in outcomes for received in each.outcomes.values() for count in received.values())
     lost = sum(each.lost for each in outcomes)
     print(table(outcomes))
     print(f"{sent} regions sent, {lost} lost")
@@ -116,8 +119,8 @@ def table(outcomes: list[Outcome]) -> str:
         lines.append(
             f"{each.part:8} {each.seconds:6.1f} s, longest pause {each.pause_seconds:5.1f} s, lost {each.lost}"
         )
-        for kind, told in each.outcomes.items():
-            lines.append(f"    {kind:8} " + ", ".join(f"{count} {what}" for what, count in told.items()))
+        for kind, received in each.outcomes.items():
+            lines.append(f"    {kind:8} " + ", ".join(f"{count} {what}" for what, count in received.items()))
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
     python benchmarks/serving_orderly.py
 
 end        `ureca serve`, SIGTERM in the middle of many requests, streams among them: each has to end whole, and who
-           asks meanwhile is told to come again.
+           asks meanwhile is received to come again.
 exchange   A cluster (`ray start --head`), `serve deploy` of serve_apps/captioner.yaml, and of the same with a second
            model and another limit while clients ask: each of their requests has to be answered. The code comes to the
            cluster as docs/serving.md says, in a zip of this repository.
@@ -69,7 +69,7 @@ def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def run_end(max_tokens: int) -> dict[str, Any]:
-    """Of requests that were in progress at SIGTERM."""
+    """Measure requests in progress at SIGTERM."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with (
@@ -93,8 +93,8 @@ def run_end(max_tokens: int) -> dict[str, Any]:
             answer = ask_once(http, load.questions[0])
             late[answer if isinstance(answer, str) else "answered"] += 1
             time.sleep(0.1)
-        told = zip(load.questions, asked, strict=True)
-        outcomes = sum((load.judged(question, each.result()) for question, each in told), Counter())
+        received = zip(load.questions, asked, strict=True)
+        outcomes = sum((load.judged(question, each.result()) for question, each in received), Counter())
         service.wait(60)
     return {
         "requests": REQUESTS_AT_THE_END,
@@ -107,7 +107,7 @@ def run_end(max_tokens: int) -> dict[str, Any]:
 
 
 def run_exchange(regions: int, max_tokens: int) -> dict[str, Any]:
-    """Of clients that ask all the time while another version is deployed."""
+    """Measure clients that send requests continuously while another version is deployed."""
     port, dashboard = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
     cluster = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
@@ -142,7 +142,7 @@ def run_exchange(regions: int, max_tokens: int) -> dict[str, Any]:
 
 
 def answers(url: str) -> bool:
-    """Whether anybody does."""
+    """Return True if the service answers."""
     try:
         return httpx.get(url).is_success
     except httpx.TransportError:
@@ -175,9 +175,9 @@ def main() -> None:
     payload = {"context": capture_context(), "end": ended, "exchange": exchanged}
     write_json(options.out, payload)
     print(json.dumps(payload))
-    told = [ended["outcomes"], *exchanged["outcomes"].values()]
-    lost = sum(count for each in told for what, count in each.items() if what != "answered")
-    print(f"{sum(sum(each.values()) for each in told)} regions asked about, {lost} lost")
+    received = [ended["outcomes"], *exchanged["outcomes"].values()]
+    lost = sum(count for each in received for what, count in each.items() if what != "answered")
+    print(f"{sum(sum(each.values()) for each in received)} regions asked about, {lost} lost")
     late = ended["asked_while_it_ended"]
     if lost or ended["exit_status"] or "refused" not in late or set(late) - {"refused", "broken"}:
         raise SystemExit(1)

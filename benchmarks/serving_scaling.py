@@ -1,4 +1,4 @@
-"""How one replica of the caption service answers under more and more requests, and how replicas follow the load.
+"""Throughput and latency of one replica under growing load, and autoscaling of replicas.
 
     python benchmarks/serving_scaling.py
 
@@ -44,7 +44,7 @@ def of_nano(scaling: dict[str, float]) -> Settings:
 
 
 def run_step(load: Load, clients: int, seconds: float) -> dict[str, Any]:
-    """So many clients for so long."""
+    """Run `clients` clients for `seconds`."""
     tally = load.tallies["patient"] = Tally()
     load.start(patient=clients)
     started = time.monotonic()

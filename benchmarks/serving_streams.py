@@ -1,4 +1,4 @@
-"""What it costs to stream captions: the same requests answered at once and as server-sent events, on one service.
+"""Cost of streaming: the same requests answered as JSON and as server-sent events, on one service.
 
     python benchmarks/serving_streams.py
 
@@ -32,7 +32,7 @@ REPEATS = 5
 
 
 def at_once(client: Client, question: Question) -> dict[str, Any]:
-    """Its seconds, and what each region was told."""
+    """Its seconds, and what each region was received."""
     began = time.perf_counter()
     captions = client.caption(question.image, question.regions, max_tokens=question.max_tokens)
     return {"seconds": time.perf_counter() - began, "captions": {each.id: each.caption for each in captions}}

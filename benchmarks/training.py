@@ -1,4 +1,4 @@
-"""Packed training beside one region per sequence and padded batches: regions a second at InternVL2.5-1B's shape.
+"""Packed training next to one region per sequence and padded batches: regions a second at InternVL2.5-1B's shape.
 
     python benchmarks/training.py                      about 20 minutes of CPU, or a few of a GPU
     python benchmarks/training.py --tiles 6 --num_tokens 16 --regions 1 16
@@ -7,12 +7,12 @@ A step like stage 2's: LoRA of rank 128 on the language model, all else frozen; 
 random weights on noise, image tokens not kept from before. The three ways take the same regions a step:
 
     packed   all regions of an image behind one prefix, as the captioner trains
-    single   each region a sequence of its own, with its own pass through vision tower and prefix
+    single   each region a separate sequence, with its own pass through vision tower and prefix
     padded   such sequences two at a time, padded to the longer
 
 All use the same layers, the head at caption positions alone, and on a CPU the same attention; on a GPU single and
 padded take torch's fused attention, packed FlexAttention. `single` and `padded` cost a region the same however many
-an image has: they are measured on one region and on two. Beside the ratio stands its limit, the ratio of operations
+an image has: they are measured on one region and on two. Next to the ratio stands its limit, the ratio of operations
 (`ureca.model.flops.limit_speedup`), for the layers measured and for the whole model's.
 
 On a CPU: one thread, its CPU seconds (what one core does, whoever else is on it), bfloat16 where the processor has it,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 REGIONS = (1, 4, 16, 32, 64)
 TILES = {1: (448, 448), 6: (896, 1344), 12: (1344, 1792)}
-"""Most tiles, and an image (height, width) that has so many, the thumbnail not counted."""
+"""Most tiles, and an image (height, width) that has that many, the thumbnail not counted."""
 NUM_TOKENS = (8, 16)
 RANK = 128
 CAPTION_WORDS = 40
@@ -74,7 +74,7 @@ class Bench:
     bf16: bool
 
     def seconds(self, loss: Callable[[], Tensor]) -> float:
-        """Of a forward and a backward pass."""
+        """FLOPs of a forward and a backward pass."""
         return self._timed(lambda: self._forward_backward(loss))
 
     def step_seconds(self) -> float:
@@ -109,7 +109,7 @@ def part_of_model(part: int) -> InternVLConfig:
 
 
 def new_bench(config: InternVLConfig, device: torch.device, *, bf16: bool) -> Bench:
-    # After ureca.model, which lets torchvision load beside a CPU torch.
+    # After ureca.model, which lets torchvision load next to a CPU torch.
     from transformers import InternVLForConditionalGeneration
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 

@@ -10,7 +10,7 @@ Each goes through stages 1 and 2 with the same settings, steps, images, regions 
 which training left out. Nano's image is one tile, so each has N = 8 tokens a region. Plans, batches, schedule and model
 are those of the training jobs; the steps are taken in this process, for Ray and DeepSpeed would take longer to start
 than such a training takes. The trainings are short: they tell encoders apart, not what nano can do. The same command
-again goes on where it was. Writes compare_encoders.json and a plot into the run's folder.
+again resumes. Writes compare_encoders.json and a plot into the run's folder.
 """
 
 import io
@@ -74,7 +74,7 @@ class CompareConfig:
     arms: tuple[str, ...] = ("channels", "tokens")
     """Which encoders, in quotes where there is a comma: channels, tokens, "tokens, no locations"."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of first weights, order of images, and every draw."""
+    """Seed of initialization, order of images and sampling."""
     stage1_steps: int = 30
     """Steps of stage 1: one image with up to 24 regions each."""
     stage2_steps: int = 120
@@ -90,7 +90,7 @@ class CompareConfig:
 
 
 def train(plan: Plan) -> list[float]:
-    """What a single training worker does, step by step, without Ray and DeepSpeed; writes the model, returns losses."""
+    """Train like a single worker, without Ray and DeepSpeed; write the model, return the losses."""
     folder = Path(plan.directory)
     prepare_index(plan.table, folder, plan.processor(), heldout=0.0, heldout_seed=0, has_begun=False)
     captioner, objective = plan.captioner().train(), CaptionLoss()

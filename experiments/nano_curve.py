@@ -1,11 +1,11 @@
-"""How the nano captioner learns: scores of a seed's stage 2 at each of its checkpoints, and at its end.
+"""Learning curve of the nano captioner: scores of a seed's stage 2 at each checkpoint and at its end.
 
     python experiments/nano_curve.py runs/nano_recipe/seed0        (a seed's folder, as jobs/nano_recipe.py leaves it)
 
 Every checkpoint of stage 2 that is still there becomes a model, a copy of the trained one with that checkpoint's
 weights, and captions the first scenes of the frozen benchmark; so does the trained model itself. The recipe keeps them
 all (checkpoints.num_to_keep in jobs/configs/nano_stage2.yaml). The learning rate falls along the way: a point is not
-what a training of so many steps would reach. Models, captions and scores go to <work>, where the same command again
+what a training of that many steps would reach. Models, captions and scores go to <work>, where the same command again
 goes on. Draws the picture of docs/nano.md, prints the points and, as the last line, one JSON; writes
 runs/benchmarks/nano_curve.json. Some minutes on two cores.
 """
@@ -103,7 +103,7 @@ def main() -> None:
     """Score, print, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seed", help="folder of a trained seed, …/seed0")
-    parser.add_argument("--scenes", type=int, default=24, help="so many of the benchmark's scenes")
+    parser.add_argument("--scenes", type=int, default=24, help="that many of the benchmark's scenes")
     parser.add_argument("--picture", default="docs/nano_curve.png", help="file to draw")
     parser.add_argument("--output", default="runs/benchmarks", help="folder for nano_curve.json")
     parser.add_argument("--work", default="runs/nano_curve", help="folder for scenes, models, captions and scores")

@@ -1,11 +1,11 @@
-"""What preference tuning does to nano: stage 3 from a stage 2 model, beside as many steps of captions alone.
+"""Effect of preference tuning on nano: stage 3 from a stage 2 model, and as many steps of captions alone.
 
     python experiments/preference.py --table TABLE --stage2 MODEL     (nano_recipe's labels and seed0/stage2/model)
 
 For each seed: stage 3 as jobs/configs/nano_stage3.yaml has it (mask_stage3), and the same without the preference
 (mask_longer: beta 0, the same images, regions, captions and steps). The stage 2 model that both start from, and all of
 these, are scored on scenes of the frozen benchmark; differences are paired scene by scene, with intervals bootstrapped
-over scenes. The same command again goes on where it was. Prints the scores and, as the last line, one JSON; writes
+over scenes. The same command again resumes. Prints the scores and, as the last line, one JSON; writes
 runs/benchmarks/preference.json.
 """
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--table", required=True, help="region table of drawn scenes")
     parser.add_argument("--stage2", required=True, help="model directory of stage 2 to start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--scenes", type=int, default=128, help="so many of the benchmark's scenes")
+    parser.add_argument("--scenes", type=int, default=128, help="that many of the benchmark's scenes")
     parser.add_argument("--epochs", type=float, help="in place of the recipe's")
     parser.add_argument("--output", default="runs/benchmarks/preference")
     options = parser.parse_args()

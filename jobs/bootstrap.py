@@ -1,9 +1,8 @@
-"""Makes `ureca` importable for the jobs beside it, installed or not.
+"""Make `ureca` importable for the jobs in this folder, installed or not.
 
-`ray job submit --working-dir . -- jobs/train_stage2.py` runs a script in an unpacked copy of the checkout, on
-a machine where the package need not be installed. Python puts the script's own folder first on its path, so
-every job can begin with `import bootstrap`. What Ray's workers on other machines need is sent to them by
-`ureca.cluster.connect`.
+`ray job submit --working-dir . -- jobs/train_stage2.py` runs a script in an unpacked copy of the checkout, on a machine
+where the package need not be installed. Python puts the script's folder first on its path, so every job can begin with
+`import bootstrap`. `ureca.cluster.connect` sends the package to Ray's workers on other machines.
 """
 
 import importlib.util
@@ -14,5 +13,5 @@ from pathlib import Path
 if importlib.util.find_spec("ureca") is None:
     _source_root = str(Path(__file__).resolve().parent.parent / "platform")
     sys.path.insert(0, _source_root)
-    # For the processes that this one starts, a local Ray's workers among them.
+    # For child processes, including the workers of a local Ray.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_source_root, os.environ.get("PYTHONPATH", "")]))

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Build the mask trees of a corpus: images with masks in, a region table without captions out, and its statistics.
+"""Build the mask trees of a corpus: from images with masks to a region table without captions, with statistics.
 
 Laptop:   python jobs/build_mask_trees.py --sources=photos,scenes --run_directory=runs/build_mask_trees
 Cluster:  ray job submit --working-dir . -- python jobs/build_mask_trees.py --sources=s3://… --table=s3://….parquet
-The same command again goes on where it was.
+Running the same command again resumes.
 Next: ureca view runs/build_mask_trees/mask_trees.parquet; python jobs/label_corpus.py with the same sources and tree
 """
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
 
 from ureca.config import load_config
 from ureca.labeling.mask_trees import MaskTreesConfig, build_mask_trees

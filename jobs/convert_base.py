@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Convert an official InternVL 2.5 or 3 checkpoint (the layout with code beside it) into an HF-native base.
+"""Convert an official InternVL 2.5 or 3 checkpoint (with remote code) into an HF-native base.
 
     python jobs/convert_base.py --source InternVL2_5-8B-MPO --output bases/InternVL2_5-8B-MPO
 
-Runs no code of the checkpoint, keeps the type of its weights, and takes the memory of one file of weights.
-Next: jobs/train_stage1.py --preset internvl2.5-8b --base bases/InternVL2_5-8B-MPO
+Runs no code of the checkpoint, keeps the dtype of its weights, and needs memory for one weights file. Next:
+jobs/train_stage1.py --preset internvl2.5-8b --base bases/InternVL2_5-8B-MPO
 """
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
 
 from ureca.config import load_config
 from ureca.errors import ConfigError
@@ -23,9 +23,9 @@ class ConvertConfig:
     source: str
     """Folder of the official checkpoint: config.json, *.safetensors and the tokenizer's files."""
     output: str
-    """Folder to write; it must not be there yet."""
+    """Folder to write; must not exist."""
     shard_gib: float = 4.0
-    """Largest file of weights, in GiB; about the memory this takes."""
+    """Maximum size of a weights file in GiB; also roughly the memory needed."""
 
     def __post_init__(self) -> None:
         if not self.shard_gib > 0:
@@ -34,7 +34,7 @@ class ConvertConfig:
 
 def main() -> None:
     config = load_config(ConvertConfig, description=__doc__ or "")
-    from ureca.model.internvl.architectures import (  # after the options were read: it takes seconds
+    from ureca.model.internvl.architectures import (  # slow import, after the options are parsed
         parameter_counts,
         read_config,
         skeleton,

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""The main job on one machine without a GPU: label, train, evaluate, serve, report.
+"""Run the whole system on one machine without a GPU: label, train, evaluate, serve, report.
 
-    python jobs/demo.py            (`make demo`; the same command again goes on where it was)
+    python jobs/demo.py            (`make demo`; running the same command again resumes)
 
-Drawn scenes and six real photos become a labeled region table; stages 1 and 2 train nano's mask encoder and LoRA on
-it; the trained captioner, its base, a control without any region cue, and the captioner of the package, which was
-trained in the same way for longer, are scored on held-out images. The package's captioner is served by Ray Serve and
-vLLM, and its answers are held against transformers' own.
-Writes runs/demo/report.html and runs/demo/summary.json.
+Synthetic scenes and six real photos become a labeled region table; stages 1 and 2 train nano's mask encoder and LoRA on
+it; the trained captioner, its base, a control without a region cue, and the captioner in the package, which had a
+longer training of the same kind, are scored on held-out images. The package's captioner is served by Ray Serve and
+vLLM, and its answers are compared with transformers'. Writes runs/demo/report.html and runs/demo/summary.json.
 """
 
 import dataclasses
@@ -71,7 +70,7 @@ def main() -> None:
     second = partial(stage_config, Stage2Config, "nano_stage2", epochs=config.stage2_epochs, **common)
     with steps.step("stage2", "stage 2: LoRA on the language model"):
         stage2 = fit(second(init=stage1.model), out / "stage2")
-    with steps.step("control", "the control: stage 2 again, without any sign of the region"):
+    with steps.step("control", "the control: stage 2 without a region cue"):
         control = fit(second(init="", cue="none"), out / "tuned_none")
 
     with steps.step("evaluate", "caption the held-out images with every variant, and score them"):
@@ -90,7 +89,7 @@ def main() -> None:
         )
 
     tested = [row for row in rows if row.image_id in heldout and row.status == "labeled"]
-    with steps.step("serve", "serve the package's captioner with vLLM and ask it over HTTP"):
+    with steps.step("serve", "serve the package's captioner with vLLM and send requests over HTTP"):
         served = serve_heldout(
             packaged_weights("captioner"), tested, max_tokens=config.max_tokens, request_file=out / "request.json"
         )
@@ -125,7 +124,7 @@ def main() -> None:
 
 
 def _shown(path: Path) -> str:
-    """Relative to the working directory where that is shorter."""
+    """Return the path relative to the working directory if that is shorter."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Score captioners on held-out images, beside their base and beside the control without any region.
+"""Score captioners on held-out images, with their base and a control without a region cue.
 
-    python jobs/evaluate.py --config evaluate_nano        (the same command again goes on where it was)
+    python jobs/evaluate.py --config evaluate_nano        (running the same command again resumes)
 
-Reads a region table and takes its held-out images. Captions every labeled region with each variant that a
-model is given for, and writes into runs/evaluate: predictions.jsonl (every caption with its reference),
-scores.json (all scores with their intervals), summary.json. METEOR is METEOR 1.5 (Java).
+Reads a region table and selects its held-out images. Captions every labeled region with each variant that has a model,
+and writes into runs/evaluate: predictions.jsonl (every caption with its reference), scores.json (all scores with their
+intervals), summary.json. METEOR is METEOR 1.5 (Java).
 """
 
 import bootstrap  # noqa: F401
@@ -23,7 +23,7 @@ def main() -> None:
     config = load_config(EvaluateConfig, description=__doc__)
     run = Run.start("evaluate", config, directory=config.run_directory or None)
 
-    # The images that training never saw.
+    # Held-out images, never used in training.
     rows = {row.image_id: row for row in iter_images(config.table)}
     heldout = split_heldout(rows, config.heldout, config.heldout_seed).heldout
     truth = {

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Export a trained captioner: LoRA merged into the base, a folder that vLLM loads as it is, with its model card.
+"""Export a trained captioner: merge LoRA into the base and write a folder that vLLM loads, with a model card.
 
     python jobs/export.py --model runs/train_stage2/model --output runs/export --scores runs/evaluate/scores.json
 
-Verified before it ends: a new process loads it and must caption as the model does (--verify=vllm: an engine too).
-Next: serve it (serve_apps/captioner.yaml), or caption a photo with it (ureca caption).
+The export is verified: a new process loads it and must give the model's captions (--verify=vllm: an engine too). Next:
+serve it (serve_apps/captioner.yaml), or caption a photo with it (ureca caption).
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
 
 from ureca.config import load_config
 from ureca.runs import run_job
@@ -22,44 +22,44 @@ from ureca.storage.files import read_json
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     model: str = "runs/train_stage2/model"
-    """Model directory, as train_stage1, 2 or 3 wrote it."""
+    """Model directory written by train_stage1, 2 or 3."""
     output: str = "runs/export"
-    """Folder to write; an export that is there already is replaced."""
+    """Folder to write; an existing export is replaced."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the stored weights. float32 for CPUs, bfloat16 for GPUs."""
+    """Dtype of the stored weights: float32 for CPUs, bfloat16 for GPUs."""
     scores: str = ""
-    """scores.json of an evaluation of this model, for the card."""
+    """scores.json of an evaluation of this model, for the model card."""
     variant: str = "mask_stage2"
-    """The row of these scores that is this model."""
+    """Row of these scores that is this model."""
     title: str = ""
     """Title of the card; empty: the folder's name."""
     about: str = ""
-    """Markdown that the card begins with; empty: what can be said of any captioner."""
+    """Markdown at the top of the card; empty: a general description."""
     license: str = ""
-    """Of what training added, as the hub writes it (apache-2.0); empty: the base's holds for all."""
+    """License of the trained additions as a hub identifier (apache-2.0); empty: the base's license."""
     data: str = ""
-    """One line for the card on where the images come from, and under which license: the table does not know."""
+    """One line for the card on the source of the images and their license, which the table does not record."""
     limits: str = ""
-    """Markdown for the card: what else the model can't do."""
+    """Markdown for the card: further limitations of the model."""
     datasets: tuple[str, ...] = ()
     """Hub names of the data, for the card."""
     language: tuple[str, ...] = ("en",)
-    """Of the captions."""
+    """Languages of the captions."""
     verify: Literal["none", "transformers", "vllm"] = "transformers"
-    """How the export is checked against the model; `vllm` starts an engine after the rest."""
+    """Check of the export against the model; `vllm` also starts an engine."""
 
 
 def main() -> None:
     config = load_config(ExportConfig, description=__doc__ or "")
     scores = read_json(config.scores) if config.scores else {}
-    import torch  # after the options were read: it takes seconds
+    import torch  # slow import, after the options are parsed
 
     from ureca.model.exporting.card import CardText
     from ureca.model.exporting.export import export
     from ureca.model.exporting.verify import verify_export
 
-    told = {"title", "about", "license", "data", "limits", "datasets", "language", "variant"}
-    card = CardText(name=Path(config.output).name, **{name: getattr(config, name) for name in told})
+    fields = {"title", "about", "license", "data", "limits", "datasets", "language", "variant"}
+    card = CardText(name=Path(config.output).name, **{name: getattr(config, name) for name in fields})
     dtype = getattr(torch, config.dtype)
 
     def verify(folder: Path) -> str:

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Label a corpus: images with masks in, a region table with three captions for every region out.
+"""Label a corpus: from images with masks to a region table with three captions per region.
 
 Laptop:   python jobs/label_corpus.py --sources=photos,scenes --run_directory=runs/label_corpus
 Model:    … --describer=chat --chat.base_url=http://localhost:8000/v1 --chat.model=NAME, or --describer=vllm
 Cluster:  ray job submit --working-dir . -- python jobs/label_corpus.py --sources=s3://… --table=s3://….parquet
-Before:   … --dry_run=true prints what it would start, write, ask and cost
-The same command again goes on where it was.
+Before:   … --dry_run=true prints what would be started, written and asked, and its cost
+Running the same command again resumes.
 Next: python jobs/train_stage1.py --config nano_stage1 --table runs/label_corpus/regions.parquet
 """
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
 
 from ureca.config import load_config
 from ureca.labeling.config import LabelConfig
@@ -24,7 +24,7 @@ def main() -> None:
     config = load_config(LabelConfig, description=__doc__ or "")  # YAML, then --section.key=value
     run = Run.start("label_corpus", config, directory=config.run_directory or None)
     if config.dry_run:
-        run.finish(plan_labeling(config, run.directory))  # a few images read, nothing asked
+        run.finish(plan_labeling(config, run.directory))  # reads a few images, asks nothing
         return
     summary = label_corpus(config, run.directory)  # mask trees, four passes, verification: on Ray Data
     run.finish(dataclasses.asdict(summary))  # summary.json

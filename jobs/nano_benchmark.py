@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Score the nano captioner, its base and its controls on the frozen benchmark.
 
-    python jobs/nano_benchmark.py          (`make nano-benchmark`: the weights that are part of the package)
+    python jobs/nano_benchmark.py          (`make nano-benchmark`: the weights in the package)
     python jobs/nano_benchmark.py --runs=[runs/nano_recipe/seed0,runs/nano_recipe/seed1] --output runs/nano_seeds
 
 Writes into runs/nano: summary.json, scores.json (every metric, attribute and stratum), predictions.jsonl. With --runs
-also seeds.json: the scores of all seeds, to be kept beside the weights of one of them.
+also seeds.json: the scores of all seeds, to be kept with the weights of one of them.
 """
 
 import bootstrap  # noqa: F401
@@ -34,7 +34,7 @@ def main() -> None:
     run = Run.start("nano", config, directory=config.output)
     out = run.directory.resolve()
 
-    # The frozen scenes, labeled as every corpus is.
+    # The frozen scenes, labeled like any corpus.
     labeled = label_scenes(load_benchmark(), out / "benchmark", region_strata())
 
     # Captions of every variant, and their scores.

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Make the nano captioner from its base: label drawn scenes, train every stage and control for several seeds.
+"""Train the nano captioner from its base: label synthetic scenes, train every stage and control for several seeds.
 
-    python jobs/nano_recipe.py --config nano_recipe      (the same command again goes on where it was)
+    python jobs/nano_recipe.py --config nano_recipe      (running the same command again resumes)
 
-For each seed: stage 1, stage 2, and the same LoRA training told nothing of the region (tuned_none) or its box in words
-(tuned_box). Several seeds may train side by side (--seeds_at_once), and on a base of your own (--base, as
-jobs/pretrain_nano.py writes it). Next: python jobs/nano_benchmark.py --runs=[runs/nano_recipe/seed0,…] scores them, and
-python jobs/export.py --model runs/nano_recipe/seed0/stage2/model merges one for serving.
+For each seed: stage 1, stage 2, and the same LoRA training without a region cue (tuned_none) or with the region's box
+in words (tuned_box). Several seeds may train in parallel (--seeds_at_once), and on another base (--base, as written by
+jobs/pretrain_nano.py). Next: python jobs/nano_benchmark.py --runs=[runs/nano_recipe/seed0,…] scores them, and python
+jobs/export.py --model runs/nano_recipe/seed0/stage2/model merges one for serving.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ def main() -> None:
     run = Run.start("nano_recipe", config, directory=config.output)
     out = run.directory.resolve()
 
-    # Drawn scenes and photos, labeled by the attributes describer.
+    # Synthetic scenes and photos, labeled by the attributes describer.
     table = config.table
     if not table:
         sources = make_corpus(out / "corpus", scenes=config.scenes, seed=config.corpus_seed, without=HELDOUT_PHOTOS)
         table = label_corpus(LabelConfig(sources=tuple(sources)), out / "labels").table
 
-    # Four trainings for each seed. One that fails does not end the others; its error does end the job, after them.
+    # Four trainings per seed. A failure does not end the others; the job fails with its error after them.
     trained, failed = train_seeds(config, table=table, output=out)
     if failed:
         raise next(iter(failed.values()))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Pretrain nano's base: a small InternVL that answers about drawn scenes and has never seen a mask.
+"""Pretrain nano's base: a small InternVL that answers questions about synthetic scenes, without mask input.
 
-    python jobs/pretrain_nano.py --output=runs/pretrain_nano        (the same command again goes on where it was)
+    python jobs/pretrain_nano.py --output=runs/pretrain_nano        (running the same command again resumes)
 
 Writes <output>/base: an HF-native folder with bf16 weights, tokenizer, processor and training.json (command, seed,
 duration, scores by question kind on held-out scenes).

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Train stage 1: the mask encoder learns to say which region is meant; the base is frozen.
+"""Train stage 1: mask encoder and projection; the base is frozen.
 
 Laptop:   python jobs/train_stage1.py --config nano_stage1 --table runs/label_corpus/regions.parquet
 Cluster:  ray job submit --working-dir . -- python jobs/train_stage1.py --config nano_stage1 \\
               --table /shared/regions.parquet --run_directory /shared/stage1
-          (a submitted job's own folder vanishes: name ones that every machine of the cluster sees)
-The same command again goes on where it was. Next: jobs/train_stage2.py --init runs/train_stage1/model
+          (a submitted job's working folder is deleted: use paths that every machine of the cluster sees)
+Running the same command again resumes. Next: jobs/train_stage2.py --init runs/train_stage1/model
 """
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
 
 from ureca.config import load_config
 from ureca.runs import Run, run_job

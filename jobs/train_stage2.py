@@ -4,15 +4,15 @@
 Laptop:   python jobs/train_stage2.py --config nano_stage2 --table runs/label_corpus/regions.parquet
 Cluster:  ray job submit --working-dir . -- python jobs/train_stage2.py --config nano_stage2 \\
               --table /shared/regions.parquet --run_directory /shared/stage2
-          (a submitted job's own folder vanishes: name ones that every machine of the cluster sees)
-Controls: the same with --cue none --run_directory runs/train_tuned_none: no sign of which region is meant;
-          with --cue box --run_directory runs/train_tuned_box: its box in words.
-The same command again goes on where it was. Next: jobs/export.py --model runs/train_stage2/model
+          (a submitted job's working folder is deleted: use paths that every machine of the cluster sees)
+Controls: the same with --cue none --run_directory runs/train_tuned_none: no region cue;
+          with --cue box --run_directory runs/train_tuned_box: the region's box in words.
+Running the same command again resumes. Next: jobs/export.py --model runs/train_stage2/model
 """
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
 
 from ureca.config import load_config
 from ureca.runs import Run, run_job

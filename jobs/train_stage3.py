@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Train stage 3, preference tuning: a region's caption shall be likelier for it than its distractors' captions.
+"""Train stage 3, preference tuning: prefer a region's caption to its distractors' captions.
 
 Laptop:   python jobs/train_stage3.py --config nano_stage3 --table runs/label_corpus/regions.parquet
 Cluster:  ray job submit --working-dir . -- python jobs/train_stage3.py --config nano_stage3 \\
               --table /shared/regions.parquet --init /shared/stage2/model --run_directory /shared/stage3
-Control:  the same with --preference.beta 0 --run_directory runs/train_stage3_control: as many steps of training on
-          with the captions alone.
-The same command again goes on where it was. Next: jobs/export.py --model runs/train_stage3/model
+Control:  the same with --preference.beta 0 --run_directory runs/train_stage3_control: the same number of steps
+          on captions alone.
+Running the same command again resumes. Next: jobs/export.py --model runs/train_stage3/model
 """
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca beside the jobs where it is not installed)
+import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
 
 from ureca.config import load_config
 from ureca.runs import Run, run_job

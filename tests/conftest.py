@@ -1,4 +1,4 @@
-"""What every test runs under: the environment, set before anything imports Ray, vLLM or transformers."""
+"""Environment of all tests, set before anything imports Ray, vLLM or transformers."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where no Ray can be had, one line says so."""
+"""Without a usable Ray, one line says so."""
 
 import subprocess
 import sys

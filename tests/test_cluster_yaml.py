@@ -15,7 +15,7 @@ def cluster() -> dict[str, Any]:
 
 
 def prepared(cluster: dict[str, Any]) -> dict[str, Any]:
-    """What `ray up` does to the file before it first talks to AWS."""
+    """Process the file as `ray up` does before its first AWS call."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(copy.deepcopy(cluster))

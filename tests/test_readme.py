@@ -60,7 +60,7 @@ def test_commands_in_the_readme_name_targets_recipes_and_subcommands_that_exist(
 
 
 def files_of(job: str, config: typing.Any) -> tuple[set[str], set[str]]:
-    """What a job reads and what it writes below runs/, by its configuration."""
+    """Return the paths that a job reads and writes below runs/, by its configuration."""
     inputs = ("table", "init", "stage1", "stage2", "stage3", "tuned_none", "tuned_box", "model", "scores")
     if job == "label_corpus":
         return set(), {config.table or "runs/label_corpus/regions.parquet"}

@@ -143,7 +143,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(capsys):
     with pytest.raises(SystemExit) as ended:
         run_job(main)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on where it was\n"
+    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

@@ -1,4 +1,4 @@
-"""torchvision beside a CPU build of torch."""
+"""torchvision next to a CPU build of torch."""
 
 import subprocess
 import sys
@@ -22,6 +22,6 @@ def test_torchvision_and_what_needs_it_import_afterwards_and_twice_does_no_harm(
 
 def test_vllm_s_processes_declare_them_before_they_import_transformers():
     [plugin] = [each for each in entry_points(group="vllm.platform_plugins") if "ureca" in each.name]
-    assert plugin.load()() is None, "None tells vLLM that this is no platform"
+    assert plugin.load()() is None, "None: vLLM takes it that this is no platform"
     # What vLLM runs in a fresh process to look at a model's class, and what its engine process starts with.
     python("import vllm.model_executor.models.registry, torchvision")

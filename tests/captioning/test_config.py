@@ -1,4 +1,4 @@
-"""What a captioning job refuses before it starts, and how it is spread."""
+"""Validation of captioning jobs before they start, and their placement."""
 
 import pytest
 

@@ -94,9 +94,9 @@ def test_each_image_once_and_the_broken_one_with_its_reason(captioned):
 def test_captions_are_those_that_transformers_gives(captioned, captioner):
     row = rows_of(captioned.table)[IDS[0]]
     asked = [captioner.processor.query("unique")] * len(row.regions)
-    told = captioner.generate(load_image(row), [each.segmentation for each in row.regions], asked)
-    assert [each.caption for each in row.regions] == told
-    assert len(set(told)) > 1, "alike captions would prove nothing"
+    received = captioner.generate(load_image(row), [each.segmentation for each in row.regions], asked)
+    assert [each.caption for each in row.regions] == received
+    assert len(set(received)) > 1, "alike captions would prove nothing"
 
 
 def test_the_account_says_how_busy_the_engine_was(captioned):

@@ -89,7 +89,9 @@ def test_an_image_of_a_region_table_keeps_its_tree_and_loses_its_captions(servic
         "what is known of the region stays"
     )
     assert again.regions[1].distractors == (Distractor(index=0, similarity=0.5),)
-    assert gone.error.message == f"{table}: the image was set aside there already (InputError: gone.jpg: no such file)."
+    assert (
+        gone.error.message == f"{table}: the image was quarantined there already (InputError: gone.jpg: no such file)."
+    )
 
 
 def test_the_service_sees_the_pixels_that_the_masks_were_made_on(service, backend, corpus, tmp_path):
@@ -113,7 +115,7 @@ def test_what_the_service_refuses_is_set_aside_and_what_it_cannot_do_stops(servi
     assert "refuses the image: a prompt of 900 tokens" in row.error.message
     backend.failure = ZeroDivisionError()
     [row] = work(worker_of(service, corpus), scene)
-    assert "fails at the image: captioning failed" in row.error.message
+    assert "fails on the image: captioning failed" in row.error.message
     backend.is_healthy = False
     with pytest.raises(EndpointLost, match="captioning failed"):
         work(worker_of(service, corpus), scene)

@@ -1,4 +1,4 @@
-"""`ureca caption`, as it is typed. The model is random: what is said of a region does not matter here."""
+"""The `ureca caption` command. The model is random: caption texts do not matter here."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def test_without_masks_regions_are_found_captioned_and_drawn(model, capsys, tmp_
     caption_photo([str(COFFEE), *model])
     head, *lines = capsys.readouterr().out.splitlines()
     assert "600 x 400" in head
-    assert "found by color" in head
+    assert "proposed by color" in head
     assert [line.split()[0] for line in lines if "%" in line[:12]][0] == "1"
     assert "The numbers stand in coffee.regions.png." in lines
     assert Image.open(tmp_path / "coffee.regions.png").size == (1000, 667)

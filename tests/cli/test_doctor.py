@@ -25,7 +25,7 @@ def run_doctor(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_here_all_that_is_needed_is_there():
     done = run_doctor()
     assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[-1] == "all that is needed is there"
+    assert done.stdout.splitlines()[-1] == "all requirements are met"
     for name in ("Python", "packages", "torch", "GPUs", "vLLM", "Java", "port 8000", "disk", "/dev/shm"):
         assert f"  {name} " in done.stdout
 

@@ -88,7 +88,7 @@ def test_a_later_stage_takes_the_mask_encoder_of_the_recipe_beside_its_own(capsy
     # `channels` shows all tiles, `tokens` those that a region touches.
     assert paper["stages"][0]["hours"] > other["stages"][0]["hours"]
     assert plan(["--base=internvl2.5-8b", "--gpus=8xH200", "--stage=2"]) == 0
-    assert "mask encoder tokens (assumed: give --init or --mask.kind), LoRA 128" in capsys.readouterr().out
+    assert "mask encoder tokens (assumed), LoRA 128" in capsys.readouterr().out
     both = planned(capsys, "--base=internvl2.5-1b", "--gpus=8xH200", "--mask.kind=channels")[1]["stages"]
     assert [stage["settings"]["mask_encoder"] for stage in both] == ["channels", "channels"]
     assert both[1]["mask_source"] == "of stage 1"
@@ -107,7 +107,7 @@ def test_a_later_stage_takes_the_mask_encoder_of_the_model_that_it_starts_from(c
         assert answer["stages"][0]["settings"]["lora_rank"] == (32 if stage == 2 else 4)
     # One of another base, left by another training at the same place, says nothing.
     CaptionerConfig(base="other", base_hash="", tile_limit=3, mask=mask).save(tmp_path)
-    assert mask_of(planned(capsys, *asked, "--stage=2")[1]) == ("tokens", 8, "assumed: give --init or --mask.kind")
+    assert mask_of(planned(capsys, *asked, "--stage=2")[1]) == ("tokens", 8, "assumed")
 
 
 def test_stage_3_is_sized_without_dropout_which_it_switches_off(capsys):

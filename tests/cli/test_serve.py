@@ -31,7 +31,7 @@ def taken_port():
 def test_a_port_that_is_none_or_taken_is_refused(taken_port):
     with pytest.raises(ConfigError, match="--port 70000:.*1.*65535"):
         serve_locally(["--port", "70000"])
-    with pytest.raises(ConfigError, match=rf"--port {taken_port}: Address already in use\. Give another --port\."):
+    with pytest.raises(ConfigError, match=rf"--port {taken_port}: Address already in use\. Set another --port\."):
         serve_locally(["--port", str(taken_port)])
 
 
@@ -51,8 +51,8 @@ def test_a_yaml_says_where_to_listen_and_the_command_line_may_say_otherwise(take
 
 def test_a_yaml_says_what_is_served(tmp_path):
     yaml = tmp_path / "service.yaml"
-    told = YAML.read_text().replace("export: null", f"export: {tmp_path}")
-    yaml.write_text(told.replace("port: 8000", "port: 65431"))
+    received = YAML.read_text().replace("export: null", f"export: {tmp_path}")
+    yaml.write_text(received.replace("port: 8000", "port: 65431"))
     with pytest.raises(CheckpointError, match=r"captioner_config\.json"):
         serve_locally([str(yaml)])
 

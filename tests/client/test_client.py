@@ -44,11 +44,11 @@ def test_an_rle_alone_is_a_region_and_a_faulty_one_an_answer(client):
 
 
 def test_stream_gives_pieces_then_the_answer(client):
-    told = list(client.stream(photo(), [RLE, {"id": "x"}]))
-    assert told[0][0] == "x"
-    assert isinstance(told[0][1], RegionCaption)
-    assert "".join(piece for _, piece in told[1:-1]) == "unique 200 at 10,5,20,10"
-    assert told[-1] == ("0", RegionCaption("0", "unique 200 at 10,5,20,10", None, "stop"))
+    received = list(client.stream(photo(), [RLE, {"id": "x"}]))
+    assert received[0][0] == "x"
+    assert isinstance(received[0][1], RegionCaption)
+    assert "".join(piece for _, piece in received[1:-1]) == "unique 200 at 10,5,20,10"
+    assert received[-1] == ("0", RegionCaption("0", "unique 200 at 10,5,20,10", None, "stop"))
 
 
 def test_a_closed_stream_ends_the_work_behind_it(client, backend):
@@ -64,7 +64,7 @@ def test_a_closed_stream_ends_the_work_behind_it(client, backend):
 def test_what_the_service_refuses_is_raised_in_its_words(client, backend):
     with pytest.raises(ServiceError, match="'brief', 'detailed'.*'unique'"):
         client.caption(photo(), [RLE], style="poetic")
-    with pytest.raises(ServiceError, match="max_tokens: 100,.*64"):
+    with pytest.raises(ServiceError, match="max_tokens: 100;.*64"):
         list(client.stream(photo(), [RLE], max_tokens=100))
     backend.failure = ZeroDivisionError()
     with pytest.raises(ServiceError, match="services"):

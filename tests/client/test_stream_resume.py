@@ -27,19 +27,19 @@ def stream(*events: dict[str, Any], done: bool = False) -> tuple[int, str]:
     return 200, "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n" * done
 
 
-def told(events: Any) -> list[tuple[str, str]]:
+def received(events: Any) -> list[tuple[str, str]]:
     """Each event; of the last of a region, its caption in brackets."""
     return [(id, f"[{event.caption}]" if isinstance(event, RegionCaption) else event) for id, event in events]
 
 
-@pytest.mark.parametrize("with_words", [True, False], ids=["told", "broken off"])
+@pytest.mark.parametrize("with_words", [True, False], ids=["received", "broken off"])
 def test_a_broken_stream_goes_on_where_it_was_and_asks_for_what_is_left(with_words):
     first = stream(
         piece("a", "a red "), piece("b", "two "), piece("a", "car"), end("a", "a red car"), *[LOST] * with_words
     )
     second = stream(piece("b", "t"), piece("b", "wo gre"), piece("b", "en cars"), end("b", "two green cars"), done=True)
     with scripted(first, second) as (url, asked), Client(url) as client:
-        assert told(client.stream(photo(), REGIONS)) == [
+        assert received(client.stream(photo(), REGIONS)) == [
             ("a", "a red "), ("b", "two "), ("a", "car"), ("a", "[a red car]"),
             ("b", "gre"), ("b", "en cars"), ("b", "[two green cars]"),
         ]  # fmt: skip
@@ -52,7 +52,7 @@ def test_regions_without_an_id_keep_their_numbers():
         scripted(stream(end("0", "one")), stream(end("1", "two"), done=True)) as (url, asked),
         Client(url) as client,
     ):
-        assert told(client.stream(photo(), boxes)) == [("0", "[one]"), ("1", "[two]")]
+        assert received(client.stream(photo(), boxes)) == [("0", "[one]"), ("1", "[two]")]
     assert asked[1]["regions"] == [{"id": "1", "box": REGIONS[1]["box"]}]
 
 
@@ -60,7 +60,7 @@ def test_the_whole_image_is_asked_for_again_beside_a_region_that_is_told_once():
     first = stream(end("a", "one"), piece("image", "a str"))
     second = stream(end("a", "one"), piece("image", "a street"), end("image", "a street"), done=True)
     with scripted(first, second) as (url, asked), Client(url) as client:
-        events = told(client.stream(photo(), REGIONS[:1], image_caption=True))
+        events = received(client.stream(photo(), REGIONS[:1], image_caption=True))
     assert events == [("a", "[one]"), ("image", "a str"), ("image", "eet"), ("image", "[a street]")]
     assert [body["image_caption"] for body in asked] == [True, True]
 
@@ -78,7 +78,7 @@ def test_drawn_captions_are_asked_again_only_if_none_had_begun():
     first, second = stream(end("a", "one")), stream(piece("b", "tw"))
     with scripted(first, second) as (url, asked), Client(url) as client:
         events = client.stream(photo(), REGIONS, temperature=0.7)
-        assert told([next(events), next(events)]) == [("a", "[one]"), ("b", "tw")]
+        assert received([next(events), next(events)]) == [("a", "[one]"), ("b", "tw")]
         with pytest.raises(ServiceError, match="broke"):
             next(events)
     assert len(asked) == 2
@@ -98,7 +98,7 @@ def test_another_error_is_said_and_nothing_is_asked_again():
     with scripted(stream(piece("a", "one"), internal)) as (url, asked), Client(url) as client:
         events = client.stream(photo(), REGIONS)
         assert next(events) == ("a", "one")
-        with pytest.raises(ServiceError, match="services"):
+        with pytest.raises(ServiceError, match="service's log"):
             next(events)
     assert len(asked) == 1
 

@@ -113,7 +113,7 @@ def test_rows_as_pandas_hands_them_out():
 
 
 def test_table_of_another_writer_is_read(tmp_path: Path):
-    """Large strings, a column that holds nothing but nulls, lists as null, another column beside ours."""
+    """Large strings, a column that holds nothing but nulls, lists as null, another column next to ours."""
     records = [{**unlabeled(name).to_record(), "regions": None, "extra": 1} for name in ("a", "b")]
     table = pa.Table.from_pylist(records)
     table = table.set_column(0, "image_id", table["image_id"].cast(pa.large_string()))
@@ -193,7 +193,7 @@ def test_tables_in_s3(s3_bucket: str):
     [
         (
             rows_to_table(ROWS[2:]).replace_schema_metadata({table_module.SCHEMA_VERSION_KEY: b"3"}),
-            "a.parquet:.*3,.*2",
+            "a.parquet:.*3;.*2",
         ),
         (
             rows_to_table(ROWS[2:]).drop_columns(["regions"]),

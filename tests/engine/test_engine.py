@@ -90,7 +90,7 @@ def test_what_one_tenant_leaves_in_the_cache_serves_no_other(running_engine, eng
 
 
 def test_what_is_kept_of_an_image_is_kept_for_one_tenant(running_engine, engine):
-    """vLLM names processed images by what it is told, and looks for them under that name whoever asks."""
+    """vLLM names processed images by what it is received, and looks for them under that name whoever asks."""
     image = engine.prompts.image(picture(WIDE, 11))
     [region] = engine.prompts.regions(boxes(WIDE, 1), queries(engine, 1))
 
@@ -118,9 +118,9 @@ def test_a_region_s_faulty_question_leaves_the_others_their_captions(running_eng
 def test_log_probabilities_come_where_asked_for_one_a_token(running_engine, engine, captioner):
     image, rles, asked = picture(SQUARE, 10), boxes(SQUARE, 2), queries(engine, 2)
     plain = running_engine.run(engine.caption(image, rles, asked, max_tokens=6))
-    told = running_engine.run(engine.caption(image, rles, asked, max_tokens=6, logprobs=True))
+    received = running_engine.run(engine.caption(image, rles, asked, max_tokens=6, logprobs=True))
     assert all(caption.logprobs is None for caption in plain)
-    for before, caption in zip(plain, told, strict=True):
+    for before, caption in zip(plain, received, strict=True):
         assert caption.token_ids == before.token_ids
         assert caption.logprobs is not None
         assert len(caption.logprobs) == caption.completion_tokens
@@ -128,7 +128,7 @@ def test_log_probabilities_come_where_asked_for_one_a_token(running_engine, engi
     embeddings, mask = captioner.prompt_embeddings(image, rles, asked)
     with torch.no_grad():
         logits = captioner.base(inputs_embeds=embeddings, attention_mask=mask).logits[:, -1]
-    for caption, row in zip(told, logits.log_softmax(-1), strict=True):
+    for caption, row in zip(received, logits.log_softmax(-1), strict=True):
         assert caption.logprobs[0][1] == pytest.approx(float(row[caption.token_ids[0]]), abs=1e-3)
 
 

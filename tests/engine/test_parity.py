@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 class Started:
-    """The engine of the test run, for code that would start one of its own."""
+    """The engine of the test run, for code that would start one."""
 
     def __init__(self, engine: CaptionEngine) -> None:
         self._engine = engine

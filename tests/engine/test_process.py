@@ -1,4 +1,4 @@
-"""What an engine needs around it, without an engine."""
+"""Process handling of the engine, without an engine."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ time.sleep(600)
 
 
 def ends(pid: int, seconds: float) -> bool:
-    """Whether the process is gone within so many seconds, a zombie counting as gone."""
+    """Return True if the process ends within `seconds`; a zombie counts as ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:

@@ -1,4 +1,4 @@
-"""What goes to vLLM, without vLLM."""
+"""Prompts for vLLM, without vLLM."""
 
 import json
 import shutil

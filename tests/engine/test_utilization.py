@@ -1,4 +1,4 @@
-"""How busy an engine was, by a clock that is set by hand."""
+"""Utilization of an engine, by a manual clock."""
 
 from ureca.engine.utilization import LoadMeter, Utilization
 

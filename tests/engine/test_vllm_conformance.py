@@ -1,4 +1,4 @@
-"""What the engine relies on in vLLM beyond its documented interface, for each version that a lock pins.
+"""Undocumented parts of vLLM that the engine uses, for each version that a lock pins.
 
 A version that is not here has not been held to it: these tests must pass with it before it may enter a lock.
 """

@@ -86,7 +86,7 @@ def test_predictions_name_image_region_variant_and_both_texts(done):
     assert len(lines) == 6 * sum(len(scene_row(seed).regions) for seed in range(5))
     assert {"image_id", "region_id", "variant", "caption", "reference", "seed"} == set(lines[0])
     same = {each["caption"] for each in lines if (each["variant"], each["image_id"]) == ("none", "scene_0")}
-    assert len(same) == 1, "nothing tells the base which region is meant"
+    assert len(same) == 1, "the base has no region cue"
 
 
 def test_a_missing_table_ends_with_exit_code_2_and_one_line(tmp_path):

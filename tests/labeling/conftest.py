@@ -46,7 +46,7 @@ def spoil(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def bad_images() -> dict[str, str]:
-    """Image id -> the class of the error that the image is set aside with."""
+    """Image id -> the class of the error that the image is quarantined with."""
     return BAD_IMAGES
 
 

@@ -1,4 +1,4 @@
-"""What a labeling job refuses before it starts."""
+"""Validation of labeling jobs before they start."""
 
 import pytest
 

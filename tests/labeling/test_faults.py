@@ -1,6 +1,6 @@
 """Whatever dies under a labeling job: every image once in the table, and nothing asked for again that was done.
 
-Real processes are killed, on a Ray cluster of two nodes of its own; `make faults` repeats it.
+Real processes are killed, on a Ray cluster of two nodes; `make faults` repeats it.
 """
 
 from collections.abc import Iterator
@@ -39,11 +39,11 @@ def test_the_same_command_goes_on_after_each_kind_of_stop(cluster, scenes, tmp_p
     with SlowEndpoint(latency_s=0.1, slots=8, choice=1) as endpoint:
         outcome = run_starts(cluster, endpoint, scenes, tmp_path)
     assert (outcome.images, outcome.lost, outcome.duplicated, outcome.asked_again) == (12, 0, 0, 0)
-    spent, lost, interrupted = outcome.told
+    spent, lost, interrupted = outcome.received
     assert spent.startswith("error: the 200,000 tokens that the job may spend are spent.")
     assert lost.startswith("error: ")
     assert "http://127.0.0.1" in lost
-    assert interrupted == "interrupted: the same command goes on where it was"
+    assert interrupted == "interrupted; run the same command again to resume"
     usage = read_json(tmp_path / "usage.json")
     assert usage["table"]["images"] == 12
     assert usage["table"]["prompt_tokens"] == 1000 * usage["table"]["requests"] > 0
@@ -53,4 +53,4 @@ def test_the_same_command_goes_on_after_each_kind_of_stop(cluster, scenes, tmp_p
 def test_an_image_that_kills_its_process_is_found_out(cluster, scenes, tmp_path):
     outcome = run_poison(cluster, scenes, tmp_path, poison="scene_000003")
     assert (outcome.images, outcome.lost, outcome.duplicated) == (12, 0, 0)
-    assert outcome.told == ["scene_000003: ImageCrashError"]
+    assert outcome.received == ["scene_000003: ImageCrashError"]

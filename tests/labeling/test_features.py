@@ -71,7 +71,7 @@ def test_a_square_region_is_embedded_as_transformers_would(model):
     image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     mine = dino(model)(image, [encode_mask(np.ones((SIDE, SIDE), bool))], ())[0]
     processor, network = AutoImageProcessor.from_pretrained(model), AutoModel.from_pretrained(model).eval()
-    # shown to the model as it is: of its own steps only scaling and normalizing are left to do
+    # passed unchanged to the model: only scaling and normalizing remain
     pixels = processor(Image.fromarray(image), do_resize=False, do_center_crop=False, return_tensors="pt")
     with torch.inference_mode():
         token = network(**pixels).pooler_output[0].numpy()

@@ -313,7 +313,7 @@ def test_an_image_without_one_usable_caption_is_set_aside(corpus):
 
     outcome = label(corpus, "scene_000001", Mute())
     assert (outcome.step, outcome.error) == ("describe", "UnusableAnswerError")
-    assert "regions got a caption (empty" in outcome.message
+    assert "regions received a caption (empty" in outcome.message
     assert outcome.row.provenance.prompt_tokens > 0
 
 

@@ -78,7 +78,7 @@ def test_blocks_equal_softmax_over_what_is_seen(name: str, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("name", ["one image", "unlike images"])
 def test_flex_attention_equals_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What GPUs compute, by FlexAttention's own reference on the CPU: output and all gradients.
+    """Compare the GPU path, by FlexAttention's reference on the CPU: output and all gradients.
 
     FlexAttention refuses gradients on CPUs, for want of a kernel; its reference has them.
     """
@@ -143,7 +143,7 @@ def test_gradient_of_block_attention_is_that_of_its_numbers() -> None:
 
 
 def test_blocks_compute_little_in_vain() -> None:
-    """Of captions of 30 to 90 tokens behind 1,798: scores made over scores asked for."""
+    """Captions of 30 to 90 tokens behind 1,798: computed scores over required scores."""
     draw = torch.Generator().manual_seed(0)
     lengths = tuple(torch.randint(30, 90, (40,), generator=draw).tolist())
     layout = Layout((1798,), (lengths,))

@@ -44,7 +44,7 @@ def learning_captioner(learns: TrainedParts) -> Captioner:
 
 
 def attention_flops(query: Sequence[int], key: Sequence[int], *_: object, **__: object) -> int:
-    """Of the CPU's fused attention, which torch does not count: every pair, seen or not."""
+    """FLOPs of the CPU's fused attention, which torch does not count: every pair, masked or not."""
     batch, heads, queries, width = query
     return 4 * batch * heads * queries * key[2] * width
 

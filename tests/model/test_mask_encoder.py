@@ -242,7 +242,7 @@ def test_channels_gives_every_empty_tile_the_same_tokens_and_computes_them_once(
 
 
 def test_channels_tokens_do_not_know_their_tile() -> None:
-    """What `tokens` puts right: see test_tokens_tell_place_size_and_tile_apart."""
+    """The weakness that kind `tokens` fixes: see test_tokens_tell_place_size_and_tile_apart."""
     model = encoder(kind="channels")
     here, there = (middle(model, square(20, x, 30, (256, 512))) for x in (20, 256 + 20))
     torch.testing.assert_close(here[0], there[1])

@@ -51,7 +51,7 @@ def assert_same(left: tuple, right: tuple) -> None:
 
 
 def by_transformers(captioner: Captioner, examples: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Every region a sequence of its own through transformers' own forward pass: none of our attention or head."""
+    """Every region a separate sequence through transformers' own forward pass: none of our attention or head."""
     captioner.zero_grad()
     options = captioner.pack_options()
     total, tokens = torch.zeros((), dtype=torch.float64), 0
@@ -74,7 +74,7 @@ def with_lora(captioner: Captioner) -> None:
 
 
 ONE_TILE, SEVEN, THIRTEEN = (200, 200), (300, 500), (300, 400)
-"""Sizes (height, width) that a captioner with that limit cuts into so many tiles, thumbnail included."""
+"""Sizes (height, width) that a captioner with that limit cuts into that many tiles, thumbnail included."""
 
 
 @pytest.fixture(scope="module", params=["tokens", "channels"])

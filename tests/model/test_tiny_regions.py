@@ -18,7 +18,7 @@ REGIONS = {
     "one pixel": (1500, 1000, 1, 1, 10),
 }
 BF16_ROUNDING = 0.0018
-"""Of a row in bfloat16, relative to its size: what differs by less is the same to the language model."""
+"""Resolution of a row in bfloat16, relative to its size: smaller differences are invisible to the language model."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_tokens_differ_from_no_region_and_from_the_same_region_a_little_further(
 
 
 def test_channels_hardly_hears_a_pixel_beside_what_it_hears_of_a_large_region(encoders: dict[str, MaskEncoder]) -> None:
-    """What `tokens` puts right: there both have the size of a text embedding."""
+    """The weakness that kind `tokens` fixes: there both have the norm of a text embedding."""
     pixel, large = tiles_of((1500, 1000, 1, 1), 6), tiles_of((400, 300, 1400, 1500), 6)
     channels = encoders["channels"]
     assert size_of(body(channels, pixel)).max() < size_of(body(channels, large)).max() / 500

@@ -1,4 +1,4 @@
-"""What nano's benchmark says of models: which it takes, and how its summary follows from their scores."""
+"""Nano's benchmark: selection of models, and the summary of their scores."""
 
 import json
 from pathlib import Path

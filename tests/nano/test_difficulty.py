@@ -1,4 +1,4 @@
-"""How hard the benchmark is: oracles say what they know, and nothing else."""
+"""Difficulty of the benchmark: oracles state exactly what they know."""
 
 import io
 
@@ -50,8 +50,8 @@ def test_oracles_say_what_they_know_and_nothing_else(seed: int):
     scene = draw_scene(seed)
     for region, captions in zip(scene.regions, said(scene), strict=True):
         true = region.attributes
-        told = parse_claims(captions["true_words"])
-        assert (told.color, told.shape, told.size, told.place) == (
+        received = parse_claims(captions["true_words"])
+        assert (received.color, received.shape, received.size, received.place) == (
             true["color"],
             true["shape"],
             true["size"],

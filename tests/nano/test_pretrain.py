@@ -1,4 +1,4 @@
-"""Pretraining of nano's base: it goes on where it stopped, and a location token finds its cell from the start."""
+"""Pretraining of nano's base: it resumes where it stopped, and a location token finds its cell from the start."""
 
 from pathlib import Path
 from typing import Any

@@ -41,7 +41,7 @@ def recipes(folder: Path, base: Path) -> dict[str, str]:
 def test_a_seed_s_four_models_differ_in_what_they_are_told_and_are_made_once(
     region_table: Path, tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The seed is trained beside one that can't be: in a process of its own, with a Ray of its own."""
+    """The seed is trained next to one that can't be: in a separate process, with a separate Ray."""
     config = NanoRecipeConfig(**recipes(tmp_path, tiny_base), seeds=(4, 3), seeds_at_once=2)
     damaged = tmp_path / "seed4" / "stage1" / "checkpoints" / "checkpoint_00000001_cut"
     damaged.mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_a_seed_s_four_models_differ_in_what_they_are_told_and_are_made_once(
     regions = {(result.steps, result.regions, result.images) for result in trained.values()}
     assert regions == {(1, 16, 7)}, "all on the same regions of the same images"
     first = {name: read_metrics(output / name / "metrics.jsonl")[0]["loss"] for name in trained}
-    assert len(set(first.values())) == 4, "each is told something else of the regions, or starts from other weights"
+    assert len(set(first.values())) == 4, "each is received something else of the regions, or starts from other weights"
     for name, result in trained.items():
         assert CaptionerConfig.load(Path(result.model)).base == str(tiny_base)
         assert (Path(result.model) / "adapter").is_dir() == (name != "stage1")
@@ -116,15 +116,15 @@ class TwoPartsError(Exception):
 def test_an_error_that_another_process_can_not_read_is_told_in_words() -> None:
     error = ConfigError("scenes=0")
     assert sendable(error) is error
-    told = sendable(TwoPartsError("worker 1", "died"))
-    assert str(pickle.loads(pickle.dumps(told))) == "TwoPartsError: worker 1 died"
+    received = sendable(TwoPartsError("worker 1", "died"))
+    assert str(pickle.loads(pickle.dumps(received))) == "TwoPartsError: worker 1 died"
 
 
 def test_every_whole_line_of_a_seed_begins_with_its_name() -> None:
     stream = io.StringIO()
     print("step 1\nstep 2", file=Prefixed(stream, "seed7  "))
-    print("step", end=" ", file=(told := Prefixed(stream, "seed8  ")))
-    print("3", file=told)
+    print("step", end=" ", file=(received := Prefixed(stream, "seed8  ")))
+    print("3", file=received)
     assert stream.getvalue() == "seed7  step 1\nseed7  step 2\nseed8  step 3\n"
     assert Prefixed(sys.__stderr__, "").fileno() == sys.__stderr__.fileno()  # type: ignore[arg-type,union-attr]
 

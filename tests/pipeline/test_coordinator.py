@@ -1,4 +1,4 @@
-"""What the processes of a job agree on, asked in this process."""
+"""Coordination between the processes of a job, tested in one process."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The folder beside a table, and the table made from it."""
+"""The folder next to a table, and the table made from it."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What proposals can be told."""
+"""Validation of proposal settings."""
 
 import pytest
 

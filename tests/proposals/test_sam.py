@@ -47,7 +47,7 @@ def config(model: str, *, min_iou: float = 0.0, points_per_batch: int = 64, **se
 
 
 ROUNDED_PIXELS = 5
-"""Of a mask's 15,000."""
+"""Pixels out of a mask's 15,000."""
 
 
 def asked_directly(model: str, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

@@ -65,7 +65,7 @@ def all_tiles(mask: np.ndarray, *, tile_px: int, max_tiles: int) -> np.ndarray:
 
 
 def averaging_matrix(length: int, num_cells: int) -> np.ndarray:
-    """(num_cells, length): the share of each cell that each place takes up."""
+    """(num_cells, length): the share of each cell that each place covers."""
     borders = np.arange(num_cells + 1)[:, None] * length / num_cells
     places = np.arange(length)
     overlap = np.minimum(borders[1:], places + 1) - np.maximum(borders[:-1], places)
@@ -111,7 +111,7 @@ def test_only_tiles_that_the_mask_touches_are_made_and_each_of_them(tile_px: int
         height, width = (int(value) for value in rng.integers(3, 1400, 2))
         cols, rows = tile_grid((height, width), tile_px, max_tiles)
         mask = np.zeros((height, width), dtype=bool)
-        # boxes whose edges lie on borders of tiles, if on no pixel's then beside it
+        # boxes whose edges lie on borders of tiles, if on no pixel's then next to it
         y0, y1 = np.sort(rng.integers(0, rows + 1, 2)) * height // rows
         x0, x1 = np.sort(rng.integers(0, cols + 1, 2)) * width // cols
         mask[y0 : y1 + rng.integers(1, 3), x0 : x1 + rng.integers(0, 3)] = True

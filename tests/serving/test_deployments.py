@@ -186,7 +186,7 @@ def access_lines(log: Path) -> list[dict]:
 
 
 def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url, tiny_export):
-    """One name's random weights make way for nano, and go on beside it under another name."""
+    """One name's random weights make way for nano, and go on next to it under another name."""
     [old] = processes("engine")
     stop = threading.Event()
 
@@ -198,8 +198,8 @@ def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url
 
     def ask_for_a_stream() -> str:
         with Client(url, retries=0) as client:
-            told = dict(client.stream(picture(50), regions(2), max_tokens=8, model="export"))
-        return " / ".join(told[each].caption for each in ("r0", "r1"))
+            received = dict(client.stream(picture(50), regions(2), max_tokens=8, model="export"))
+        return " / ".join(received[each].caption for each in ("r0", "r1"))
 
     def keep_asking(how: Callable[[], str]) -> list[str]:
         said = []

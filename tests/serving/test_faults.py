@@ -48,7 +48,7 @@ def many_regions(eights: int) -> list[dict]:
 
 
 def engine_seconds() -> float:
-    """Of the core, that the engine has used so far, with the process that computes for it."""
+    """CPU seconds that the engine and its worker process have used so far."""
     [engine] = processes("engine")
     times = [process.cpu_times() for process in (engine, *engine.children(recursive=True))]
     return sum(each.user + each.system for each in times)
@@ -95,10 +95,10 @@ def test_beyond_the_queue_s_end_requests_are_refused_at_once(url):
         first = [pool.submit(ask_once, http_client, question) for _ in range(4)]
         while engine_seconds() - before < 0.3:
             time.sleep(0.02)
-        told = list(pool.map(lambda _: ask_once(http_client, question), range(12)))
+        received = list(pool.map(lambda _: ask_once(http_client, question), range(12)))
         assert all(isinstance(each.result(), dict) for each in first)
-    assert told.count("refused") == 8
-    assert sum(isinstance(each, dict) for each in told) == 4
+    assert received.count("refused") == 8
+    assert sum(isinstance(each, dict) for each in received) == 4
 
 
 def test_a_request_whose_ingress_is_killed_is_told_to_come_again(url, client):

@@ -1,4 +1,4 @@
-"""What is measured of calls to an engine; and the dashboard, which must not ask for what nobody counts."""
+"""Metrics of engine calls; the dashboard may use only existing metrics."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from ureca.serving.metrics import METRICS, EngineMeter
 DASHBOARD = SERVE_APPS / "grafana_dashboard.json"
 
 
-async def told(count: int, failure: Exception | None = None):
-    """What an engine tells of `count` regions: one piece and the caption of each; then it fails, if it is to."""
+async def received(count: int, failure: Exception | None = None):
+    """Yield an engine's events for `count` regions: one piece and the caption of each; then fail if requested."""
     for index in range(count):
         yield index, "a "
         await asyncio.sleep(0.01)
@@ -27,7 +27,7 @@ async def told(count: int, failure: Exception | None = None):
 
 def test_a_call_s_regions_times_and_tokens_are_recorded():
     kept = KeptRecords()
-    captions = asyncio.run(collect_captions(EngineMeter(kept, "m").measure(told(3), 3)))
+    captions = asyncio.run(collect_captions(EngineMeter(kept, "m").measure(received(3), 3)))
     assert len(captions) == 3
     assert kept.count(metrics.REGIONS) == {"m stop": 1, "m length": 2}
     in_flight = [value for metric, value, _ in kept.records if metric is metrics.REGIONS_IN_FLIGHT]
@@ -42,14 +42,14 @@ def test_a_call_s_regions_times_and_tokens_are_recorded():
 
 def test_regions_of_a_call_that_fails_or_is_left_are_no_longer_in_flight():
     async def leave(meter: EngineMeter) -> None:
-        events = meter.measure(told(3), 3)
+        events = meter.measure(received(3), 3)
         await anext(events)
         await events.aclose()
 
     kept = KeptRecords()
     meter = EngineMeter(kept, "m")
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(collect_captions(meter.measure(told(1, ZeroDivisionError()), 4)))
+        asyncio.run(collect_captions(meter.measure(received(1, ZeroDivisionError()), 4)))
     asyncio.run(leave(meter))
     assert kept.count(metrics.REGIONS) == {"m stop": 1, "m abandoned": 6}
     *_, last = [value for metric, value, _ in kept.records if metric is metrics.REGIONS_IN_FLIGHT]

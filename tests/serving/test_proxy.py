@@ -25,10 +25,10 @@ def test_a_request_whose_ingress_died_is_told_to_come_again():
     assert response.headers["x-request-id"] == "from-the-client.1"
 
 
-@pytest.mark.parametrize(("given", "told"), [({}, "5"), ({"Retry-After": "60"}, "60")])
-def test_a_503_names_a_time_and_keeps_the_one_it_has(given, told):
+@pytest.mark.parametrize(("given", "received"), [({}, "5"), ({"Retry-After": "60"}, "60")])
+def test_a_503_names_a_time_and_keeps_the_one_it_has(given, received):
     response = behind(PlainTextResponse("No replicas are up.", 503, given)).get("/")
-    assert (response.status_code, response.headers["retry-after"]) == (503, told)
+    assert (response.status_code, response.headers["retry-after"]) == (503, received)
 
 
 def test_every_other_answer_stays_as_it_is():

@@ -1,4 +1,4 @@
-"""What answers behind the API in these tests."""
+"""Caption backends behind the API in tests."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -9,11 +9,11 @@ from ureca.regions.rle import rle_area
 from ureca.serving.api.backend import CaptionCall
 
 TOKEN = "let me in"
-"""Of the services of these tests."""
+"""Settings of the services in tests."""
 
 
 class AreaBackend:
-    """Says the style and the area of each region; fails where it is told to."""
+    """Says the style and the area of each region; fails where it is received to."""
 
     def __init__(self) -> None:
         self.calls: list[CaptionCall] = []

@@ -1,4 +1,4 @@
-"""What several tests of the model share: a tiny captioner, drawn examples, and the loss as others compute it."""
+"""Shared by tests of the model: a tiny captioner, drawn examples, and a reference loss."""
 
 from collections.abc import Sequence
 

@@ -56,7 +56,7 @@ def sa1b_record(num_masks: int = 2, size: tuple[int, int] = SIZE) -> dict[str, A
 
 
 def write_photo(folder: Path, name: str, num_masks: int | None = 2, suffix: str = ".png") -> Path:
-    """A photo of 12x16 pixels; with a JSON of masks "1", "2", … beside it unless `num_masks` is None."""
+    """A photo of 12x16 pixels; with a JSON of masks "1", "2", … next to it unless `num_masks` is None."""
     path = write(folder / f"{name}{suffix}", photo())
     if num_masks is not None:
         write(path.with_suffix(".json"), sa1b_record(num_masks))

@@ -6,8 +6,6 @@ import psutil
 
 from ureca.engine.process import GUARD
 
-__all__ = ["engine_processes"]
-
 
 def engine_processes(below: psutil.Process | None = None) -> list[psutil.Process]:
     """Those that processes below this one (None: the caller's) have started and that still run.

@@ -22,7 +22,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     tokenizer = nano_tokenizer(["a red round part at the left of the picture."] * 50, num_words=344)
     base = new_nano(nano_config(tokenizer, width=64, layers=2, vision_width=64, vision_layers=1), seed=0)
-    with torch.no_grad():  # as it is drawn, the embedding of the last token drowns all else
+    with torch.no_grad():  # unscaled, the embedding of the last token dominates
         torch.manual_seed(3)
         for layer in base.model.language_model.layers:
             torch.nn.init.normal_(layer.self_attn.q_proj.weight, std=1.0)

@@ -1,4 +1,4 @@
-"""Scaled-down copies of the real InternVLs: every switch of their configurations as it is, widths of a few dozen."""
+"""Scaled-down copies of the real InternVLs: the same configuration switches, widths of a few dozen."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A job whose actors only say which GPUs they got, on a Ray of its own with four logical GPUs; leaves it as JSON.
+"""A job whose actors only say which GPUs they got, on a separate Ray with four logical GPUs; leaves it as JSON.
 
 Run by test_vllm_describer: a process can be in one Ray only, and that of the tests has no GPUs.
 """

@@ -6,7 +6,7 @@ from ureca.serving.metrics import Metric
 
 
 class KeptRecords:
-    """A recorder that keeps what it is told."""
+    """A recorder that keeps what it is received."""
 
     def __init__(self) -> None:
         self.records: list[tuple[Metric, float, dict[str, str]]] = []

@@ -40,7 +40,7 @@ JOB = JOBS / "label_corpus.py"
 FRAGILE_JOB = SUPPORT / "fragile_job.py"
 
 STAGE = "_Stage"
-"""What the titles of the labeling actors' processes have in common."""
+"""Common part of the titles of the labeling actors' processes."""
 
 SYSTEM = re.compile(r"ray::(\w*Agent|_\w+|ActorLocationTracker|JobCoordinator)\b")
 """Titles of what lives as long as the node (an agent's end is its node's) or the driver."""
@@ -48,7 +48,7 @@ SYSTEM = re.compile(r"ray::(\w*Agent|_\w+|ActorLocationTracker|JobCoordinator)\b
 
 @dataclass
 class Outcome:
-    """What became of the images of one run."""
+    """Outcome of one run, counted in images."""
 
     fault: str
     images: int
@@ -57,12 +57,12 @@ class Outcome:
     asked_again: int | None = None
     """Questions that the endpoint answered more than once though nothing had to be asked again."""
     seconds: float = 0.0
-    told: list[str] = field(default_factory=list)
+    received: list[str] = field(default_factory=list)
     """Last line of every start that stopped."""
 
 
 class FaultCluster:
-    """Two nodes: one CPU beside the driver, three on a node that can be killed and replaced."""
+    """Two nodes: one CPU next to the driver, three on a node that can be killed and replaced."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -193,7 +193,7 @@ class Job:
         return (self.out / "stderr.txt").read_text()
 
     def last_line(self) -> str:
-        """What a start that stopped said last."""
+        """Return the last line of a start that stopped."""
         return self.stderr().strip().splitlines()[-1]
 
     def written(self) -> Counter[str]:
@@ -213,7 +213,7 @@ class Job:
         return {row.image_id: row for row in iter_images(self.out / "regions.parquet")}
 
     def outcome(self, fault: str, started: float, **more: Any) -> Outcome:
-        """What its table and its parts hold, against its corpus."""
+        """Compare its table and its parts with its corpus."""
         wanted = {str(path.relative_to(self.corpus).with_suffix("")) for path in self.corpus.rglob("*.jpg")}
         table = [row.image_id for row in iter_images(self.out / "regions.parquet")]
         written = self.written()
@@ -228,7 +228,7 @@ class Job:
 
 
 def chat_options(endpoint: SlowEndpoint) -> list[str]:
-    """How a job asks the slow endpoint."""
+    """Options with which a job uses the slow endpoint."""
     return [
         "--describer=chat",
         f"--chat.base_url={endpoint.url}",
@@ -264,7 +264,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     """One table in five starts; the first four are stopped, interrupted or killed."""
     started = time.monotonic()
     job = Job(cluster, corpus, out, *chat_options(endpoint), "--chat.give_up_after_s=3")
-    told = []
+    received = []
     unfinished: Counter[str] = Counter()
 
     def note_unfinished() -> None:
@@ -274,7 +274,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     job.start("--chat.max_total_tokens=200000")
     if job.wait() != 2:
         raise RuntimeError(f"the spending limit did not stop the job:\n{job.stderr()}")
-    told.append(job.last_line())
+    received.append(job.last_line())
     note_unfinished()
     budget_parts = job.num_parts()
 
@@ -284,7 +284,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     endpoint.kill()
     if job.wait() != 2:
         raise RuntimeError(f"the lost endpoint did not stop the job:\n{job.stderr()}")
-    told.append(job.last_line())
+    received.append(job.last_line())
     lost_parts = job.num_parts()
 
     endpoint.start()
@@ -292,7 +292,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     job.wait_for(lambda: job.num_parts() > lost_parts)
     if job.interrupt() != 130:
         raise RuntimeError(f"Ctrl-C did not end the job as it should:\n{job.stderr()}")
-    told.append(job.last_line())
+    received.append(job.last_line())
     interrupted_parts = job.num_parts()
 
     endpoint.kill()
@@ -300,7 +300,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     job.start()
     job.wait_for(lambda: job.num_parts() > interrupted_parts)
     job.kill()
-    time.sleep(1)  # what its actors had under way
+    time.sleep(1)  # what its actors had in progress
     left = set(all_ids) - set(job.written())
     job.start()
     if job.wait():
@@ -310,7 +310,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     asked_for_unfinished = sum(count * _num_asked(rows[each]) for each, count in unfinished.items())
     again = endpoint.stats()["questions_answered_again"]
     too_often = max(0, again - asked_for_left) + max(0, answered_again - asked_for_unfinished)
-    return job.outcome("starts", started, asked_again=too_often, told=told)
+    return job.outcome("starts", started, asked_again=too_often, received=received)
 
 
 def _num_asked(row: ImageRow) -> int:
@@ -327,9 +327,9 @@ def run_poison(cluster: FaultCluster, corpus: Path, out: Path, *, poison: str) -
         raise RuntimeError(job.stderr())
     rows = job.rows()
     quarantined = {image_id: row.error.kind for image_id, row in rows.items() if row.error}
-    outcome = job.outcome("poison", started, told=[f"{name}: {kind}" for name, kind in quarantined.items()])
+    outcome = job.outcome("poison", started, received=[f"{name}: {kind}" for name, kind in quarantined.items()])
     if quarantined != {poison: "ImageCrashError"}:
-        raise RuntimeError(f"set aside were {quarantined}, not {poison} alone")
+        raise RuntimeError(f"quarantined were {quarantined}, not {poison} alone")
     return outcome
 
 

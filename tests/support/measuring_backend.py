@@ -16,20 +16,20 @@ LIMITS = Limits(max_request_bytes=400_000, max_image_pixels=10_000, max_regions=
 
 
 class MeasuringBackend:
-    """Says of each region its area and box, in four pieces; fails where it is told to. Takes no question with "<|"."""
+    """Captions each region with its area and box, in four pieces; fails on demand. Rejects questions with "<|"."""
 
     def __init__(self) -> None:
         self.calls: list[CaptionCall] = []
         self.failure: Exception | None = None
         self.fails_after = 0
-        """So many regions are answered before."""
+        """Number of regions answered before a failure."""
         self.num_failures: int | None = None
-        """So many calls fail, the first ones; None: all."""
+        """Number of first calls that fail; None: all."""
         self.num_closed = 0
         self.seconds = 0.0
-        """That each region takes."""
+        """Seconds per region."""
         self.piece_seconds = 0.0
-        """That each of its pieces takes."""
+        """Seconds per piece."""
 
     async def caption(self, call: CaptionCall) -> list[Caption | RegionFault]:
         return await collect_captions(self.stream(call))

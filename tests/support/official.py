@@ -1,4 +1,4 @@
-"""Small random InternVL checkpoints in the official layout, as the hub has them, with the files vLLM wants beside."""
+"""Small random InternVL checkpoints in the official layout, with the files that vLLM needs."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from support.families import FAMILIES, IMAGE_TOKENS, PATCH_PX, TILE_PX, WORDS, drawn_weights, scaled_down
+from support.families import FAMILIES, PATCH_PX, TILE_PX, WORDS, scaled_down
 from ureca.nano.architecture import nano_tokenizer
 
 # What transformers needs to read such a config.json: the checkpoints bring these two files along.
@@ -211,6 +211,3 @@ def write_shards(folder: Path, weights: dict[str, Tensor], shards: int) -> None:
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-__all__ = ["IMAGE_TOKENS", "drawn_weights", "official_record", "official_weights", "write_official", "write_shards"]

@@ -1,4 +1,4 @@
-"""What the page's tests do over and over in the browser, on a picture of squares."""
+"""Common browser actions of the page's tests, on a picture of squares."""
 
 import base64
 import re
@@ -26,7 +26,7 @@ def squares() -> Image.Image:
 
 
 def said(box: tuple[int, ...], ask: str = "unique") -> str:
-    """What the backend says of a box."""
+    """Return the backend's caption of a box."""
     return f"{ask} {box[2] * box[3]} at {','.join(map(str, box))}"
 
 
@@ -49,7 +49,7 @@ def give_squares(page: Any) -> None:
 
 
 def on_screen(page: Any, x: float, y: float) -> tuple[float, float]:
-    """Where a pixel of the picture of squares is."""
+    """Return the screen position of a pixel of the picture of squares."""
     box = page.locator("#stage img").bounding_box()
     return box["x"] + x * box["width"] / SIDE, box["y"] + y * box["height"] / SIDE
 

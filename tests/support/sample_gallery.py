@@ -62,7 +62,7 @@ def regions() -> tuple[RegionRow, ...]:
 
 
 def rows(folder: Path) -> list[ImageRow]:
-    """Plain images, one with hostile words, one whose file is gone, and two that were set aside."""
+    """Plain images, one with hostile words, one whose file is gone, and two that were quarantined."""
 
     def labeled(image_id: str, **changes) -> ImageRow:
         path = folder / f"{image_id}.png"
@@ -99,13 +99,13 @@ def rows(folder: Path) -> list[ImageRow]:
             image_id="without_masks",
             image_path=readable.image_path,
             status="quarantined",
-            error=RowError(step="read", kind="InputError", message="no masks beside it"),
+            error=RowError(step="read", kind="InputError", message="no masks next to it"),
         ),
     ]
 
 
 def write_sample(folder: Path) -> Path:
-    """The table in a folder of its own, with its images."""
+    """The table in a separate folder, with its images."""
     table = folder / "regions.parquet"
     write_regions(table, rows(folder))
     return table

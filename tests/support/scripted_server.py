@@ -1,4 +1,4 @@
-"""A service on a port that answers as it is told, and breaks off where it is told to."""
+"""A service on a port with scripted answers and disconnects."""
 
 import http.server
 import json

@@ -35,10 +35,10 @@ _TITLES = {
     "ingress": "ServeReplica:captioner:Ingress",
     "proxy": "ray::ProxyActor",
 }
-"""What the titles that Ray gives their processes hold."""
+"""Parts of the process titles that Ray sets."""
 
 SIZE = (200, 300)
-"""Of the pictures, (height, width)."""
+"""Size of the pictures, (height, width)."""
 
 
 def free_port() -> int:
@@ -90,12 +90,12 @@ class Question:
 
     @property
     def body(self) -> dict[str, Any]:
-        """Of `POST /v1/captions`."""
+        """Body of a `POST /v1/captions`."""
         return {"image": data_url(self.image), "regions": self.regions, "max_tokens": self.max_tokens}
 
 
 def drawn_questions(count: int, *, regions: int, max_tokens: int) -> list[Question]:
-    """Pictures of noise, each with so many boxes."""
+    """Pictures of noise, each with that many boxes."""
     height, width = SIZE
     questions = []
     for seed in range(count):
@@ -111,7 +111,7 @@ def drawn_questions(count: int, *, regions: int, max_tokens: int) -> list[Questi
 
 @dataclass
 class Tally:
-    """What became of the regions that were asked about, counted."""
+    """Outcomes of the requested regions, counted."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     """answered (by the right caption); wrong; refused (503 that says when to come again); broken (the connection, or a
@@ -119,7 +119,7 @@ class Tally:
     finished: list[tuple[float, int]] = field(default_factory=list)
     """`time.monotonic()` and number of regions of each request that was answered."""
     seconds: list[float] = field(default_factory=list)
-    """That each of these took."""
+    """Seconds per request."""
 
     @property
     def sent(self) -> int:
@@ -138,7 +138,7 @@ class Load:
         self.url, self.questions = url, questions
         self.expected: dict[str, str | None] = {}
         self.active: int | None = None
-        """So many of the threads ask, the others wait; None: all ask."""
+        """Number of threads that send requests, the others wait; None: all."""
         self.in_progress = 0
         """Requests."""
         self.tallies = {"patient": Tally(), "once": Tally(), "stream": Tally()}
@@ -156,7 +156,7 @@ class Load:
                 self.expected |= {each.id: each.caption for each in answers}
 
     def start(self, *, patient: int = 0, once: int = 0, stream: int = 0) -> None:
-        """So many threads of each kind."""
+        """Number of threads of each kind."""
         kinds = [self._patiently] * patient + [self._once] * once + [self._streaming] * stream
         self._stopping.clear()
         self._pool = ThreadPoolExecutor(len(kinds))

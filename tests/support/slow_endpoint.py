@@ -1,9 +1,9 @@
-"""An OpenAI chat endpoint over real HTTP that takes a fixed time, has so many places, and fails on demand.
+"""An OpenAI chat endpoint over real HTTP that takes a fixed time, has that many places, and fails on demand.
 
 It looks at no picture: an answer is drawn from a hash of the question, so the same question always gets the same
 answer. It counts what it was asked and how many of its places were busy when.
 
-    with SlowEndpoint(latency_s=0.2, slots=16) as endpoint:      # a process of its own
+    with SlowEndpoint(latency_s=0.2, slots=16) as endpoint:      # a separate process
         ChatConfig(base_url=endpoint.url, model=endpoint.model)
         endpoint.set(faults={"500": 0.1, "refusal": 0.05})       # from now on
         endpoint.kill(); endpoint.start()                        # the same address again
@@ -47,19 +47,19 @@ ANSWER_FAULTS = {
 
 @dataclass
 class Behavior:
-    """How the endpoint answers from now on."""
+    """Behavior of the endpoint from now on."""
 
     latency_s: float = 0.05
     """From the moment a request has a place until its answer."""
     slots: int = 8
     """Requests worked on at once."""
     queue: bool = True
-    """Whether a request waits for a place; else it is answered 429 with Retry-After."""
+    """If true, a request waits for a slot; else it is answered 429 with Retry-After."""
     retry_after_s: float = 0.2
     structured: bool = True
-    """Whether response_format is accepted; else it is answered 400."""
+    """If true, response_format is accepted; else it is answered 400."""
     api_key: str = ""
-    """What a request must bring, if anything."""
+    """API key that a request must send, if any."""
     choice: int | None = None
     """The number chosen among candidates; None: drawn from the question."""
     correct: bool = True
@@ -69,7 +69,7 @@ class Behavior:
     faults: dict[str, float] = field(default_factory=dict)
     """Fault -> share of questions, drawn from the question, that meet it."""
     fault_tries: int = 1
-    """How often such a question fails before it is answered; 0: always."""
+    """Failures of such a question before it is answered; 0: always."""
     poison: str = ""
     """A question with this text in it is answered `poison_status` each time."""
     poison_status: int = 500
@@ -141,10 +141,10 @@ class _Server:
         asked = json.dumps([body["messages"], body.get("seed")]).encode()
         digest = hashlib.sha256(asked).hexdigest()
         if self.behavior.poison and self.behavior.poison.encode() in asked:
-            return self._fail(self.behavior.poison_status, "told to fail")
+            return self._fail(self.behavior.poison_status, "asked to fail")
         fault = self._fault(digest)
         if fault.isdigit():
-            return self._fail(int(fault), "told to fail")
+            return self._fail(int(fault), "asked to fail")
         if not self.behavior.queue and self.in_service >= self.behavior.slots:
             return self._fail(429, "all places are taken")
         async with self._place_free:
@@ -235,7 +235,7 @@ def _answer(body: dict[str, Any], digest: str, behavior: Behavior) -> str:
 
 
 class SlowEndpoint:
-    """The endpoint as a process of its own, so that it shares no interpreter with what asks it."""
+    """The endpoint as a separate process, so that it shares no interpreter with what asks it."""
 
     model = MODEL
 
@@ -257,7 +257,7 @@ class SlowEndpoint:
 
     @property
     def url(self) -> str:
-        """What a client calls its base URL."""
+        """Base URL for clients."""
         return f"{self.address}/v1"
 
     def start(self) -> None:
@@ -282,7 +282,7 @@ class SlowEndpoint:
         self._call("PUT", "/behavior", behavior)
 
     def reset(self) -> None:
-        """Forget what was counted; nothing may be under way."""
+        """Forget what was counted; nothing may be in progress."""
         self._call("POST", "/reset")
 
     def stats(self) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def job(run_directory: Path, config: Stage1Config) -> list[str]:
 
 
 def wait_for_step(plan: Plan, step: int, process: "subprocess.Popen[str]") -> None:
-    """Until a checkpoint of at least so many steps can be gone on from, and a step after it is done."""
+    """Until a checkpoint of at least that many steps can be gone on from, and a step after it is done."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         done = steps_of(plan)

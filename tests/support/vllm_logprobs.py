@@ -1,4 +1,4 @@
-"""Log-probabilities from vLLM's own model of each of some checkpoints, in a process of its own: one image, one prompt.
+"""Log-probabilities from vLLM's own model of each of some checkpoints, in a separate process: one image, one prompt.
 
 python vllm_logprobs.py IMAGE PROMPT FOLDER...
 

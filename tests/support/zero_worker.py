@@ -70,7 +70,7 @@ class Training:
         self.step = step
         self.losses: list[float] = []
         self.layer_runs = 0
-        """Of the language model's first layer, since the beginning."""
+        """Change of the language model's first layer since the start."""
         captioner.base.model.language_model.layers[0].mlp.register_forward_pre_hook(self._count)
         self.gradients: dict[str, torch.Tensor] = {}
 

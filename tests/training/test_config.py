@@ -94,8 +94,8 @@ def test_jobs_can_be_run_by_name_and_explain_themselves(job: str, option: str) -
     script = JOBS / f"{job}.py"
     assert os.access(script, os.X_OK)
     assert script.read_text().startswith("#!/usr/bin/env python\n")
-    told = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
-    assert option in told.stdout
+    received = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+    assert option in received.stdout
 
 
 def test_a_wrong_option_ends_the_job_with_one_line_and_exit_code_2() -> None:

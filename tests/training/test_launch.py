@@ -27,10 +27,10 @@ def test_a_fault_of_ours_stays_what_it_is() -> None:
 
 def test_full_disk_of_ray_train_s_own_files_is_told_with_its_remedy() -> None:
     failed = ControllerError(OSError(errno.ENOSPC, "No space left on device"))
-    told = find_user_error(failed)
-    assert isinstance(told, StorageError)
-    assert "the disk is full" in str(told)
-    assert "Free some space; the same command goes on from the newest checkpoint" in str(told)
+    received = find_user_error(failed)
+    assert isinstance(received, StorageError)
+    assert "the disk is full" in str(received)
+    assert "Free some space and run the same command again; it resumes from the newest checkpoint" in str(received)
 
 
 def test_what_would_come_again_ends_the_training_and_the_rest_is_tried_again() -> None:

@@ -22,7 +22,7 @@ WORDS = ["a", "red", "green", "box", "number", "from", "the", "left", "long"]
 
 
 def drawn_example(seed: int, pairs_of_region: list[int]) -> Example:
-    """Regions with their own caption and so many others, of unlike lengths."""
+    """Regions with their own caption and that many others, of unlike lengths."""
     draw = np.random.default_rng(seed)
     branches: list[RegionExample] = []
     pairs = []
@@ -113,7 +113,7 @@ def attention_of_transformers(captioner: Captioner) -> Iterator[None]:
 
 
 def log_probability(captioner: Captioner, image: Any, region: RegionExample) -> tuple[torch.Tensor, int]:
-    """Of a caption, by the base's own forward pass over the whole sequence."""
+    """Loss of a caption, by the base's forward pass over the whole sequence."""
     processor = captioner.processor
     caption = torch.tensor(processor.caption_ids(region.caption))
     prompt, _ = Captioner.prompt_embeddings.__wrapped__(captioner, image, [region.segmentation], [region.query])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a preset or stage 1's model decides stands in the configuration that a run saves."""
+"""A run's saved configuration holds the values from the preset or stage 1's model."""
 
 from pathlib import Path
 from typing import Any

@@ -150,7 +150,7 @@ def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "the same command goes on where it was" in errors
+    assert "run the same command again to resume" in errors
     done = steps_of(plan)
     assert 0 < done < NUM_STEPS, "it was over before it could be interrupted"
 

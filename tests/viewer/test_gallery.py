@@ -1,4 +1,4 @@
-"""The gallery page of a region table, as a file; what it does in a browser is tested beside this."""
+"""The gallery page of a region table, as a file; what it does in a browser is tested next to this."""
 
 import base64
 import io
@@ -125,7 +125,7 @@ def test_what_was_set_aside_is_shown_with_its_reason(page):
     cut, without = (page.records[page.ids().index(name)] for name in ("cut", "without_masks"))
     assert (cut["status"], cut["error"]["kind"], cut["regions"]) == ("quarantined", "ImageError", [])
     assert "not an image" in page.picture("cut")["missing"]
-    assert without["error"]["message"] == "no masks beside it"
+    assert without["error"]["message"] == "no masks next to it"
     assert page.picture("without_masks")["jpeg"], "it can be read, so it can be seen"
 
 

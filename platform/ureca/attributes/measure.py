@@ -1,8 +1,7 @@
-"""Measure what each region of an image looks like: color, texture, shape, size, place, from pixels and mask.
+"""Measure color, texture, shape, size and place of each region from pixels and mask.
 
-Colors and texture of a region that has children are those of its own pixels, without the children's, as long
-as enough of it is left. Only the crop around a region is touched.
-Shapes: H rows, W columns of the image.
+Colors and texture of a region with children are measured on the pixels outside its children, as long as enough of them
+are left. Only the crop around a region is processed. Shapes: H rows, W columns of the image.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from ureca.errors import MaskSizeError
 from ureca.regions.rle import Rle, decode_rle
 
 MOST = "most"
-"""The place in its parent of a region that covers nearly all of it."""
+"""Place in its parent of a region that covers nearly all of it."""
 
 GRID = 9
-"""Cells along each side of the grid that a caption of last resort points into."""
+"""Cells along each side of the grid used by fallback captions."""
 
 _MOST_SHARE = 0.6
-_OWN_SHARE = 0.5  # a region's own pixels speak for it if they are this share of it
+_OWN_SHARE = 0.5  # minimum fraction of a region outside its children to be measured there
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionAttributes:
-    """What was measured of one region; words are the vocabulary's.
+    """Measured attributes of one region; words are from the vocabulary.
 
-    `color2` is a second color that covers much of it; `texture` is None where no word fits it.
-    `place_in_parent` is on the parent's bounding box, or "most", or None at the top level. `parent` is an
-    index among the image's regions, -1 = none. `share` is of the image's area; `cx`, `cy` are the centroid in
-    0..1. `cell` is (column, row), from 1, of GRID x GRID.
+    `color2` is a second color that covers much of it; `texture` is None if no word fits it. `place_in_parent` is on the
+    parent's bounding box, or "most", or None at the top level. `parent` is an index among the image's regions, -1 =
+    none. `share` is of the image's area; `cx`, `cy` are the centroid in 0..1. `cell` is (column, row), from 1, of GRID
+    x GRID.
     """
 
     color: str
@@ -54,19 +53,19 @@ class RegionAttributes:
     cy: float
     elongation: float
     features: np.ndarray = field(repr=False, compare=False)
-    """float64 (F,), of length 1, for comparing looks by cosine: colors, shape, size."""
+    """float64 (F,) of length 1: colors, shape and size, compared by cosine."""
 
     @property
     def cell(self) -> tuple[int, int]:
         return min(GRID, int(self.cx * GRID) + 1), min(GRID, int(self.cy * GRID) + 1)
 
     def words(self) -> dict[str, str]:
-        """The attributes that have a name, as the region table stores them."""
+        """Return the named attributes, as the region table stores them."""
         names = ("color", "color2", "texture", "shape", "size", "place", "place_in_parent")
         return {name: value for name in names if (value := getattr(self, name))}
 
     def with_truth(self, truth: Mapping[str, str]) -> RegionAttributes:
-        """The same region with its words replaced by true ones, as drawn scenes know them."""
+        """Return the region with its words replaced by true ones, known for synthetic scenes."""
         return replace(
             self,
             color=truth.get("color", self.color),
@@ -102,7 +101,7 @@ def measure_tree(image: np.ndarray, segmentations: Sequence[Rle], parents: Seque
 
 
 def measure(image: np.ndarray, segmentation: Rle) -> RegionAttributes:
-    """Measure one region of an image (uint8 (H, W, 3), RGB) without regard to others."""
+    """Measure one region of an image (uint8 (H, W, 3), RGB) independently of others."""
     return measure_tree(image, [segmentation], [-1])[0]
 
 
@@ -116,7 +115,7 @@ def _decode(image: np.ndarray, segmentation: Rle) -> np.ndarray:
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right), ends excluded."""
+    """Return (top, bottom, left, right), ends excluded."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
@@ -171,14 +170,14 @@ def _measure(
 
 
 def _shrink(mask: np.ndarray) -> np.ndarray:
-    """The mask without the pixels at its edge, where colors mix; the whole mask if little would be left."""
+    """Remove the pixels at the mask's edge, where colors mix; keep the whole mask if little would be left."""
     padded = np.pad(mask, 1)
     core = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return core if core.sum() >= 0.4 * mask.sum() else mask
 
 
 def _features(counts: np.ndarray, share: float, elongation: float, harmonics: np.ndarray) -> np.ndarray:
-    """Colors, then size and shape as directions, so that each adds to the cosine by its weight."""
+    """Return colors, then size and shape as directions, so that each adds to the cosine by its weight."""
     size_angle = np.clip(np.log2(max(share, 2**-12)) / -12, 0, 1) * np.pi / 2
     long_angle = np.clip(np.log2(elongation) / 3, 0, 1) * np.pi / 2
     form = np.concatenate([[1.0], 6 * harmonics[2:5]])

@@ -1,13 +1,13 @@
-"""Names of shapes, from the mask alone.
+"""Name the shape of a mask.
 
-The mask is turned, moved and stretched until its second moments are those of a disc, which makes every
-ellipse a disc, every rectangle a square and every triangle an equilateral one. What remains is its outline as
-a distance per direction, r(θ): the strengths of its first harmonics say what it is, whatever its rotation.
+The mask is rotated, moved and stretched until its second moments are those of a disc, which makes every ellipse a disc,
+every rectangle a square and every triangle equilateral. The remaining outline is a distance per direction, r(θ); the
+strengths of its first harmonics identify it at any rotation.
 
     disc 0, 0, 0 …      square: the 4th and 8th      triangle: the 3rd and 6th      five-pointed star: the 5th
 
-How far it had to be stretched tells round from oval, square from rectangular, and what is thin.
-Shapes: A directions, R radii.
+The amount of stretching separates round from oval, square from rectangular, and identifies thin shapes. Shapes: A
+directions, R radii.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Outline:
 
 @cache
 def _rays() -> tuple[np.ndarray, np.ndarray]:
-    """Points (A, R, 2) around the origin, and their radii (R,)."""
+    """Return points (A, R, 2) around the origin, and their radii (R,)."""
     angles = np.arange(_NUM_ANGLES) * 2 * np.pi / _NUM_ANGLES
     radii = (np.arange(_NUM_RADII) + 0.5) * _MAX_RADIUS / _NUM_RADII
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -74,7 +74,7 @@ def _harmonics(profile: np.ndarray) -> np.ndarray:
 
 
 def reduced(mask: np.ndarray) -> np.ndarray:
-    """The box around a bool (H, W) mask, every n-th pixel of it, so that its longest side is at most 128."""
+    """Crop a bool (H, W) mask to its box and take every n-th pixel, so that its longest side is at most 128."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     step = max(1, -(-max(inside.shape) // _SHAPE_PX))
@@ -83,7 +83,7 @@ def reduced(mask: np.ndarray) -> np.ndarray:
 
 
 def shape_of(mask: np.ndarray) -> str:
-    """The vocabulary's word for the shape of a bool (H, W) mask with at least one pixel set."""
+    """Return the vocabulary's word for the shape of a bool (H, W) mask with at least one pixel set."""
     small = reduced(mask)
     return name_shape(outline(small), int(small.sum()))
 
@@ -117,7 +117,7 @@ def outline(mask: np.ndarray) -> Outline:
 
 
 def name_shape(geometry: Outline, area_px: int) -> str:
-    """The vocabulary's word for a measured outline; `area_px` is the area of the mask that was measured."""
+    """Return the vocabulary's word for a measured outline; `area_px` is the area of the measured mask."""
     radius_px = np.sqrt(area_px / np.pi)
     far = _FAR + _PIXEL / radius_px
     if geometry.hole > 0.25 and np.linalg.norm(geometry.harmonics) < 1.5 * far:

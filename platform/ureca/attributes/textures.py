@@ -1,15 +1,14 @@
-"""Names of textures, from how a patch of a region resembles itself when shifted.
+"""Name the texture of a region from its autocorrelation.
 
-A window well inside the region is reduced to one number per pixel (OKLab projected on the axis along which it
-varies most, slow changes of light taken out). Its autocorrelation, with pixels outside the mask left out,
-tells the textures apart:
+A window well inside the region is reduced to one number per pixel (OKLab projected on the axis along which it varies
+most, with slow changes of light removed). Its autocorrelation, without pixels outside the mask, separates the textures:
 
     striped     stays high along one direction
     checkered   a lattice of peaks; halfway to the next peak, along a band, still above zero
     dotted      a lattice of peaks; halfway to the next, below zero
     speckled    falls off within a few pixels and does not come back
     smooth      too little contrast to be seen, or only slow changes
-    None        something else, for which there is no word
+    None        anything else
 
 Shapes: W window side, L largest shift; the autocorrelation is (2L+1, 2L+1) with shift zero in the middle.
 """
@@ -22,16 +21,16 @@ from ureca.attributes.colors import to_oklab
 
 WINDOW_PX = 56
 MIN_PIXELS = 150
-"""Regions with fewer usable pixels are called smooth: there is no room for a pattern."""
+"""Regions with fewer usable pixels are called smooth: they are too small for a pattern."""
 
 _MAX_SHIFT = 16
 _PLAIN = 0.025  # standard deviation in OKLab up to which a surface is plain
 _CONTRAST = 0.06  # and from which a pattern is seen
-_LIGHT_PX = 19  # window over which light is averaged to be taken out
+_LIGHT_PX = 19  # window for averaging the light
 
 
 def name_texture(crop: np.ndarray, usable: np.ndarray) -> str | None:
-    """Texture of the pixels marked in `usable` (bool (H, W)) of `crop` (uint8 (H, W, 3), RGB)."""
+    """Return the texture of the pixels marked in `usable` (bool (H, W)) of `crop` (uint8 (H, W, 3), RGB)."""
     rows, columns = _fullest_window(usable)
     mask = usable[rows, columns]
     if mask.sum() < MIN_PIXELS:
@@ -47,7 +46,7 @@ def name_texture(crop: np.ndarray, usable: np.ndarray) -> str | None:
 
 
 def _is_even(signal: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether each quarter of the window with enough pixels has about the contrast of the whole."""
+    """Return True if each quarter of the window with enough pixels has about the contrast of the whole."""
     squares = np.stack([signal**2, mask.astype(np.float64)])
     halves = [part for rows in np.array_split(squares, 2, axis=1) for part in np.array_split(rows, 2, axis=2)]
     sums = np.array([part.sum((1, 2)) for part in halves])
@@ -56,7 +55,7 @@ def _is_even(signal: np.ndarray, mask: np.ndarray) -> bool:
 
 
 def _fullest_window(usable: np.ndarray) -> tuple[slice, slice]:
-    """The WINDOW_PX square with the most usable pixels."""
+    """Return the WINDOW_PX square with the most usable pixels."""
     height, width = usable.shape
     side_y, side_x = min(WINDOW_PX, height), min(WINDOW_PX, width)
     sums = np.zeros((height + 1, width + 1), dtype=np.int64)
@@ -67,7 +66,7 @@ def _fullest_window(usable: np.ndarray) -> tuple[slice, slice]:
 
 
 def _one_channel(window: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """float64 (W, W), 0 outside the mask."""
+    """Return float64 (W, W), 0 outside the mask."""
     lab = to_oklab(window)
     lab -= lab[mask].mean(0)
     _, axes = np.linalg.eigh(np.cov(lab[mask].T))
@@ -77,7 +76,7 @@ def _one_channel(window: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _box_sum(values: np.ndarray) -> np.ndarray:
-    """Sum over a _LIGHT_PX square around each pixel, cut at the border."""
+    """Return the sum over a _LIGHT_PX square around each pixel, clipped at the border."""
     half = _LIGHT_PX // 2
     for axis in (0, 1):
         length = values.shape[axis]
@@ -89,7 +88,7 @@ def _box_sum(values: np.ndarray) -> np.ndarray:
 
 
 def _autocorrelation(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """float64 (2L+1, 2L+1), 1 in the middle; 0 where too few pixels overlap."""
+    """Return float64 (2L+1, 2L+1), 1 in the middle; 0 where too few pixels overlap."""
     size = WINDOW_PX + _MAX_SHIFT
     both = np.stack([signal, mask.astype(np.float64)])
     spectrum = np.fft.rfft2(both, s=(size, size))
@@ -103,7 +102,7 @@ def _autocorrelation(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 @cache
 def _directions() -> np.ndarray:
-    """Shifts (24, _MAX_SHIFT, 2), one row per direction over half a turn, as (y, x) from the middle."""
+    """Return shifts (24, _MAX_SHIFT, 2), one row per direction over half a turn, as (y, x) from the middle."""
     angles = np.arange(24) * np.pi / 24
     steps = np.arange(1, _MAX_SHIFT + 1)
     lines = np.stack([np.outer(np.sin(angles), steps), np.outer(np.cos(angles), steps)], axis=-1)
@@ -111,7 +110,7 @@ def _directions() -> np.ndarray:
 
 
 def _name_correlation(correlation: np.ndarray, longest_period: float) -> str:
-    """Name the pattern; a lattice of a longer period (in pixels) can't be told from a few chance spots."""
+    """Name the pattern; a lattice of a longer period (in pixels) can't be distinguished from a few random spots."""
     lines = _directions()
     along = correlation[lines[..., 0], lines[..., 1]]  # (24, L)
     band = int(np.argmax(along[:, 2:11].min(1)))
@@ -128,6 +127,6 @@ def _name_correlation(correlation: np.ndarray, longest_period: float) -> str:
     half_y, half_x = (np.array(np.unravel_index(peak, ring.shape)) + _MAX_SHIFT) // 2
     halfway = correlation[half_y, half_x]
     if highest > 0.45 and halfway < highest - 0.2:
-        # On a chessboard nothing lies halfway, but one field on, every color is the other one.
+        # On a chessboard, halfway is near zero, but one field on, every color is inverted.
         return "checkered" if halfway > 0.08 or correlation.min() < -0.8 else "dotted"
     return "speckled" if along[:, 3].mean() < 0.2 else "smooth"

@@ -1,13 +1,13 @@
-"""The closed list of words for what a region looks like, and what each word means in numbers.
+"""Closed vocabulary of visual attributes, with the numeric meaning of each word.
 
-Drawn scenes take their true attributes from here, the measurement names what it finds with these words, and
-claims are looked up among them, so a word means one thing everywhere:
+Synthetic scenes take their true attributes from it, the measurement names its findings with it, and claims are looked
+up in it, so a word has one meaning everywhere:
 
     color     one of 12 names, some with "dark " or "light "; SHADES gives the RGB value at each name's center
     texture   smooth, striped (parallel bands), checkered (two crossing sets of bands), dotted (equal spots
-              in rows), speckled (grains of uneven place)
+              in rows), speckled (grains at irregular places)
     shape     from the mask alone; "thin" is 3 or more times as long as wide, "irregular" none of the others
-    size      by the mask's share of the image's area
+    size      by the mask's fraction of the image's area
     place     by the mask's centroid on a 3x3 grid, of the image or of the parent's bounding box
 
 The twelve colors are the basic color terms of English (Berlin and Kay, 1969) and teal.
@@ -47,8 +47,8 @@ SHADES: dict[str, tuple[int, int, int]] = {
     "light brown": (192, 152, 106),
     "light gray": (192, 192, 192),
 }
-"""Every color name that may be said. There is no dark orange (brown), dark pink, light red (pink), or shade
-of black or white: those would be other names' colors."""
+"""Every allowed color name. There is no dark orange (brown), dark pink, light red (pink), or shade of black or white:
+those would be other names' colors."""
 
 TEXTURES: tuple[str, ...] = ("smooth", "striped", "checkered", "dotted", "speckled")
 
@@ -65,7 +65,7 @@ SHAPES: tuple[str, ...] = (
 )
 
 SIZES: dict[str, float] = {"tiny": 0.0, "small": 0.01, "medium": 0.03, "large": 0.10, "huge": 0.30}
-"""Name -> smallest share of the image's area that still has this name."""
+"""Name -> smallest fraction of the image's area with this name."""
 
 PLACES: tuple[tuple[str, str, str], ...] = (
     ("upper left", "top", "upper right"),
@@ -76,16 +76,16 @@ PLACES: tuple[tuple[str, str, str], ...] = (
 
 
 def base_color(name: str) -> str:
-    """The color without "dark " or "light "."""
+    """Return the color without "dark " or "light "."""
     return name.removeprefix("dark ").removeprefix("light ")
 
 
 def size_of(share: float) -> str:
-    """Name of a size from the mask's share of the image's area (0..1)."""
+    """Return the name of a size from the mask's fraction of the image's area (0..1)."""
     return [name for name, smallest in SIZES.items() if share >= smallest][-1]
 
 
 def place_of(cx: float, cy: float) -> str:
-    """Name of a place from a centroid in 0..1, x from left to right, y from top to bottom."""
+    """Return the name of a place from a centroid in 0..1, x from left to right, y from top to bottom."""
     column, row = (min(2, max(0, int(3 * value))) for value in (cx, cy))
     return PLACES[row][column]

@@ -1,10 +1,10 @@
-"""Claims said in plain English: what `claims.parse_claims` reads, in as few different words as possible.
+"""Write claims in plain English, the inverse of `claims.parse_claims`, with a minimal set of words.
 
     a small dark blue striped round part at the top of the red object
     the small dark blue striped round part in the lower left, at the top of the red object, the second from
     the left of two alike
 
-`parse_claims(say(claims)) == claims` for everything that can be said (tests/attributes/test_wording.py).
+`parse_claims(say(claims)) == claims` for all valid claims (tests/attributes/test_wording.py).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _PREPOSITIONS |= {"top": "at", "bottom": "at", "left": "on", "right": "on"}
 
 
 def say(claims: Claims, *, article: str = "a", of_the_picture: bool = False) -> str:
-    """The claims as a noun phrase. `of_the_picture` spells out what the place is a place of."""
+    """Return the claims as a noun phrase. `of_the_picture` adds what the place refers to."""
     words = [claims.size, _colors(claims), claims.texture, claims.shape, claims.noun or "part"]
     text = with_article(" ".join(word for word in words if word), article)
     if claims.place:
@@ -35,7 +35,7 @@ def say(claims: Claims, *, article: str = "a", of_the_picture: bool = False) -> 
 
 
 def at_place(place: str, owner: str = "the") -> str:
-    """ "at the top", "in its upper left", "making up most"."""
+    """Return "at the top", "in its upper left", "making up most"."""
     return "making up most" if place == MOST else f"{_PREPOSITIONS[place]} {owner} {place}"
 
 
@@ -45,7 +45,7 @@ def with_article(phrase: str, article: str) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """ "x", "x and y", "x, y and z"."""
+    """Return "x", "x and y", "x, y and z"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

@@ -15,7 +15,7 @@ class Captioned:
 
     texts: tuple[str, ...] = ()
     cut: tuple[bool, ...] = ()
-    """Whether each caption was truncated at `max_tokens`."""
+    """True for each caption truncated at `max_tokens`."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

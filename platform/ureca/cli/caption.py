@@ -46,14 +46,14 @@ def caption_photo(argv: list[str]) -> None:
         raise InputError(f"{options.photo}: every region is smaller than 16 pixels; name larger ones.")
     segmentations = [region.segmentation for region in tree.regions]
     ask = _ask_service if options.server else _ask_here
-    told = ask(options, photo, segmentations)
-    captions = told.captions
+    answers = ask(options, photo, segmentations)
+    captions = answers.captions
 
     overlay = options.out or (None if options.json else f"{Path(options.photo).stem}.regions.png")
     if overlay:
         _write_overlay(image, segmentations, overlay)
     if options.json:
-        print(json.dumps(_record(options, size, tree, told), ensure_ascii=False, indent=2))
+        print(json.dumps(_record(options, size, tree, answers), ensure_ascii=False, indent=2))
         return
     height, width = size
     print(f"{options.photo}  {width} x {height}  {len(tree.regions)} regions {photo.source}")
@@ -61,7 +61,7 @@ def caption_photo(argv: list[str]) -> None:
     for dropped in tree.dropped:
         print(f"not captioned: region {dropped.region_id}, {dropped.reason.replace('_', ' ')}")
     print(f"\nRegion numbers: see {overlay}.")
-    if told.is_nano:
+    if answers.is_nano:
         print(textwrap.fill(_NANO_LIMITS, _terminal_width()))
 
 
@@ -253,12 +253,12 @@ def _table(tree: Any, captions: list[str], *, width: int) -> str:
     return "\n".join(lines)
 
 
-def _record(options: argparse.Namespace, size: tuple[int, int], tree: Any, told: _Answers) -> dict[str, Any]:
+def _record(options: argparse.Namespace, size: tuple[int, int], tree: Any, answers: _Answers) -> dict[str, Any]:
     return {
         "image": options.photo,
         "height": size[0],
         "width": size[1],
-        "model": told.model,
+        "model": answers.model,
         "style": options.style,
         "regions": [
             {
@@ -271,7 +271,7 @@ def _record(options: argparse.Namespace, size: tuple[int, int], tree: Any, told:
                 "segmentation": region.segmentation,
                 "caption": caption,
             }
-            for number, (region, caption) in enumerate(zip(tree.regions, told.captions, strict=True), start=1)
+            for number, (region, caption) in enumerate(zip(tree.regions, answers.captions, strict=True), start=1)
         ],
         "dropped": [{"region_id": each.region_id, "reason": each.reason} for each in tree.dropped],
     }

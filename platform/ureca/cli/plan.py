@@ -126,11 +126,11 @@ def _stage1(options: argparse.Namespace, config: StageConfig, of_mask: list[str]
 
     arguments = ["--table=-", f"--preset={config.preset}", f"--base={config.base or 'null'}", *of_mask]
     path = Path(find_config(options.config)) if options.config else Path()
-    beside = path.with_name(re.sub(r"stage[23]", "stage1", path.name)) if options.config else path
+    sibling = path.with_name(re.sub(r"stage[23]", "stage1", path.name)) if options.config else path
     source = " ".join(of_mask)
-    if beside != path and beside.is_file():
-        arguments = ["--config", str(beside), *arguments]
-        source = source or f"of {beside.stem}"
+    if sibling != path and sibling.is_file():
+        arguments = ["--config", str(sibling), *arguments]
+        source = source or f"of {sibling.stem}"
     return (load_config(Stage1Config, arguments), source) if source else (None, "")
 
 

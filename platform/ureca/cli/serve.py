@@ -139,8 +139,8 @@ def _from_yaml(path: str) -> _Service:
         [application] = config.pop("applications")
         settings = Settings.model_validate(application.pop("args", {}))
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ConfigError(f"{path}: {told}.") from error
+        details = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: {details}.") from error
     known = ("import_path", "name", "route_prefix", "logging_config")
     if unknown := [*sorted(application.keys() - known), *config.keys() & {"target_capacity"}]:
         raise ConfigError(

@@ -42,7 +42,7 @@ class StreamedRegions:
 
     @property
     def has_partial_captions(self) -> bool:
-        """Whether a region's caption has started and is unfinished."""
+        """True while a region's caption has started and is unfinished."""
         return bool(self._reported)
 
     def accept(self, region_id: str, event: str | T) -> Iterator[tuple[str, str | T]]:

@@ -1,4 +1,4 @@
-"""What can be set about the demo. The defaults fit two cores and 20 minutes."""
+"""Settings of the demo. The defaults fit two cores and 20 minutes."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from ureca.errors import ConfigError
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     output: str = "runs/demo"
-    """Folder of everything the demo makes; the same command again goes on where it was."""
+    """Folder of all results; running again with the same folder resumes."""
     scenes: int = 560
-    """Drawn scenes, those held out included. The six real photos come on top."""
+    """Synthetic scenes, including held-out ones. Six real photos are added."""
     heldout: float = 0.06
-    """Share of the images that training never sees."""
+    """Fraction of the images held out from training."""
     stage1_epochs: float = 1.0
     stage2_epochs: float = 2.5
-    """Passes over the images; `tuned_none`, the control, gets the same."""
+    """Epochs of stage 2 and of its control `tuned_none`."""
     max_tokens: int = 64
-    """Longest caption, in tokens."""
+    """Maximum caption length in tokens."""
     seed: int = 5
-    """Of the scenes, the split and training."""
+    """Seed of the scenes, the split and training."""
 
     def __post_init__(self) -> None:
         if self.scenes < 10:

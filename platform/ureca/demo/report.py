@@ -1,4 +1,4 @@
-"""The demo's report page from what its steps left."""
+"""Build the demo's report page from the results of its steps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ from ureca.viewer.report import (
 from ureca.viewer.report_data import ReportData, ScoreDifference
 
 NANO_NOTES = (
-    "Nano has a few million weights and learned from drawn scenes. It knows colors, textures, shapes, sizes "
-    "and places; it does not know things, materials, people, animals, writing, or what anything is for.",
-    "It has seen hardly any real photos: expect more wrong words there than on drawn scenes.",
-    "The labels come from the attributes describer, which measures pixels and names no things either. Scores "
-    "say how well the captioner learned to describe regions that way, not how well it describes the world.",
+    "Nano has a few million parameters and was trained on synthetic scenes. It knows colors, textures, shapes, sizes "
+    "and places; it does not know objects, materials, people, animals, text, or functions.",
+    "It was trained on hardly any real photos: expect more wrong words there than on synthetic scenes.",
+    "The labels come from the attributes describer, which measures pixels and names no objects either. Scores show "
+    "how well the captioner learned to describe regions that way, not how well it describes the world.",
 )
 
 SHIPPED = "shipped"
-"""Name of the variant that is the captioner of the package."""
+"""Name of the variant that is the captioner in the package."""
 CREDITS = {
     "china": "Photo: danielbuechele, CC BY 2.0, recompressed",
     "flower": "Photo: vultilion, CC BY 2.0, recompressed",
@@ -34,7 +34,7 @@ CREDITS = {
 }
 """Author and license of the package's photos (corpus/photos/LICENSES.md)."""
 WEAK = 0.8
-"""Attributes and sizes of regions with a lower accuracy are named among what nano does not know."""
+"""Attributes and sizes of regions with a lower accuracy are listed as weaknesses."""
 
 
 def demo_report(
@@ -63,17 +63,17 @@ def demo_report(
     facts = [
         ("images", f"{summary['images']:,}"),
         ("regions", f"{summary['regions']:,}"),
-        ("mask trees exact on drawn scenes", f"{summary['tree_exact']:.1%}"),
+        ("mask trees exact on synthetic scenes", f"{summary['tree_exact']:.1%}"),
         ("labels unique in their image", f"{summary['labels_unique']:.1%}"),
         ("regions captioned over HTTP", f"{served['requests']:,}"),
         ("of these equal to transformers", f"{served['equal_to_transformers']:,}"),
         ("served regions/s", f"{served['regions_per_second']:.1f}"),
     ]
     data = ReportData(
-        title="URECA on Ray: the main job",
+        title="URECA on Ray: demo",
         intro=(
-            "The captions are those of the nano captioner that is part of the package, served by Ray Serve and vLLM. "
-            "Its scores stand beside those of this run's own short training: drawn scenes and photos labeled by the "
+            "The captions are those of the nano captioner in the package, served by Ray Serve and vLLM. Its scores "
+            "are shown next to those of this run's short training: synthetic scenes and photos labeled by the "
             f"attributes describer, nano's base trained on them in two stages. {who_saw(rows)}"
         ),
         scores=evaluation.scores,
@@ -93,19 +93,24 @@ def demo_report(
 
 
 def who_saw(rows: Sequence[ImageRow]) -> str:
-    """Which of the two trainings saw the held-out images: the split keeps them from the run's own alone."""
+    """Return which of the two trainings used the held-out images: the split holds them out only from this run's."""
     if learned_images().intersection(row.image_id for row in rows):
-        return "The demo's own training did not see the images below; the shipped captioner learned from some of them."
-    return "Neither training saw the images below."
+        return (
+            "The demo's training did not use the images below; the captioner in the package was trained on some of "
+            "them."
+        )
+    return "Neither training used the images below."
 
 
 def unknown(evaluation: Evaluation) -> list[str]:
-    """What the shipped captioner is weak at, by its scores here: one sentence for each kind of weakness."""
+    """Return one sentence per weakness of the captioner in the package, by its scores here."""
     group = evaluation.main
     sentences = []
     attributes = {name: value for name, value in group.attributes[SHIPPED].items() if value < WEAK}
     if attributes:
-        sentences.append(f"Attributes that it often gets wrong on held-out drawn scenes: {_shares(attributes)} right.")
+        sentences.append(
+            f"Attributes that it often gets wrong on held-out synthetic scenes: {_shares(attributes)} right."
+        )
     sizes = {size: of["all"] for size, of in group.attributes_by_size.get(SHIPPED, {}).items() if of["all"] < WEAK}
     if sizes:
         sentences.append(f"Sizes of regions that it often gets wrong: {_shares(sizes)} of their attributes right.")
@@ -125,7 +130,7 @@ def unknown(evaluation: Evaluation) -> list[str]:
 
 
 def _shares(values: Mapping[str, float]) -> str:
-    """ "texture 0.55, place in parent 0.71", the weakest first."""
+    """Return "texture 0.55, place in parent 0.71", the weakest first."""
     weakest_first = sorted(values.items(), key=lambda item: item[1])
     return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in weakest_first)
 

@@ -1,4 +1,4 @@
-"""Serve the trained captioner, ask it over HTTP for every held-out region, and hold it against transformers."""
+"""Serve the trained captioner, caption every held-out region over HTTP, and compare with transformers."""
 
 import json
 import logging
@@ -22,16 +22,16 @@ CONCURRENT_IMAGES = 4
 
 @dataclass(frozen=True)
 class ServedCaptions:
-    """What became of the held-out regions over HTTP."""
+    """Result of captioning the held-out regions over HTTP."""
 
     requests: int
     errors: int
     seconds: float
-    """From the first request to the last answer, the engine already up."""
+    """From the first request to the last answer, with the engine already running."""
     regions_per_second: float
     equal_to_transformers: int
     differing: tuple[dict[str, Any], ...]
-    """Captions that differ: where, both tokens, and by how much the best two logits lie apart."""
+    """Captions that differ: position, both tokens, and the distance of the best two logits."""
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -45,9 +45,9 @@ class ServedCaptions:
 
 
 def serve_heldout(export_dir: Path, rows: Sequence[ImageRow], *, max_tokens: int, request_file: Path) -> ServedCaptions:
-    """Bring the captioner up on Ray Serve, caption every region of `rows`, take it down again.
+    """Start the captioner on Ray Serve, caption every region of `rows`, and shut it down.
 
-    `request_file` gets the body of one such request, to be tried with curl.
+    `request_file` receives the body of one such request, to try with curl.
     """
     from ray import serve
 
@@ -72,7 +72,7 @@ def serve_heldout(export_dir: Path, rows: Sequence[ImageRow], *, max_tokens: int
 
 
 def write_request(path: Path, row: ImageRow, *, regions: int = 3) -> None:
-    """The body of a POST /v1/captions for the first regions of an image."""
+    """Write the body of a POST /v1/captions for the first regions of an image."""
     from ureca.client.client import data_url
 
     assert row.image_path is not None
@@ -87,7 +87,7 @@ def write_request(path: Path, row: ImageRow, *, regions: int = 3) -> None:
 def _ask(client: Any, rows: Sequence[ImageRow], max_tokens: int) -> tuple[dict[str, list[Any]], int, float]:
     images = {row.image_id: load_image(row) for row in rows}
     first = rows[0]
-    client.caption(images[first.image_id], [first.regions[0].segmentation], max_tokens=2)  # warm, not counted
+    client.caption(images[first.image_id], [first.regions[0].segmentation], max_tokens=2)  # warm-up, not counted
     progress = Progress("serve", sum(len(row.regions) for row in rows), unit="regions")
 
     def one(row: ImageRow) -> list[Any]:
@@ -109,7 +109,7 @@ def _ask(client: Any, rows: Sequence[ImageRow], max_tokens: int) -> tuple[dict[s
 def _compare(
     export_dir: Path, rows: Sequence[ImageRow], captions: dict[str, list[Any]], max_tokens: int
 ) -> tuple[int, list[dict[str, Any]]]:
-    """How many served captions are transformers' own greedy ones, and where the others part from them."""
+    """Return how many served captions equal transformers' greedy ones, and where the others diverge."""
     from ureca.engine.parity import compare_with_transformers
     from ureca.engine.results import Caption
     from ureca.model.captioner import Captioner

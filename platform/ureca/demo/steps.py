@@ -1,4 +1,4 @@
-"""Headings and times of a job that has several steps."""
+"""Headings and durations of a job with several steps."""
 
 import sys
 import time
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class Steps:
-    """Prints a heading for each step with what is usually left, and keeps the seconds it took.
+    """Prints a heading for each step with the estimated remaining time, and records the seconds it took.
 
-    `minutes` names the steps in order with the minutes each usually takes on two cores.
+    `minutes` maps the steps in order to the minutes each usually takes on two cores.
     """
 
     def __init__(self, minutes: dict[str, float]) -> None:

@@ -215,11 +215,11 @@ def _kept_predictions(path: Path, origins: dict[str, str], rows: Iterable[ImageR
 
     An image counts as done for a variant if all its regions are present with the current references.
     """
-    beside = path.with_suffix(".origin.json")
+    origin_file = path.with_suffix(".origin.json")
     before: dict[str, str] = {}
     earlier: dict[tuple[str, str], dict[str, Prediction]] = {}
-    if path.is_file() and beside.is_file():
-        before = json.loads(beside.read_text(encoding="utf-8"))
+    if path.is_file() and origin_file.is_file():
+        before = json.loads(origin_file.read_text(encoding="utf-8"))
         for each in read_predictions(path):
             earlier.setdefault((_key(each), each.image_id), {})[each.region_id] = each
     kept: list[Prediction] = []
@@ -230,5 +230,5 @@ def _kept_predictions(path: Path, origins: dict[str, str], rows: Iterable[ImageR
             if before.get(variant) == origin and {key: each.reference for key, each in made.items()} == wanted:
                 kept += made.values()
     write_bytes(str(path), "".join(json.dumps(asdict(each)) + "\n" for each in kept).encode())
-    write_json(str(beside), origins)
+    write_json(str(origin_file), origins)
     return kept

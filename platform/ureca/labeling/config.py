@@ -15,7 +15,7 @@ from ureca.regions.tree import TreeConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings(ImageSettings):
-    """How one image is labeled."""
+    """Labeling of one image."""
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Features that compare regions."""

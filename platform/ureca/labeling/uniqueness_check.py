@@ -26,7 +26,7 @@ class Verdict:
     uniqueness: float | None
     """Share of questions answered with the caption's own region; None if nothing was asked."""
     passed: bool
-    """Whether the caption passed every check."""
+    """True if the caption passed every check."""
     confused_with: tuple[int, ...]
     """Regions that the caption is, or may be, mistaken for."""
     distractors: tuple[Distractor, ...]

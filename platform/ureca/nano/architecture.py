@@ -1,14 +1,14 @@
-"""Nano: an InternVL of a few million parameters with its own tokenizer, for two cores and for every test.
+"""Nano: an InternVL of a few million parameters with its tokenizer, for two cores and for every test.
 
-Transformers' own InternVL classes, scaled down; nothing of the architecture is ours. Decisions:
+Built from transformers' InternVL classes, scaled down, without changes to the architecture. Decisions:
 - one tile of 256 px, patches of 16 px, no pixel shuffle (`downsample_ratio` 1): 256 image tokens, two blocks of
   vLLM's CPU prefix cache (128 tokens each);
-- a start of about 1/sqrt(width) for the weights: with transformers' 0.02 a model this small learns no lookup;
-- a vision tower that starts out looking at like patches nearby: positions as sines, keys close to queries (mimetic
-  initialization, Trockman and Kolter, arXiv 2305.09828). What a part belongs to is learned several times sooner;
-- rotary base 1e6, so that most of a head's dimensions hardly turn over a few hundred tokens and attention by
-  content (which patch lies where) survives the distance;
-- attention that looks up a place is not left to chance: pretraining sets it from the image tokens before it starts
+- weights initialized at about 1/sqrt(width): with transformers' 0.02 a model this small learns no lookup;
+- a vision tower whose attention starts with similar, nearby patches: sine positions, keys close to queries (mimetic
+  initialization, Trockman and Kolter, arXiv 2305.09828). Part-of relations are then learned several times sooner;
+- rotary base 1e6, so that most of a head's dimensions hardly rotate over a few hundred tokens and attention by
+  content (which patch lies where) works over that distance;
+- attention that looks up a place is initialized: pretraining sets it from the image tokens before it starts
   on answers (`ureca.nano.location_init.look_up_by_place`).
 """
 
@@ -42,7 +42,7 @@ LOCATIONS = tuple(f"<p{cell:04d}>" for cell in range(GRID * GRID))
 
 
 def nano_tokenizer(texts: Iterable[str], num_words: int = 1280) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `num_words` trained on `texts`, InternVL's special tokens among them, and location tokens."""
+    """Train a byte-level BPE of `num_words` on `texts`, with InternVL's special tokens and location tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -53,7 +53,7 @@ def nano_tokenizer(texts: Iterable[str], num_words: int = 1280) -> PreTrainedTok
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Not special: they are words of the answers.
+    # Not special: they occur in the answers.
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in LOCATIONS])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -73,7 +73,7 @@ def nano_tokenizer(texts: Iterable[str], num_words: int = 1280) -> PreTrainedTok
 
 
 def nano_processor(tokenizer: PreTrainedTokenizerFast, *, tile_limit: int = 1) -> InternVLProcessor:
-    """Transformers' InternVL processor with nano's tile size."""
+    """Return transformers' InternVL processor with nano's tile size."""
     image_processor = GotOcr2ImageProcessor(
         size={"height": TILE_PX, "width": TILE_PX},
         crop_to_patches=True,
@@ -97,10 +97,10 @@ def nano_config(
     vision_width: int = 192,
     vision_layers: int = 4,
 ) -> InternVLConfig:
-    """Nano's InternVL configuration; heads of 32, the smallest that vLLM's CPU attention takes."""
+    """Return nano's InternVL configuration; heads of 32, the minimum of vLLM's CPU attention."""
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     text = Qwen2Config(
-        # vLLM gives its placeholder for prompt embeddings the id after the tokenizer's last: leave rows for it.
+        # vLLM gives its placeholder for prompt embeddings the id after the tokenizer's last: reserve rows for it.
         vocab_size=(len(tokenizer) // 64 + 1) * 64,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
@@ -137,7 +137,7 @@ def nano_config(
 
 
 def new_nano(config: InternVLConfig, *, seed: int) -> InternVLForConditionalGeneration:
-    """A freshly drawn nano. See the module's docstring for how it differs from transformers' own start."""
+    """Return a newly initialized nano. The module docstring lists the differences from transformers' initialization."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(config)
@@ -155,7 +155,7 @@ def new_nano(config: InternVLConfig, *, seed: int) -> InternVLForConditionalGene
 
 
 def _position_waves(patches: int, width: int) -> Tensor:
-    """`(patches, width)`: sines of row and column, so that neighbors are alike; half of a patch's own scale."""
+    """Return `(patches, width)`: sines of row and column, so that neighbors are similar; half of a patch's scale."""
     side = int(patches**0.5)
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     phases = torch.stack([x.flatten(), y.flatten()], dim=1) / side @ torch.randn(2, width // 2) * 6

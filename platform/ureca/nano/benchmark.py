@@ -1,11 +1,11 @@
-"""Nano on its frozen benchmark: the shipped weights, or the seeds that a recipe trained.
+"""Score nano on its frozen benchmark: the weights in the package, or the seeds that a recipe trained.
 
     scene seeds, versions and digests      ureca.nano.frozen_scenes
-    labels                                 the attributes describer, by the labeling job's own code
+    labels                                 the attributes describer, by the labeling job's code
     captions and scores                    ureca.evaluation
 
-What ships is one seed's training; the scores of all seeds are recorded beside it (`seeds.json`), as a run over the
-recipe's folders wrote them.
+The weights in the package are from one seed; the scores of all seeds are recorded next to them (`seeds.json`), written
+by a run over the recipe's folders.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ MODELS = {
     "mask_stage1": "stage1/model",
     "mask_stage2": "stage2/model",
 }
-"""Variant -> where a recipe keeps its model below the folder of a seed."""
+"""Variant -> folder of its model below the folder of a seed."""
 CAPTIONER = "mask_stage2"
 UNTRAINED = ("none", "box")
 PROCESSES = min(4, os.cpu_count() or 1)
-"""That caption: a nano fills one core, and takes half a gigabyte."""
+"""Captioning processes: a nano fills one core, and takes half a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoBenchmarkConfig:
     output: str = "runs/nano"
-    """Folder of scenes, captions and scores; the same command again goes on where it was."""
+    """Folder of scenes, captions and scores; running again with the same folder resumes."""
     runs: tuple[str, ...] = ()
-    """Folders of trained seeds as nano_recipe writes them (…/seed0), to score in place of the shipped weights."""
+    """Folders of trained seeds as written by nano_recipe (…/seed0), to score instead of the weights in the package."""
     max_new_tokens: int = 64
-    """Longest caption, in tokens."""
+    """Maximum caption length in tokens."""
 
 
 @dataclass(frozen=True)
 class Labeled:
-    """Drawn scenes with their labels and what is true of them."""
+    """Synthetic scenes with labels and ground truth."""
 
     rows: list[ImageRow]
     truth: Mapping[str, Truth]
@@ -71,13 +71,13 @@ class Labeled:
 
     @property
     def labels_sha256(self) -> str:
-        """Of every label: scores against other labels don't compare."""
+        """SHA-256 of all labels: scores against other labels are not comparable."""
         lines = sorted(f"{row.image_id} {each.region_id} {each.caption}" for row in self.rows for each in row.regions)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def label_scenes(scenes: Sequence[Scene], directory: Path, strata: Strata) -> Labeled:
-    """Write the scenes below `directory` and label them as every corpus is labeled; what is there already stays."""
+    """Write the scenes below `directory` and label them with the labeling job; existing files are kept."""
     seeds = [scene.seed for scene in scenes]
     folder = directory / "scenes"
     if not (directory / "complete").exists():
@@ -94,7 +94,7 @@ def label_scenes(scenes: Sequence[Scene], directory: Path, strata: Strata) -> La
 
 
 def shipped_variants() -> list[Variant]:
-    """The base, the captioner and those of the controls that are part of the package; says which are not."""
+    """Return the base, the captioner and the controls in the package; prints which controls are missing."""
     folders = {name: packaged_weights("controls") / name for name in MODELS}
     folders[CAPTIONER] = packaged_weights("captioner")
     if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
@@ -108,10 +108,10 @@ def shipped_variants() -> list[Variant]:
 
 
 def recipe_variants(runs: Sequence[str]) -> list[Variant]:
-    """The base, and every model that the folders of trained seeds hold so far.
+    """Return the base, and every model that the folders of trained seeds hold so far.
 
     Raises:
-        ConfigError: a folder is not named after its seed, or a seed comes twice.
+        ConfigError: a folder is not named after its seed, or a seed occurs twice.
         CheckpointError: a folder holds no finished stage 1.
     """
     seeds: dict[int, Path] = {}
@@ -131,13 +131,13 @@ def recipe_variants(runs: Sequence[str]) -> list[Variant]:
 
 
 def recorded_seeds() -> dict[str, Any]:
-    """What is recorded of all seeds beside the shipped captioner; empty where nothing is."""
+    """Return the recorded scores of all seeds of the captioner in the package; empty if there are none."""
     path = packaged_weights("captioner") / SEEDS_FILE
     return dict(read_json(str(path))) if path.is_file() else {}
 
 
 def seeds_record(evaluation: Evaluation, labeled: Labeled) -> dict[str, Any]:
-    """For seeds.json: every seed's scores, their means with intervals and spread, the differences of the means."""
+    """Return the content of seeds.json: every seed's scores, their means with intervals and spread, and differences."""
     group = evaluation.main
     return {
         "labels_sha256": labeled.labels_sha256,
@@ -154,13 +154,13 @@ def seeds_record(evaluation: Evaluation, labeled: Labeled) -> dict[str, Any]:
 def benchmark_summary(
     evaluation: Evaluation, labeled: Labeled, *, name: str, recorded: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """For summary.json. `recorded`: the scores of all seeds, as `seeds_record` made them now or before.
+    """Return the content of summary.json. `recorded`: the scores of all seeds, as returned by `seeds_record`.
 
-    Those against other labels are left out, and stderr says so.
+    Recorded scores against other labels are omitted with a message on stderr.
     """
     group = evaluation.main
     if recorded and recorded["labels_sha256"] != labeled.labels_sha256:
-        print("recorded seeds were scored against other labels: they don't compare and are left out", file=sys.stderr)
+        print("omitting recorded seeds: they were scored against other labels", file=sys.stderr)
         recorded = {}
     mine = _by_seed(group)
     seeds = {each["seed"]: {**each, "scored": "now"} for each in mine}
@@ -187,7 +187,7 @@ def benchmark_summary(
 
 
 def _by_seed(group: ScoredGroup) -> list[dict[str, Any]]:
-    """{"seed", "scores"} of each seed of the captioner; beside it the controls of that seed, and the base."""
+    """Return {"seed", "scores"} of each seed of the captioner, with the controls of that seed and the base."""
     seeds = []
     for seed in sorted(group.seeds[CAPTIONER]):
         scores = {name: of.get(seed, of.get(0) if name in UNTRAINED else None) for name, of in group.seeds.items()}

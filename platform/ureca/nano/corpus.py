@@ -1,4 +1,4 @@
-"""The demo's corpus, drawn scenes beside six real photos, and how well its labels do against the truth."""
+"""Corpus of the demo, synthetic scenes and six real photos, and the quality of its labels."""
 
 import shutil
 from collections.abc import Collection, Iterable, Mapping
@@ -11,14 +11,14 @@ from ureca.nano.scenes.files import write_scenes
 
 
 def scene_seeds(scenes: int, seed: int) -> range:
-    """Seeds of the drawn scenes of a corpus of that seed."""
+    """Return the seeds of the synthetic scenes of a corpus of that seed."""
     return range(seed * 1_000_000, seed * 1_000_000 + scenes)
 
 
 def make_corpus(directory: Path, *, scenes: int, seed: int, without: Collection[str] = ()) -> list[str]:
-    """Write drawn scenes and the package's photos, but those named, in SA-1B's form; returns the two folders.
+    """Write synthetic scenes and the package's photos, except `without`, as SA-1B pairs; return the two folders.
 
-    A folder that is whole already is left as it is.
+    A complete folder is kept.
     """
     drawn, photos = directory / "scenes", directory / "photos"
     if not (directory / "complete").exists():
@@ -32,7 +32,7 @@ def make_corpus(directory: Path, *, scenes: int, seed: int, without: Collection[
 
 
 def tree_exact(rows: Iterable[ImageRow], truth: Mapping[str, Mapping[str, Any]]) -> float:
-    """Share of drawn scenes whose mask tree is the true one: the same regions, each under the same parent."""
+    """Return the fraction of synthetic scenes whose mask tree is correct: the same regions with the same parents."""
     exact = []
     for row in rows:
         if row.image_id in truth:
@@ -46,7 +46,7 @@ def tree_exact(rows: Iterable[ImageRow], truth: Mapping[str, Mapping[str, Any]])
 
 
 def unique_share(rows: Iterable[ImageRow], image_ids: Iterable[str]) -> float:
-    """Share of regions of these images whose caption no other region of the image has."""
+    """Return the fraction of regions of these images whose caption no other region of the image has."""
     wanted = set(image_ids)
     regions = unique = 0
     for row in rows:

@@ -1,8 +1,8 @@
-"""What lies under each cell of an image: the supervision of nano's vision tower.
+"""Dense supervision of nano's vision tower: the content under each cell of an image.
 
-A head that is thrown away afterwards reads, from the image token of 2 x 2 cells, for each of the four what its
-region looks like and what it belongs to. That puts everything an answer may need where the language model will look
-for it, and dense supervision is far quicker than answers: 1,024 cells a picture.
+A temporary head reads, from the image token of 2 x 2 cells, the appearance of each cell's region and its parent. That
+puts everything an answer may need where the language model will look for it, and dense supervision is much faster than
+answers: 1,024 cells per image.
 
     color, texture, shape, size, word     of the deepest region at the cell's center; 0 = no region
     depth                                 1 = a whole thing
@@ -48,11 +48,11 @@ IDS: dict[str, dict[str, int]] = {
 """Question -> answer -> number; 0 stands for none."""
 
 WEIGHTS = {"shape": 0.5, "size": 0.5, "depth": 0.5}
-"""What the mask itself tells better weighs less."""
+"""Attributes that the mask itself shows better weigh less."""
 
 
 def dense_targets(scene: Scene) -> dict[str, Tensor]:
-    """For each question `(256, 4)` int64: the answer's number at the four cells of each image token.
+    """Return `(256, 4)` int64 for each question: the answer's number at the four cells of each image token.
 
     And `weight` `(256, 4)` float32, of mean 1: a region counts by the square root of its cells.
     """
@@ -75,13 +75,13 @@ def dense_targets(scene: Scene) -> dict[str, Tensor]:
             table[name][index] = IDS[name].get(answer, 0)
     tokens = deepest.reshape(SIDE, CELLS, SIDE, CELLS).transpose(0, 2, 1, 3).reshape(IMAGE_TOKENS, CELLS**2)
     targets = {name: torch.from_numpy(numbers[tokens]) for name, numbers in table.items()}
-    # Otherwise areas of the background are nearly all that is learned, and parts stay unknown.
+    # Otherwise background areas would dominate, and parts would not be learned.
     weights = np.bincount(tokens.ravel(), minlength=len(scene.regions) + 1).clip(1) ** -0.5
     return {**targets, "weight": torch.from_numpy((weights[tokens] / weights[tokens].mean()).astype(np.float32))}
 
 
 class DenseHead(nn.Module):
-    """Reads the answers off the image tokens. Temporary: it is not part of the base."""
+    """Temporary head that reads the answers from the image tokens; not part of the base."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -90,7 +90,8 @@ class DenseHead(nn.Module):
         self.places = nn.ModuleDict({name: nn.Linear(width, SIDE) for name in ("row", "column")})
 
     def forward(self, tokens: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """`(B, 256, D)` image tokens and `(B, 256, 4)` targets -> summed mean losses, share right by question."""
+        """Compute summed mean losses and accuracy by question from `(B, 256, D)` image tokens and `(B, 256, 4)`
+        targets."""
         x = self.norm(tokens)
         weight = targets["weight"].flatten()
         losses, right = [], {}
@@ -108,6 +109,6 @@ class DenseHead(nn.Module):
         return torch.stack(losses).sum(), right
 
     def directions(self, count: int) -> Tensor:
-        """`(count, D)`: the directions of a normed image token that the answers are read from, most used first."""
+        """Return `(count, D)`: the directions of a normed image token that answers are read from, most used first."""
         weights = torch.cat([next(head.parameters()) for head in self.heads.values()])
         return torch.linalg.svd(weights.float(), full_matrices=False).Vh[:count]

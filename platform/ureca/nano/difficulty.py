@@ -1,9 +1,9 @@
-"""How hard nano's frozen benchmark is: what its labels reach, what an oracle reaches, and what guessing reaches.
+"""Difficulty of nano's frozen benchmark: scores of its labels, of an oracle, and of guessing.
 
-    labels            the attributes describer's captions, measured from pixels: the ceiling of who learns from them
-    true_words        the describer's wording, told the true words: what measuring costs
-    mask_and_guess    all that a mask shows (size, shape, place), and the commonest color, whatever the picture
-    place_and_size    nothing but these two
+    labels            the attributes describer's captions, measured from pixels: the ceiling of a model trained on them
+    true_words        the describer's wording with the true words: the cost of measuring
+    mask_and_guess    everything that a mask shows (size, shape, place), and always the most common color
+    place_and_size    only these two
 
     python -m ureca.nano.difficulty [FOLDER]       (runs/nano: scenes and labels are kept there; Ray labels them)
 
@@ -39,16 +39,15 @@ ORACLES = ("true_words", "mask_and_guess", "place_and_size")
 METRICS = ("rouge_l", "attribute_accuracy", "uniqueness")
 STRATUM_METRICS = ("attribute_accuracy", "uniqueness")
 PRINTED_STRATA = ("size", "depth", "crowding")
-"""Those whose scores are printed; the file holds the others' too."""
+"""Strata whose scores are printed; the file holds all."""
 
 
 def difficulty(labeled: Labeled) -> dict[str, Any]:
-    """Scores of the labels and of the oracles on labeled drawn scenes, as a whole and by stratum.
+    """Score the labels and the oracles on labeled synthetic scenes, in total and by stratum.
 
-    {"images", "regions", "labels_sha256", "scores": name -> metric -> {"value", "low", "high"},
-    "attributes": name -> attribute -> accuracy, "labels_by_size": size -> attribute -> accuracy,
-    "strata": stratum -> value -> {"regions", "scores": name -> metric -> value}}; shares in 0..1. Labels have no
-    ROUGE-L: they are the references.
+    {"images", "regions", "labels_sha256", "scores": name -> metric -> {"value", "low", "high"}, "attributes": name ->
+    attribute -> accuracy, "labels_by_size": size -> attribute -> accuracy, "strata": stratum -> value -> {"regions",
+    "scores": name -> metric -> value}}; fractions in 0..1. Labels have no ROUGE-L: they are the references.
     """
     candidates = {
         row.image_id: region_candidates(load_image(row), row, labeled.truth[row.image_id]) for row in labeled.rows
@@ -99,7 +98,7 @@ def difficulty(labeled: Labeled) -> dict[str, Any]:
 def oracle_captions(
     image: np.ndarray, row: ImageRow, candidates: Candidates, index: int, commonest_color: str
 ) -> dict[str, str]:
-    """What each of ORACLES says of region `index`; `candidates` hold the true words."""
+    """Return the caption of each of ORACLES for region `index`; `candidates` hold the true words."""
     regions = candidates.attributes
     region = regions[index]
     request = DescribeRequest(
@@ -125,7 +124,7 @@ def _only(names: tuple[str, ...], scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_tables(found: Mapping[str, Any]) -> str:
-    """The scores as tables in Markdown."""
+    """Return the scores as tables in Markdown."""
     lines = ["| | ROUGE-L | attribute accuracy | uniqueness |", "|---|---|---|---|"]
     for name, scores in found["scores"].items():
         cells = [

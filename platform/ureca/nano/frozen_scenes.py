@@ -1,15 +1,15 @@
-"""The frozen benchmark of nano: 128 drawn scenes that nobody trains on, the same for everyone.
+"""Frozen benchmark of nano: 128 synthetic scenes that are never used for training.
 
     frozen_scenes.json    name, seeds, version of the scenes, and per seed
                       truth   SHA-256 (first 16 digits) of masks, tree, words and what covers what
-                      looks   mean color of each of 4 x 4 fields of the picture
+                      looks   mean color of each of 4 x 4 fields of the image
 
-Masks, tree and words must be the same to the bit. Pixels need not: the soft backdrop's sines and the resizing of its
-clouds are rounded differently by different processors and builds of numpy and Pillow, so the picture is held to its
-mean colors, within LOOKS_TOLERANCE of 256 levels.
+Masks, tree and words must be bit-identical. Pixels need not: the sines of the soft background and the resizing of its
+clouds are rounded differently by different processors and builds of numpy and Pillow, so the image is compared by mean
+colors, within LOOKS_TOLERANCE of 256 levels.
 
-`python -m ureca.nano.frozen_scenes` writes the file anew. Scores on it then no longer compare with those before: give
-it a new NAME.
+`python -m ureca.nano.frozen_scenes` rewrites the file. Scores on it are then no longer comparable with earlier ones:
+give it a new NAME.
 """
 
 import base64
@@ -28,7 +28,7 @@ from ureca.nano.scenes.files import image_id_of
 
 NAME = "nano-1"
 SEEDS = range(910_000_000, 910_000_128)
-"""Pretraining draws from seeds below 900,000,000 and keeps those from there on for its own scores."""
+"""Pretraining draws from seeds below 900,000,000 and evaluates on later ones."""
 
 FIELDS = 4
 LOOKS_TOLERANCE = 2.0
@@ -36,24 +36,24 @@ _FILE = Path(__file__).with_name("frozen_scenes.json")
 
 
 class BenchmarkError(UrecaError):
-    """What is drawn is not what was frozen."""
+    """A drawn scene differs from the frozen one."""
 
 
 def load_benchmark() -> list[Scene]:
-    """The scenes of the benchmark, in the order of their seeds.
+    """Return the scenes of the benchmark, in the order of their seeds.
 
     Raises:
-        BenchmarkError: a scene differs from the frozen one, in its truth or in its looks.
+        BenchmarkError: a scene differs from the frozen one, in its truth or in its colors.
     """
     return list(_checked_scenes())
 
 
 def region_strata() -> dict[str, dict[str, dict[str, str]]]:
-    """Image id -> region id -> {stratum: which}, of what only the one who drew it knows.
+    """Return image id -> region id -> {stratum: value} for facts known only to the generator.
 
-    `role` thing, part or background; `thin` yes or no; `covered` (a thing or part of which something before it hides
-    pixels) yes or no; `alike` (belongs to one of several things that differ in one attribute) yes or no. Size, depth
-    and crowding are known of every region table.
+    `role` thing, part or background; `thin` yes or no; `covered` (a thing or part with pixels hidden by another) yes or
+    no; `alike` (belongs to one of several things that differ in one attribute) yes or no. Size, depth and crowding are
+    computed for every region table.
     """
     return {
         image_id_of(scene.seed): {region.region_id: _strata(region) for region in scene.regions}
@@ -62,7 +62,7 @@ def region_strata() -> dict[str, dict[str, dict[str, str]]]:
 
 
 def check_scenes(scenes: Sequence[Scene], frozen: dict[str, Any]) -> None:
-    """Compare scenes with what was frozen of them, as `freeze` wrote it.
+    """Compare scenes with their frozen record, as returned by `freeze`.
 
     Raises:
         BenchmarkError: naming the first seed that differs, and in what.
@@ -87,7 +87,7 @@ def check_scenes(scenes: Sequence[Scene], frozen: dict[str, Any]) -> None:
 
 
 def freeze(scenes: Sequence[Scene]) -> dict[str, Any]:
-    """What frozen_scenes.json holds of these scenes."""
+    """Return the content of frozen_scenes.json for these scenes."""
     looks = np.stack([np.rint(mean_colors(scene.image)).astype(np.uint8) for scene in scenes])
     return {
         "name": NAME,
@@ -100,8 +100,8 @@ def freeze(scenes: Sequence[Scene]) -> dict[str, Any]:
 
 
 def truth_digest(scene: Scene) -> str:
-    """16 hexadecimal digits of the SHA-256 of all that is known of a scene but its pixels."""
-    told = [
+    """Return 16 hexadecimal digits of the SHA-256 of everything known of a scene except its pixels."""
+    facts = [
         [
             region.region_id,
             region.parent,
@@ -115,11 +115,11 @@ def truth_digest(scene: Scene) -> str:
         ]
         for region in scene.regions
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def mean_colors(image: np.ndarray) -> np.ndarray:
-    """float64 (FIELDS, FIELDS, 3): mean RGB of each field of an image (uint8 (H, W, 3)) of 256 x 256 px."""
+    """Return float64 (FIELDS, FIELDS, 3): mean RGB of each field of an image (uint8 (H, W, 3)) of 256 x 256 px."""
     side = image.shape[0] // FIELDS
     return image.reshape(FIELDS, side, FIELDS, side, 3).mean((1, 3))
 

@@ -1,16 +1,16 @@
-"""Let a small language model start out able to look where a location token points.
+"""Initialize a small language model so that location tokens attend to their place in the image.
 
-Left to chance, that lookup is not found for a long time (docs/nano.md); two settings made from the image tokens
-bring it about at once.
+With random initialization, that lookup is not learned for a long time (docs/nano.md); two settings computed from the
+image tokens provide it from the start.
 
-1. Each location token's embedding becomes the mean image token of its place (over drawn scenes, less the mean of all
-   places), a mark in the direction that image tokens use least, and another for which of the token's cells is meant;
+1. Each location token's embedding becomes the mean image token of its place (over synthetic scenes, minus the mean of
+   all places), a mark in the direction that image tokens use least, and another for the token's cell;
    at the norm of the other embeddings.
-2. The first heads of the first layer get queries and keys that read the place off a token and little else: the
-   directions in which the places' means differ most against what the pictures' content varies (Fisher's linear
-   discriminant), on the rotary pairs that turn least over a few hundred tokens; and values that pass on what the
-   vision phase learned to read, each head a part of it. `LOOK_SCORES` are the attention scores that a location token
-   then gives its own place.
+2. The first heads of the first layer get queries and keys that read the place of a token and little else: the
+   directions in which the places' means differ most relative to the variation of image content (Fisher's linear
+   discriminant), on the rotary pairs that rotate least over a few hundred tokens; and values that pass on what the
+   vision phase learned to read, each head a part of it. `LOOK_SCORES` are the resulting attention scores of a location
+   token for its place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ureca.nano.architecture import IMAGE_TOKENS, LOCATIONS
 
 LOOK_SCORES = (16.0, 16.0, 8.0, 8.0)
 MARK, CELL_MARK = 1.0, 0.7
-"""Lengths of the two marks of a location token, beside a place's code of length 1."""
+"""Lengths of the two marks of a location token, relative to a place code of length 1."""
 
 
 @torch.no_grad()
@@ -37,8 +37,8 @@ def look_up_by_place(
     """Set location tokens and the first heads, in place.
 
     Args:
-        features: `(images, 256, D)` image tokens of some pictures.
-        read: `(directions, D)` what the heads shall pass on, most important first (`DenseHead.directions`).
+        features: `(images, 256, D)` image tokens of some images.
+        read: `(directions, D)` that the heads pass on, most important first (`DenseHead.directions`).
     """
     x = features / features.square().mean(-1, keepdim=True).sqrt()
     flat = x.flatten(0, 1)
@@ -57,7 +57,7 @@ def look_up_by_place(
     asking = marked * math.sqrt(x.shape[-1])  # a normed token's length
     own = (asking @ directions.T) * (x.mean(0)[_token_of_cell()] @ directions.T)
     own_score = float(own.sum(-1).mean())
-    unit = math.sqrt(size)  # by which attention divides scores
+    unit = math.sqrt(size)  # attention divides scores by this
     heads = min(len(LOOK_SCORES), attention.q_proj.weight.shape[0] // size - 1)
     for head in range(heads):
         score = LOOK_SCORES[head]
@@ -66,7 +66,7 @@ def look_up_by_place(
         for projection in (attention.q_proj, attention.k_proj):
             projection.weight[first : first + size] = 0.0
             projection.weight[rows[:-1]] = directions * math.sqrt(score * unit / own_score)
-        # A location token would be its own best match: whoever asks, marked tokens get a low score.
+        # A location token would attend most to itself, so marked tokens get a low score.
         attention.k_proj.weight[rows[-1]] = -quiet[0]
         attention.q_proj.weight[rows[-1]] = 0.0
         attention.q_proj.bias[rows[-1]] = 2 * score * unit / float((asking @ quiet[0]).mean())
@@ -76,14 +76,14 @@ def look_up_by_place(
 
 
 def _token_of_cell() -> Tensor:
-    """`(GRID * GRID,)`: the image token that each cell of the location tokens' grid belongs to."""
+    """Return `(GRID * GRID,)`: the image token that each cell of the location tokens' grid belongs to."""
     side = int(IMAGE_TOKENS**0.5)
     line = torch.arange(GRID) * side // GRID
     return (line[:, None] * side + line).flatten()
 
 
 def _location_codes(x: Tensor, quiet: Tensor) -> Tensor:
-    """`(GRID * GRID, D)` of length 1: place, mark, and which of its image token's cells. `quiet`: quietest first."""
+    """Return `(GRID * GRID, D)` of length 1: place, mark, and cell of the image token. `quiet`: quietest first."""
     places = x.mean(0) - x.mean((0, 1))
     places = places / places.norm(dim=1, keepdim=True)
     cells = GRID // int(IMAGE_TOKENS**0.5)
@@ -94,10 +94,10 @@ def _location_codes(x: Tensor, quiet: Tensor) -> Tensor:
 
 
 def discriminant(x: Tensor, count: int) -> Tensor:
-    """Fisher's discriminant of places: normed image tokens `(images, 256, D)` -> `(count, D)`, best first.
+    """Compute Fisher's discriminant of places: normed image tokens `(images, 256, D)` -> `(count, D)`, best first.
 
-    Text embeddings, which vary by about one in every direction when normed, count as what the pictures vary by: the
-    heads must not read them either.
+    Text embeddings, which vary by about one in every direction when normed, count as within-class variation, because
+    the heads must not read them either.
     """
     means = x.mean(0)
     within = torch.einsum("icd,ice->de", x - means, x - means) / (x.shape[0] * x.shape[1]) + torch.eye(x.shape[-1])

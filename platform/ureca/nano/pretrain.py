@@ -1,15 +1,15 @@
-"""Pretraining of nano's base on drawn scenes: a small MLLM that has never seen a mask.
+"""Pretrain nano's base on synthetic scenes: a small MLLM without mask input.
 
-Two phases, one schedule each:
-1. vision: the vision tower and projector alone, under a head that says what lies under each cell and what it belongs
-   to (`dense.py`; thrown away afterwards). Dense supervision makes this the quick part.
-2. answers: everything, on questions by image, point, box and name (`questions.py`), all questions of an image packed
-   behind one image prefix; the dense head stays on at a small weight. Before it begins the location tokens and some
-   attention heads are set from the image tokens, so that a place in words finds the same place in the image
-   (`lookup.py`).
+Two phases, each with a learning-rate schedule:
+1. vision: the vision tower and projector, under a temporary head that predicts the content of each cell
+   (`dense_head.py`). Dense supervision makes this phase fast.
+2. answers: all parameters, on questions by image, point, box and name (`pretrain_questions.py`), all questions of an
+   image packed behind one image prefix; the dense head keeps a small weight. Before this phase, the location tokens
+   and some attention heads are set from the image tokens, so that a place in words finds the same place in the image
+   (`location_init.py`).
 
-One process: on two cores two workers were slower than one. Scenes are drawn by the data loader's process, from
-seeds that depend on the step alone, so an interrupted run goes on with the same data.
+One process: on two cores two workers were slower than one. Scenes are drawn by the data loader's process, from seeds
+that depend only on the step, so an interrupted run resumes with the same data.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 
 LOOKUP_STEPS = 20
 HELDOUT_SEED = 900_000_000
-"""Scenes from here on are never trained on."""
+"""Scenes from this seed on are never used for training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """How nano's base is made."""
+    """Settings of nano's pretraining."""
 
     output: str = "runs/pretrain_nano"
     """Run folder: checkpoints, metrics, and `base/`, the HF-native result."""
@@ -67,18 +67,18 @@ class PretrainConfig:
     steps: int = 1500
     """Steps of the answers phase."""
     vision_batch: int = 8
-    """Images a step in the vision phase."""
+    """Images per step in the vision phase."""
     batch: int = 4
-    """Images a step in the answers phase."""
+    """Images per step in the answers phase."""
     points: int = 10
-    """Point questions an image."""
+    """Point questions per image."""
     boxes: int = 5
-    """Box questions an image."""
+    """Box questions per image."""
     wheres: int = 2
-    """Questions for a named object's box, at most, an image."""
+    """Maximum questions per image for a named object's box."""
     learning_rate: float = 1.5e-3
     vision_rate: float = 0.1
-    """Learning rate of vision tower and projector in the answers phase, as a share of the others'."""
+    """Learning rate of vision tower and projector in the answers phase, relative to the others."""
     weight_decay: float = 0.02
     dense_weight: float = 0.2
     """Weight of the dense head's loss in the answers phase."""
@@ -92,7 +92,7 @@ class PretrainConfig:
 
 
 class SceneSteps(Dataset[dict[str, Any]]):
-    """Item s is the whole batch of step s: images, dense targets and, in the answers phase, packed questions."""
+    """Item s is the complete batch of step s: images, dense targets and, in the answers phase, packed questions."""
 
     def __init__(self, config: PretrainConfig, processor_dir: Path, first: int, last: int, *, answers: bool) -> None:
         self.config, self.processor_dir = config, processor_dir
@@ -132,7 +132,7 @@ def first_item(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass
 class State:
-    """What a checkpoint holds: weights, optimizer and the step, phase by phase."""
+    """Content of a checkpoint: weights, optimizer and step of each phase."""
 
     model: InternVLForConditionalGeneration
     head: DenseHead
@@ -167,7 +167,7 @@ class State:
         self.phase, self.step, self._loaded = record["phase"], record["step"], record["optimizer"]
 
     def start_optimizer(self, parameters: list[nn.Parameter], config: PretrainConfig, rate: float = 1.0) -> None:
-        """AdamW over the parameters; vision tower and projector learn at `rate` times the schedule's rate."""
+        """Create AdamW over the parameters; vision tower and projector use `rate` times the schedule's rate."""
         towers = (self.model.model.vision_tower, self.model.model.multi_modal_projector)
         vision = {id(p) for tower in towers for p in tower.parameters()}
         groups = []
@@ -183,7 +183,7 @@ class State:
 
 
 def pretrain(config: PretrainConfig, run: Run) -> tuple[Path, dict[str, float]]:
-    """Train nano's base, or go on where an interrupted run stopped.
+    """Train nano's base, or resume an interrupted run.
 
     Returns:
         The HF-native folder `<run>/base` and its scores by question kind (`score_questions`).
@@ -196,7 +196,7 @@ def pretrain(config: PretrainConfig, run: Run) -> tuple[Path, dict[str, float]]:
     hf_processor.save_pretrained(base_dir)
     sizes = nano_config(tokenizer, width=config.width, layers=config.layers)
     state = State(new_nano(sizes, seed=config.seed), DenseHead(config.width))
-    # On a CPU the gradient of the fused kernel takes twice as long as the products written out.
+    # On a CPU the gradient of the fused kernel takes twice as long as explicit products.
     state.model.model.vision_tower.set_attn_implementation("eager")
     if checkpoint.exists():
         state.load(checkpoint)
@@ -222,7 +222,7 @@ def pretrain(config: PretrainConfig, run: Run) -> tuple[Path, dict[str, float]]:
 
 
 def as_captioner(model: InternVLForConditionalGeneration, processor: CaptionerProcessor) -> Captioner:
-    """The base in a captioner's clothes, to use its packed forward and its generate; it gets no mask."""
+    """Wrap the base as a captioner, to use its packed forward and its generate; it gets no mask."""
     sizes: Any = model.config
     width = sizes.text_config.hidden_size
     mask = MaskEncoderConfig(tile_px=processor.tile_px, hidden_size=width)
@@ -244,14 +244,14 @@ def batches(config: PretrainConfig, base_dir: Path, first: int, last: int, *, an
 
 
 def schedule(step: int, total: int, *, warmup: int = 100, floor: float = 0.02) -> float:
-    """Factor of the learning rate: linear warm-up, then cosine down to `floor`."""
+    """Return the factor of the learning rate: linear warm-up, then cosine down to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def update(state: State, loss: Tensor, parameters: list[nn.Parameter], rate: float) -> float:
-    """One optimizer step; returns the gradient's norm before clipping."""
+    """Run one optimizer step; return the gradient's norm before clipping."""
     assert state.optimizer is not None
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
@@ -288,7 +288,7 @@ def vision_phase(config: PretrainConfig, run: Run, state: State, base_dir: Path,
 
 @torch.no_grad()
 def start_lookups(config: PretrainConfig, state: State, base_dir: Path) -> None:
-    """`look_up_by_place` with image tokens of the vision phase's first scenes."""
+    """Apply `look_up_by_place` with image tokens of the vision phase's first scenes."""
     model = state.model.eval()
     steps = SceneSteps(config, base_dir, 0, LOOKUP_STEPS, answers=False)
     features = [
@@ -304,7 +304,7 @@ def answers_phase(
 ) -> None:
     model = state.model.train()
     parameters = [*model.parameters(), *state.head.parameters()]
-    # Slowly, so that the places that four heads were set to read stay where they are.
+    # Slowly, so that the places that four heads were initialized to read stay valid.
     state.start_optimizer(parameters, config, rate=config.vision_rate)
     progress = Progress("answers", config.steps, unit="steps")
     for batch in batches(config, base_dir, state.step, config.steps, answers=True):
@@ -338,10 +338,10 @@ def answers_phase(
 
 @torch.no_grad()
 def score_questions(captioner: Captioner, scenes: int) -> dict[str, float]:
-    """Scores on held-out scenes, by question kind.
+    """Return scores on held-out scenes, by question kind.
 
-    `image`, `point`, `box` and `where` are the share of answers right to the letter; `point_color`, `box_place` and
-    so on the share of answers whose own color, or place and size, is right.
+    `image`, `point`, `box` and `where` are the fraction of exactly correct answers; `point_color`, `box_place` and so
+    on the fraction of answers with the correct color, or place and size.
     """
     captioner.eval()
     hits: dict[str, list[bool]] = {}

@@ -1,8 +1,8 @@
-"""What nano's base learns to answer: questions about a drawn scene by whole image, point, box and name.
+"""Pretraining questions about a synthetic scene, by whole image, point, box and name.
 
-The wording is unlike the labels' on purpose ("at the left, small: red striped wheel of blue car"), so that
-stages 1 and 2 have something to do. A question never sees a mask. Answers name place and size first: they can be
-read off the question's own location tokens, and finding them is what teaches the model to look there.
+The wording deliberately differs from the labels' ("at the left, small: red striped wheel of blue car"), so that stages
+1 and 2 have something to learn. A question has no mask. Answers start with place and size, which can be read from the
+question's location tokens; finding them teaches the model to look there.
 
     image   what is in the picture?       red house, blue car, blue car.
     point   what is at <p0517> <p0518>?   at the left, small: yellow round smooth knob of brown door of red house.
@@ -23,11 +23,11 @@ from ureca.nano.scenes.draw import Scene
 from ureca.regions.rle import decode_rle, rle_bbox
 
 POINTS_ASKED = (1, 4, 8, 8)
-"""How many points of a region a question names, where it has so many. Several are easier to learn from than one: at
-the start an answer's attention is spread evenly, and what finds the region gets that many times the gradient."""
+"""Number of points of a region in a question, if it has that many. Several are easier to learn from than one: at first
+an answer's attention is uniform, and finding the region gets that many times the gradient."""
 
 LISTED = 6
-"""How many things an answer about the whole image names, the largest."""
+"""Maximum things in an answer about the whole image, largest first."""
 
 Kind = Literal["image", "point", "box", "where"]
 
@@ -42,7 +42,7 @@ class Question:
 
 
 def region_words(scene: Scene, index: int) -> str:
-    """Own color, shape, texture and name of a region, then its ancestors' color and name."""
+    """Return color, shape, texture and name of a region, then its ancestors' color and name."""
     region = scene.regions[index]
     own = region.attributes
     words = [own[name] for name in ("color", "shape", "texture") if name in own] + [region.part or region.kind]
@@ -70,14 +70,15 @@ def box_tokens(scene: Scene, index: int) -> str:
 
 
 def cell_coverage(scene: Scene) -> np.ndarray:
-    """`(regions, GRID, GRID)` float32: which share of each cell of the location tokens' grid a region covers."""
+    """Return `(regions, GRID, GRID)` float32: fraction of each cell of the location tokens' grid that a region
+    covers."""
     height, width = scene.image.shape[:2]
     masks = np.stack([decode_rle(region.segmentation) for region in scene.regions])
     return masks.reshape(len(masks), GRID, height // GRID, GRID, width // GRID).mean((2, 4), dtype=np.float32)
 
 
 def held_cells(coverage: np.ndarray) -> np.ndarray:
-    """`(regions, cells)` bool: the cells that a region covers at least half, or its best one where there is none."""
+    """Return `(regions, cells)` bool: the cells that a region covers at least half, or else its best one."""
     flat = coverage.reshape(len(coverage), -1)
     held = flat >= 0.5
     best = flat.argmax(1)
@@ -88,8 +89,8 @@ def held_cells(coverage: np.ndarray) -> np.ndarray:
 def questions(scene: Scene, rng: np.random.Generator, *, points: int, boxes: int, wheres: int) -> list[Question]:
     """Draw questions about a scene: one on the whole image, then points, boxes and names.
 
-    A question by points is about the smallest region that holds them all, so several points name a whole thing and
-    a single one its deepest part.
+    A question by points is about the smallest region that holds them all, so several points select a whole thing and a
+    single one its deepest part.
     """
     coverage = cell_coverage(scene)
     held, areas = held_cells(coverage), coverage.sum((1, 2))
@@ -101,7 +102,7 @@ def questions(scene: Scene, rng: np.random.Generator, *, points: int, boxes: int
     def answer(i: int) -> str:
         return f"{place_words(scene, i)}: {region_words(scene, i)}."
 
-    # Regions are drawn evenly, then cells of each: small parts are asked about as often as large objects.
+    # Sample regions uniformly, then cells of each: small parts are asked about as often as large objects.
     for i in rng.choice(len(scene.regions), size=points):
         cells = np.flatnonzero(held[i])
         count = min(len(cells), int(rng.choice(POINTS_ASKED)))
@@ -119,7 +120,7 @@ def questions(scene: Scene, rng: np.random.Generator, *, points: int, boxes: int
 
 
 def vocabulary_texts() -> list[str]:
-    """Texts that nano's tokenizer is trained on: every word of the closed vocabulary, and common words of captions."""
+    """Return training texts of nano's tokenizer: every word of the closed vocabulary, and common words of captions."""
     from ureca.attributes.vocabulary import COLORS, PLACES, SHADES, SHAPES, SIZES, TEXTURES
     from ureca.nano.scenes.catalog import KIND_WORDS
 

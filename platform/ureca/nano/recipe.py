@@ -1,16 +1,16 @@
-"""How the shipped nano is made: stages 1 and 2 and both controls, for several seeds, on one corpus.
+"""Train nano: stages 1 and 2 and both controls, for several seeds, on one corpus.
 
     OUTPUT/seed0/stage1/model        the mask encoder trained
                  stage2/model        and LoRA: the captioner
-                 tuned_none/model    the same LoRA training, no sign of the region
+                 tuned_none/model    the same LoRA training without a region cue
                  tuned_box/model     the same, the region's box in words
            seed1/...
 
-Stage 2 and the two controls of a seed have the same settings, steps and order of images; what differs is what the
-model is told of the region. Stage 1 has settings of its own.
+Stage 2 and the two controls of a seed share settings, steps and order of images and differ only in the region cue.
+Stage 1 has separate settings.
 
-A step of stage 2 is one image, too little for two workers to share, so several cores are filled by several seeds: each
-in a process of its own, with a Ray of its own (or all on the cluster that RAY_ADDRESS names).
+A step of stage 2 is one image, too little for two workers, so several seeds use several cores: each in a separate
+process with a separate Ray (or all on the cluster that RAY_ADDRESS names).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from ureca.training.launch import fit
 if TYPE_CHECKING:
     from ureca.training.launch import TrainingResult
 
-    Trained = dict[str, TrainingResult]  # of one seed: stage1, stage2, tuned_none, tuned_box
+    Trained = dict[str, TrainingResult]  # for one seed: stage1, stage2, tuned_none, tuned_box
 
 
 HELDOUT_PHOTOS = ("astronaut", "coffee")
-"""Photos of the package that the shipped captioner never learned from: those that the demo holds out."""
+"""Photos of the package that the captioner was not trained on: those that the demo holds out."""
 
 T = TypeVar("T")
 
@@ -51,19 +51,19 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class NanoRecipeConfig:
     output: str = "runs/nano_recipe"
-    """Folder of everything; the same command again goes on where it was."""
+    """Folder of all results; running again with the same folder resumes."""
     scenes: int = 3000
-    """Drawn scenes to learn from. Four of the package's six photos come on top."""
+    """Synthetic training scenes. Four of the package's six photos are added."""
     corpus_seed: int = 21
-    """Of the drawn scenes."""
+    """Seed of the synthetic scenes."""
     table: str = ""
-    """A region table to learn from in place of drawn and labeled scenes."""
+    """Region table to train on instead of synthetic scenes."""
     base: str = ""
-    """Folder of a base of your own, as pretrain_nano writes it (…/base); empty: the one of the package."""
+    """Folder of a base, as written by pretrain_nano (…/base); empty: the base in the package."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A whole training for each: first weights, order of images, every draw."""
+    """One complete training per seed: initialization, order of images, all sampling."""
     seeds_at_once: int = 1
-    """So many of them side by side, each in a process of its own; about one for each core."""
+    """Seeds to train in parallel, each in a separate process; about one per core."""
     stage1: str = "nano_stage1"
     """Settings of stage 1: a YAML file, or the name of one in jobs/configs."""
     stage2: str = "nano_stage2"
@@ -76,7 +76,7 @@ class NanoRecipeConfig:
             raise ConfigError(f"scenes={self.scenes}: must be at least 1.")
         if self.seeds_at_once < 1:
             raise ConfigError(f"seeds_at_once={self.seeds_at_once}: must be at least 1.")
-        # Now, and not after the corpus is drawn and labeled.
+        # check before the corpus is drawn and labeled
         if self.base and not (Path(self.base) / "config.json").is_file():
             raise ConfigError(
                 f"base={self.base}: no config.json in it. Give the folder that jobs/pretrain_nano.py wrote, "
@@ -85,7 +85,7 @@ class NanoRecipeConfig:
 
 
 def learned_images() -> set[str]:
-    """Ids of the images that the shipped captioner learned from: the recipe's own corpus."""
+    """Return the ids of the images that the captioner in the package was trained on."""
     recipe = NanoRecipeConfig()
     scenes = {image_id_of(seed) for seed in scene_seeds(recipe.scenes, recipe.corpus_seed)}
     return scenes | {photo.stem for photo in photos_directory().glob("*.jpg")} - set(HELDOUT_PHOTOS)
@@ -97,7 +97,7 @@ def train_seeds(
     """Train every seed of the recipe below OUTPUT/seed<N>, `seeds_at_once` at a time.
 
     Returns:
-        What was trained, by seed, and what was raised (as by `train_seed`) for those that failed: one that fails does
+        Results by seed, and the exceptions (as raised by `train_seed`) of failed seeds: a failure does
         not end the others.
     """
     trained: dict[int, Trained] = {}
@@ -114,14 +114,14 @@ def train_seeds(
 
 
 def _in_turn(config: NanoRecipeConfig, table: str, output: Path) -> Iterator[tuple[int, Callable[[], Trained]]]:
-    """Seeds, as their turn comes or as they are done, each with what returns its result or raises."""
+    """Yield seeds as they finish, each with a function that returns its result or raises."""
     at_once = min(config.seeds_at_once, len(config.seeds))
     if at_once == 1:
         for seed in config.seeds:
             yield seed, partial(train_seed, config, seed, table=table, output=output / f"seed{seed}")
         return
     others = multiprocessing.active_children()
-    # A fork would copy torch's and Ray's threads half alive. A process for each seed: its Ray ends with it.
+    # A fork would copy torch's and Ray's threads in a broken state. One process per seed: its Ray ends with it.
     pool = ProcessPoolExecutor(
         at_once,
         mp_context=multiprocessing.get_context("spawn"),
@@ -132,7 +132,7 @@ def _in_turn(config: NanoRecipeConfig, table: str, output: Path) -> Iterator[tup
         futures = {pool.submit(_train_in_process, config, seed, table, output): seed for seed in config.seeds}
         for future in as_completed(futures):
             yield futures[future], future.result
-    except BaseException:  # Ctrl-C. The processes would train to their end; checkpoints bear being cut off
+    except BaseException:  # Ctrl-C. The processes would continue to the end; checkpoints tolerate termination
         for child in multiprocessing.active_children():
             if child not in others:
                 child.kill()
@@ -142,7 +142,7 @@ def _in_turn(config: NanoRecipeConfig, table: str, output: Path) -> Iterator[tup
 
 
 def _start_process() -> None:
-    """Of a process that trains a seed: leave Ctrl-C to the job, and end with it however it ends."""
+    """Initialize a process that trains a seed: leave Ctrl-C to the job, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = multiprocessing.parent_process()
     assert job is not None
@@ -166,14 +166,14 @@ def _train_in_process(config: NanoRecipeConfig, seed: int, table: str, output: P
 
 
 class Prefixed:
-    """A text stream whose every line begins with `prefix`: several seeds tell of their training at once."""
+    """A text stream that starts every line with `prefix`: several seeds report their training concurrently."""
 
     def __init__(self, stream: TextIO, prefix: str) -> None:
         self._stream, self._prefix = stream, prefix
         self._begun = ""
 
     def write(self, text: str) -> int:
-        """Whole lines go on, each in one piece, so that those of two processes don't mix."""
+        """Write complete lines, each atomically, so that lines of two processes do not mix."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             self._stream.write(f"{self._prefix}{line}\n")
@@ -184,7 +184,7 @@ class Prefixed:
 
 
 def sendable(error: Exception) -> Exception:
-    """`error` if it reaches another process as it is, else one that says the same: some of Ray's do not unpickle."""
+    """Return `error` if it can be pickled, else an equivalent one: some of Ray's do not unpickle."""
     try:
         same = type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:
@@ -193,10 +193,10 @@ def sendable(error: Exception) -> Exception:
 
 
 def train_seed(config: NanoRecipeConfig, seed: int, *, table: str, output: Path) -> Trained:
-    """Train the four models of a seed below `output`; what is there already is left as it is.
+    """Train the four models of a seed below `output`; existing ones are kept.
 
     Raises:
-        ConfigError: a recipe of a stage does not load.
+        ConfigError: a stage's configuration can't be loaded.
         TrainingError, CheckpointError, InputError: as `ureca.training.fit`.
     """
     common: dict[str, Any] = {"table": table, "heldout": 0.0, "seed": seed}
@@ -204,18 +204,18 @@ def train_seed(config: NanoRecipeConfig, seed: int, *, table: str, output: Path)
         common["base"] = config.base
     stage1 = stage_config(Stage1Config, config.stage1, **common)
     trained = {"stage1": fit(stage1, output / "stage1")}
-    told: dict[str, dict[str, Any]] = {
+    cues: dict[str, dict[str, Any]] = {
         "stage2": {"init": trained["stage1"].model},
         "tuned_none": {"init": "", "cue": "none"},
         "tuned_box": {"init": "", "cue": "box"},
     }
-    for name, given in told.items():
+    for name, given in cues.items():
         trained[name] = fit(stage_config(Stage2Config, config.stage2, **common, **given), output / name)
     return trained
 
 
 def stage_config(cls: type[T], recipe: str, *, epochs: float | None = None, **given: Any) -> T:
-    """The configuration of a recipe (a YAML file, or the name of one) with some of its settings replaced."""
+    """Load a configuration (a YAML file, or the name of one) with some of its settings replaced."""
     path = find_config(recipe)
     settings = {**read_config(path), **given}
     if epochs is not None:

@@ -12,7 +12,7 @@ from ureca.regions.tree import TreeConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How an image is read and its mask tree built."""
+    """Reading of an image and construction of its mask tree."""
 
     limits: ReadLimits = field(default_factory=ReadLimits)
     """Limits on image size."""

@@ -35,7 +35,7 @@ class CrashCounts:
 
 @dataclass(frozen=True)
 class BlockStatus:
-    """What a worker needs to know before it starts a block."""
+    """State that a worker needs before it starts a block."""
 
     crashes: dict[str, CrashCounts]
     """Crash counts of the block's images that have any."""
@@ -60,7 +60,7 @@ class JobStats:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         return self.stopped is None and not self.interrupted
 
     def raise_unless_complete(self) -> None:

@@ -85,7 +85,7 @@ def shown_counts(stats: JobStats) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsPlan:
-    """How the rows are distributed over a cluster."""
+    """Distribution of the rows over a cluster."""
 
     label: str
     """Prefix of progress lines."""

@@ -1,1 +1,1 @@
-"""Region proposals: masks for photos that come without masks."""
+"""Region proposals: masks for photos without masks."""

@@ -1,4 +1,4 @@
-"""Which of many proposed masks are kept: the best first, none too small, too large, or told already."""
+"""Filter proposed masks by quality, size and overlap."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ from ureca.regions.tree import Mask
 
 
 def choose_masks(ranked: Iterable[Rle], config: ProposalConfig) -> list[Mask]:
-    """The masks that are kept of `ranked` (best first, all of one size): largest first, ids counting from "1".
+    """Return the selected masks of `ranked` (best first, all of one size): largest first, ids counting from "1".
 
-    Masks are compared by their own IoU, not by that of their boxes, as SAM's mask generation does: a part that
-    fills its whole's box (a window frame and its pane) is another region.
+    Masks are compared by mask IoU instead of box IoU as in SAM's mask generation: a part that fills its whole's box (a
+    window frame and its pane) is a separate region.
     """
     kept: list[tuple[int, Rle]] = []
     for rle in ranked:
@@ -21,7 +21,7 @@ def choose_masks(ranked: Iterable[Rle], config: ProposalConfig) -> list[Mask]:
         height, width = rle["size"]
         if not config.min_area_share <= area / (height * width) <= config.max_area_share:
             continue
-        # an IoU is at most the ratio of the areas, so only masks of about this size can be too alike
+        # an IoU is at most the ratio of the areas, so only masks of about this size can be duplicates
         similar = [other for size, other in kept if min(size, area) > config.max_iou * max(size, area)]
         if iou_matrix([rle, *similar])[0, 1:].max(initial=0.0) <= config.max_iou:
             kept.append((area, rle))

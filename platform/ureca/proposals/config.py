@@ -1,4 +1,4 @@
-"""What can be set of proposals."""
+"""Settings of region proposals."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ _MOST_REGIONS = {"segments": 24, "sam": 100}
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig:
-    """A model of the SAM family, and how it is asked."""
+    """A model of the SAM family and its prompting."""
 
     model: str = "facebook/sam2.1-hiera-large"
     """Hub name or folder of a model for transformers' mask generation: SAM, SAM-HQ, SAM 2, SAM 3's tracker, EdgeTAM."""
     device: str = ""
-    """cuda, cuda:1, cpu, …; empty: the GPU that this process has, else the CPU."""
+    """cuda, cuda:1, cpu, …; empty: the GPU of this process, else the CPU."""
     points_per_side: int = 32
-    """The model is asked what lies at each point of a grid; more find smaller things and take longer."""
+    """Points of the prompt grid per side; more points find smaller regions and take longer."""
     points_per_batch: int = 64
-    """Points asked at once. Their masks take 12 bytes for each point and pixel of the image: 2.6 GB at 1500 x 2250."""
+    """Points per forward pass. Their masks take 12 bytes for each point and pixel of the image: 2.6 GB at 1500 x
+    2250."""
     min_iou: float = 0.88
-    """The quality that the model expects of its mask, from 0 to 1, from which on it is kept."""
+    """Minimum predicted IoU of a mask, from 0 to 1."""
     min_stability: float = 0.95
-    """How little a mask changes with its threshold, from 0 to 1, from which on it is kept."""
+    """Minimum stability of a mask under changes of its threshold, from 0 to 1."""
 
     def __post_init__(self) -> None:
         for name in ("points_per_side", "points_per_batch"):
@@ -38,20 +39,20 @@ class SamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalConfig:
-    """Who proposes regions of photos without masks, how many, and of what size."""
+    """Source, number and size of regions proposed for photos without masks."""
 
     kind: Literal["segments", "sam"] = "segments"
-    """segments: pieces of one look, from colors alone, without a model; sam: objects and their parts, from a model."""
+    """segments: segments of uniform color, without a model; sam: objects and their parts, from a model."""
     max_regions: int | None = None
-    """Most regions of a photo; null: 24 of segments, 100 of sam."""
+    """Maximum regions per photo; null: 24 for segments, 100 for sam."""
     min_area_share: float = 0.004
-    """Smallest region, as a share of the photo."""
+    """Minimum region size, as a fraction of the photo."""
     max_area_share: float = 0.65
-    """Largest region, as a share of the photo."""
+    """Maximum region size, as a fraction of the photo."""
     max_iou: float = 0.75
-    """Of two regions more alike than this only the better one is kept."""
+    """Maximum IoU of two regions; above it only the better one is kept."""
     sam: SamConfig = field(default_factory=SamConfig)
-    """For kind sam."""
+    """Settings of kind sam."""
 
     def __post_init__(self) -> None:
         if self.max_regions is not None and self.max_regions < 1:
@@ -66,5 +67,5 @@ class ProposalConfig:
 
     @property
     def most_regions(self) -> int:
-        """`max_regions`, or the proposer's own number."""
+        """`max_regions`, or the default of the proposer."""
         return self.max_regions or _MOST_REGIONS[self.kind]

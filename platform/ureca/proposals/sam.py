@@ -1,10 +1,10 @@
-"""Regions of a photo from a model of the SAM family, asked at every point of a grid.
+"""Region proposals from a model of the SAM family, prompted with a grid of points.
 
-transformers' mask generation asks the model in batches of points and keeps masks by expected quality and
-stability. What it does at the end is replaced: it drops masks by the IoU of their boxes, which loses parts that fill
-their whole's box, and decodes every mask into a picture. Here masks stay run lengths and are compared themselves.
-Source: Segment Anything (arXiv 2304.02643) sections 4 and 5, SAM 2 (arXiv 2408.00714);
-facebookresearch/sam2 sam2/automatic_mask_generator.py for the thresholds.
+transformers' mask generation prompts the model in batches of points and filters masks by predicted IoU and stability.
+Its final step is replaced: it drops masks by the IoU of their boxes, which loses parts that fill their whole's box, and
+decodes every mask into an image. Here masks stay run lengths and are compared directly. Source: Segment Anything (arXiv
+2304.02643) sections 4 and 5, SAM 2 (arXiv 2408.00714); facebookresearch/sam2 sam2/automatic_mask_generator.py for the
+thresholds.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from transformers.pipelines import MaskGenerationPipeline  # noqa: E402
 
 
 class SamProposer:
-    """Masks of images by one model in this process; call it with an image, from any thread."""
+    """Proposes masks of images with one model in this process; thread-safe."""
 
     def __init__(self, config: ProposalConfig) -> None:
         """Load the model.
 
         Raises:
-            CheckpointError: it is not there, or can't generate masks.
+            CheckpointError: it does not exist, or does not support mask generation.
         """
         self._config = config
         sam = config.sam
@@ -51,11 +51,11 @@ class SamProposer:
                 f"({str(error).strip().splitlines()[0]}). Give the hub name or the folder of a SAM or SAM 2 model "
                 "that transformers reads, e.g. facebook/sam2.1-hiera-large, or proposals.kind=segments."
             ) from error
-        # The model's memory is planned for one image; the rest of an image's work can overlap another's.
+        # The model's memory is sized for one image; other work on an image may run in parallel.
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, image: np.ndarray) -> list[Mask]:
-        """Masks of an image, uint8 (H, W, 3) RGB, largest first; ids count from "1"."""
+        """Return masks of an image, uint8 (H, W, 3) RGB, largest first; ids count from "1"."""
         sam = self._config.sam
         with self._one_at_a_time:
             found = self._generate(
@@ -72,20 +72,20 @@ class SamProposer:
 
 
 class _RunLengths(MaskGenerationPipeline):
-    """Mask generation that ends with (uncompressed RLE, expected quality) of each mask that passed."""
+    """Mask generation that returns (uncompressed RLE, predicted IoU) of each mask that passed the filters."""
 
     image_processor: Any
 
     def preprocess(self, image: Image.Image, **settings: Any) -> Any:  # type: ignore[override]  # no other kind of input
-        """The questions, batch by batch, with their points where the model sees them.
+        """Yield the prompts batch by batch, with points in the model's coordinates.
 
-        transformers 5.19 scales the grid as SAM's images are, by the longer side. SAM 2's are pulled to a square, so
-        a third of a 3:2 photo would never be asked about.
+        transformers 5.19 scales the grid like SAM's images, by the longer side. SAM 2's images are stretched to a
+        square, so a third of a 3:2 photo would get no prompts.
         """
         side = self.image_processor.size.get("longest_edge", self.image_processor.size.get("height"))
         scaled = [int(length * side / max(image.size) + 0.5) for length in image.size]
         for inputs in super().preprocess(image, **settings):
-            if "reshaped_input_sizes" not in inputs:  # no padding: pulled to a square
+            if "reshaped_input_sizes" not in inputs:  # no padding: stretched to a square
                 inputs["input_points"] = inputs["input_points"] * torch.tensor([side / length for length in scaled])
             yield inputs
 

@@ -1,13 +1,12 @@
-"""Regions of a photo from its colors alone: no model, no download, the same on every machine.
+"""Region proposals from colors alone: no model, no download, the same on every machine.
 
-    photo ──Felzenszwalb──> superpixels ──join the likest neighbors, again──> a binary tree of segments
-          ──keep what stays alone longest──> nested masks at the photo's own size
+    photo ──Felzenszwalb──> superpixels ──merge the most similar neighbors repeatedly──> a binary tree of segments
+          ──keep the most persistent──> nested masks at the photo's size
 
-Two neighbors' likeness is Ward's: how much the squared error of mean color grows if they become one, weighed
-by the contrast along their common border. A segment that merges late, compared with how it was made, stands
-out from what surrounds it. These are pieces of one look, not objects: a striped shirt may come in parts. Use
-a SAM-class model where masks of objects matter.
-Sources: superpixels, Felzenszwalb and Huttenlocher 2004; the criterion, Ward 1963.
+Neighbors are merged by Ward's criterion: the increase of the squared error of mean color, weighted by the contrast
+along their common border. A segment that merges late, compared with its creation, stands out from its surroundings.
+Segments have uniform color and are not objects: a striped shirt may be split. Use a SAM-class model for masks of
+objects. Sources: superpixels, Felzenszwalb and Huttenlocher 2004; the criterion, Ward 1963.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from ureca.proposals.config import ProposalConfig
 from ureca.regions.rle import Rle, encode_mask
 from ureca.regions.tree import Mask
 
-_LONGEST_PX = 320  # the photo is shrunk to this for segmenting; a third of a second a photo
-_GRAIN, _SMALLEST_PX = 20.0, 16  # of the superpixels: some hundreds of them at that size
+_LONGEST_PX = 320  # the photo is shrunk to this for segmenting; takes a third of a second per photo
+_GRAIN, _SMALLEST_PX = 20.0, 16  # superpixel scale and minimum size: a few hundred of them at that size
 _LEAST_PROMINENCE = 0.5
 _NOISE = 2.0  # a just noticeable difference of color, in Lab
 
 
 def propose_segments(image: np.ndarray, config: ProposalConfig | None = None) -> list[Mask]:
-    """Nested masks of an image, uint8 (H, W, 3) RGB, largest first; ids count from "1". Deterministic.
+    """Return nested masks of an image, uint8 (H, W, 3) RGB, largest first; ids count from "1". Deterministic.
 
     An image of one color has none.
     """
@@ -47,11 +46,11 @@ def propose_segments(image: np.ndarray, config: ProposalConfig | None = None) ->
 def _best_first(
     superpixels: np.ndarray, lab: np.ndarray, size: tuple[int, int], config: ProposalConfig
 ) -> Iterator[Rle]:
-    """Segments of about the right size that stand out, as masks of `size` (height, width)."""
+    """Return segments within the size limits, most prominent first, as masks of `size` (height, width)."""
     tree = _MergeTree(superpixels, lab)
     total = superpixels.size
     scores = {
-        # Between a speck and an area that stand out alike, the area is more worth a caption.
+        # Of two equally prominent segments, the larger is preferred.
         node: tree.prominence(node) + 0.5 * math.log(tree.area[node] / total)
         for node in range(tree.num_nodes)
         if config.min_area_share <= tree.area[node] / total <= config.max_area_share
@@ -65,7 +64,7 @@ def _best_first(
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:
-    """float (h, w, 3) in 0..1, longest side at most `_LONGEST_PX`."""
+    """Return float (h, w, 3) in 0..1, longest side at most `_LONGEST_PX`."""
     height, width = image.shape[:2]
     scale = _LONGEST_PX / max(height, width)
     if scale >= 1:
@@ -94,15 +93,15 @@ class _MergeTree:
         return len(self.area)
 
     def prominence(self, node: int) -> float:
-        """How much later the node merges than it was made, on a logarithmic scale."""
+        """Return how much later the node merges than it was created, on a logarithmic scale."""
         if math.isinf(self._merged_at[node]):
             return -math.inf
-        # A superpixel was made at no cost: as Ward's measure for two halves that differ just noticeably.
+        # A superpixel has no creation cost: use Ward's measure for two halves that differ just noticeably.
         noise = _NOISE**2 * self.area[node] / 4
         return math.log((self._merged_at[node] + noise) / (self._made_at[node] + noise))
 
     def leaves(self, node: int) -> list[int]:
-        """The superpixels of a node."""
+        """Return the superpixels of a node."""
         found, open_nodes = [], [node]
         while open_nodes:
             children = self._children[current := open_nodes.pop()]
@@ -118,7 +117,7 @@ class _MergeTree:
         while heap:
             cost, a, b = heapq.heappop(heap)
             if not (math.isinf(self._merged_at[a]) and math.isinf(self._merged_at[b])):
-                continue  # one of them is part of a larger one by now
+                continue  # one of them is already part of a larger one
             node = self._join(a, b, cost)
             for neighbor in self._borders[node]:
                 heapq.heappush(heap, (self._cost(neighbor, node), neighbor, node))
@@ -141,7 +140,7 @@ class _MergeTree:
         self._means.append((self._means[a] * self.area[a] + self._means[b] * self.area[b]) / area)
         self.area.append(area)
         self._children.append((a, b))
-        # A merge can make the next one cheaper; the tree's scale only grows.
+        # A merge can make the next one cheaper; the tree's scale must only grow.
         cost = max(cost, self._made_at[a], self._made_at[b])
         self._made_at.append(cost)
         self._merged_at[a] = self._merged_at[b] = cost
@@ -160,13 +159,13 @@ class _MergeTree:
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    """The mask without holes: what lies wholly inside a region becomes a part of it."""
+    """Fill the mask's holes: what lies inside a region becomes a part of it."""
     ground = label(np.pad(~mask, 1, constant_values=True), connectivity=1)
     return (ground != ground[0, 0])[1:-1, 1:-1]
 
 
 def _borders(superpixels: np.ndarray, lab: np.ndarray) -> list[dict[int, tuple[float, float]]]:
-    """For each superpixel its neighbors: (summed color difference across the border, length), in pixels."""
+    """Return for each superpixel its neighbors: (summed color difference across the border, length), in pixels."""
     borders: list[dict[int, tuple[float, float]]] = [{} for _ in range(int(superpixels.max()) + 1)]
     for first, second in (
         ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),

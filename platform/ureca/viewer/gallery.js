@@ -225,13 +225,13 @@
       make("ul", { class: "distractors" }, ...region.distractors.map((each) => distractor(image, each))),
       make("p", { class: "soft" }, facts.filter(Boolean).join(" · ")));
   };
-  const distractor = (image, [index, similarity, told]) => {
+  const distractor = (image, [index, similarity, distinct]) => {
     const other = image.regions[index];
     const button = make("button", { type: "button", class: "link" }, badge(image, index), make("span", {}, words(other.caption)));
     button.addEventListener("click", () => go(shown.number, index));
     button.addEventListener("mouseenter", (event) => { event.stopPropagation(); point(index); });
     return make("li", {}, button, make("span", { class: "soft" }, `${similarity.toFixed(2)} alike · `,
-      told ? make("span", { class: "told" }, `told apart by: ${told.replaceAll("_", " ")}`) : make("span", { class: "flag" }, "not told apart")));
+      distinct ? make("span", { class: "distinct" }, `distinguished by: ${distinct.replaceAll("_", " ")}`) : make("span", { class: "flag" }, "not distinguished")));
   };
 
   const point = (region) => {

@@ -1,4 +1,4 @@
-"""A region table of two photos, every field of it filled somewhere, and an image that was set aside."""
+"""A region table of two photos, every field of it filled somewhere, and an image that was quarantined."""
 
 import pytest
 

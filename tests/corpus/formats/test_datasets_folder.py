@@ -1,4 +1,4 @@
-"""What `datasets` goes by: types in the parquet files and in the card, and that they agree with the data."""
+"""Column types that `datasets` uses, in the parquet files and in the card, and their agreement with the data."""
 
 import io
 import json

@@ -179,7 +179,7 @@ def test_coco_of_others_gets_a_tree_from_masks_and_polygons(tmp_path: Path):
         (lambda some: some["images"].append(some["images"][0]), "…/captions.json: images[1]: id 5 is taken by another"),
         (
             lambda some: some["images"].append({**some["images"][0], "id": 6}),
-            "…/captions.json: images[1]: image 'val/a' comes twice. Give each a key 'image_id' of its own.",
+            "…/captions.json: images[1]: image 'val/a' comes twice. Give each a key 'image_id'.",
         ),
         (
             lambda some: some["annotations"][1].update(image_id=6),

@@ -127,7 +127,7 @@ def test_source_that_is_none_is_refused(tmp_path: Path, source: str, text: str, 
 
 def test_table_that_is_no_manifest_is_refused(tmp_path: Path):
     write(tmp_path / "m.parquet", "PAR1")
-    with pytest.raises(InputError, match="m.parquet:.*ureca.corpus.write_manifest"):
+    with pytest.raises(InputError, match="m.parquet:.*ureca.corpus.sources.parse.write_manifest"):
         list(iter_manifest(tmp_path / "m.parquet"))
     write_regions(tmp_path / "t.parquet", [])
     with pytest.raises(InputError, match="t.parquet:.*image_path"):
@@ -185,13 +185,13 @@ def test_photos_with_masks_as_pngs(tmp_path: Path):
     write(corpus / "by_folder" / "1.png", gray)
     write(corpus / "by_folder" / "metadata.csv", "id,area")
     write_photo(corpus, "by_name", None, ".jpg")
-    write(corpus / "by_name_cup.png", photo())  # in color, but beside a JPEG of its name: a mask
+    write(corpus / "by_name_cup.png", photo())  # in color, but next to a JPEG of its name: a mask
     write_photo(corpus, "by_map", None, ".jpg")
     write(corpus / "by_map.png", ids)
     write_photo(corpus, "png", None)
     write(corpus / "png_mask.png", gray)
     write(corpus / "png_mask_2.png", gray)
-    write_photo(corpus, "png_two", None)  # in color: a photo of its own
+    write_photo(corpus, "png_two", None)  # in color: a separate photo
     write_photo(corpus, "plain", None, ".jpg")
     _, rows = manifest_of(corpus)
     assert {row.image_id: row.masks_kind for row in rows.values()} == {
@@ -342,7 +342,7 @@ def test_damaged_coco_files_are_named(tmp_path: Path, content: Any, text: str):
 def test_annotations_of_unlisted_images_are_counted(tmp_path: Path):
     path = write_coco(tmp_path / "coco", [*ANNOTATIONS, {"id": 5, "image_id": 99, "bbox": [1, 1, 2, 2]}])
     summary, _ = manifest_of(path)
-    assert str(summary.sources[0]).endswith("2 images  1 annotations of images that it does not list passed over")
+    assert str(summary.sources[0]).endswith("2 images  skipped 1 annotations of images that it does not list")
 
 
 def test_folder_of_photos_with_coco_annotations_says_which_source_to_give(tmp_path: Path):
@@ -350,7 +350,7 @@ def test_folder_of_photos_with_coco_annotations_says_which_source_to_give(tmp_pa
     with pytest.raises(InputError) as error:
         write_manifest([tmp_path / "coco"], tmp_path / "manifest.parquet")
     assert str(error.value) == (
-        f"{tmp_path}/coco: no photo has masks beside it, but {path} holds COCO annotations. "
+        f"{tmp_path}/coco: no photo has masks next to it, but {path} holds COCO annotations. "
         f"Give {path}:images={tmp_path}/coco as the source."
     )
     write_photo(tmp_path / "coco", "one_with_masks")
@@ -453,7 +453,7 @@ def test_region_tables_that_are_no_source_are_refused(tmp_path: Path):
     write_regions(tmp_path / "held.parquet", [held])
     write_regions(tmp_path / "empty.parquet", [])
     for source, message in (
-        ("held.parquet", "holds its images in itself, and a source names files"),
+        ("held.parquet", "holds image bytes, but a source names files"),
         ("empty.parquet", "a region table without a row"),
         ("held.parquet:images=photos", "names its images and holds its masks"),
         ("none.parquet", "no such file or folder"),

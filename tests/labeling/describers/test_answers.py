@@ -88,7 +88,7 @@ def test_an_answer_that_was_cut_off_is_named():
 def test_captions_of_distractors_and_parts_are_not_the_regions_own():
     assert answer_problem("a green sliver", request("unique")).kind == "equal"
     assert answer_problem("the yellow square in the middle.", request("long")).kind == "equal"
-    assert answer_problem("a blue box in a red one", request("unique")) is None, "its own may stay as it is"
+    assert answer_problem("a blue box in a red one", request("unique")) is None, "its own text may stay unchanged"
 
 
 def test_copied_instructions_are_noticed_and_captions_are_not_taken_for_them():

@@ -136,7 +136,7 @@ def test_one_request_that_always_fails_concerns_one_image(endpoint):
     [failed] = [answer for answer in answers if isinstance(answer, BaseException)]
     assert failed is answers[7]
     assert isinstance(failed, InputError)
-    assert "failed 2 times on one request and answered others meanwhile (told to fail)" in str(failed)
+    assert "failed 2 times on this request while answering others (asked to fail)" in str(failed)
 
 
 def test_a_request_that_always_fails_is_found_out_when_there_are_no_others(endpoint):
@@ -170,7 +170,7 @@ def test_an_endpoint_that_stays_away_stops_the_job():
     for lost in ask(asked, questions(3)):
         assert isinstance(lost, EndpointLost)
         assert f"{gone.url}: no answer for " in str(lost)
-        assert "bring it up again and give the same command to go on" in str(lost)
+        assert "restore it and run the same command to resume" in str(lost)
     assert 1.0 < time.monotonic() - started < 15
 
 
@@ -228,7 +228,7 @@ def test_an_endpoint_without_schemas_is_asked_in_plain_words(endpoint):
     assert answers[3].verdict is True
     outcomes = endpoint.stats()["by_outcome"]
     assert outcomes["200"] == 5
-    assert 1 <= outcomes["400"] <= 4, "those already under way when it was found out, and none later"
+    assert 1 <= outcomes["400"] <= 4, "those already in progress when it was found out, and none later"
 
 
 def test_unusable_answers_come_with_their_problem(endpoint):
@@ -264,7 +264,7 @@ def test_what_can_not_work_is_found_out_before_the_job_starts(endpoint):
     assert "or chat.base_url, which usually ends in /v1" in refused(ConfigError, base_url=endpoint.address)
     endpoint.set(api_key="secret")
     no_key = refused(ConfigError, api_key_env="MY_KEY")
-    assert "refuses the key in the environment variable MY_KEY (wrong API key)" in no_key
+    assert "refuses the key in environment variable MY_KEY (wrong API key)" in no_key
     asyncio.run(describer(endpoint, api_key="secret").check())
     with pytest.raises(ConfigError, match="chat.model"):
         describer(endpoint, model="")
@@ -285,7 +285,7 @@ def test_a_quota_that_is_spent_stops_the_job_and_a_request_objected_to_does_not(
     endpoint.set(faults={"402": 1.0}, fault_tries=0)
     [lost] = ask(describer(endpoint), questions(1))
     assert isinstance(lost, EndpointLost)
-    assert "the quota of this key is spent (told to fail); raise it there" in str(lost)
+    assert "the quota of this key is spent (asked to fail); raise it at the provider" in str(lost)
     endpoint.set(faults={}, poison="box number 7 of", poison_status=403, latency_s=0.2, slots=1)
     answers = ask(describer(endpoint, retries=1, concurrency=4), questions(16))
     assert isinstance(answers[7], InputError)

@@ -33,7 +33,9 @@ def test_every_question_holds_its_facts_and_its_views(name, pass_name):
     assert '{"' in text
     assert '{"' not in prompt.text_for(structured=False)
     assert "\n\n\n" not in text
-    assert [told.split(":")[0] for told, _ in prompt.views] == [f"Image-{n}" for n in range(1, len(prompt.views) + 1)]
+    assert [received.split(":")[0] for received, _ in prompt.views] == [
+        f"Image-{n}" for n in range(1, len(prompt.views) + 1)
+    ]
     assert all(max(view.size) <= 1344 for _, view in prompt.views)
 
 
@@ -44,7 +46,7 @@ def test_views_fit_the_place_in_the_tree():
     top = default.prompt(request("judge", index=0)).views
     assert len(top) == 2, "context is the whole image there, and is not shown twice"
     [context, _] = default.prompt(request("short", index=0)).views
-    assert context[0].startswith("Image-1: the whole picture"), "and is told as what it is"
+    assert context[0].startswith("Image-1: the whole picture"), "and is received as what it is"
     assert context[1].size == (400, 300)
 
 

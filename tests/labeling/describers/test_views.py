@@ -1,4 +1,4 @@
-"""What a model sees: the right region, marked so that it can be found, and nothing else sharp."""
+"""Views for a model: the right region is marked, and nothing else is sharp."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_marks_have_a_color_and_a_number_each_and_only_the_target_is_blue():
     assert (rows.min(), columns.min()) == (40 - top - 2, 40 - left - 2)
     assert (rows.max(), columns.max()) == (120 - top + 1, 120 - left + 1)
     blind = np.asarray(marks_view(picture(), marked, CONFIG, target_first=False))
-    assert not has_color(blind, BLUE).any(), "nothing may tell the right answer"
+    assert not has_color(blind, BLUE).any(), "nothing may reveal the right answer"
     for view_of_three in (view, blind):
         white = has_color(view_of_three, (255, 255, 255))
         assert white.sum() >= 10, "a number on each of the three plates"

@@ -101,7 +101,7 @@ def test_the_worker_is_told_when_its_engine_dies(running):
 
 @pytest.mark.slow
 def test_a_tensor_parallel_group_is_one_actor_and_no_more_start_than_fit(tmp_path):
-    """Four logical GPUs, two for each model: two actors, each with GPUs of its own, at work side by side."""
+    """Four logical GPUs, two for each model: two actors, each with GPUs, at work side by side."""
     job = SUPPORT / "gpu_placement.py"
     done = subprocess.run(
         [sys.executable, job, tmp_path, "2"], capture_output=True, text=True, timeout=240, env=dict(os.environ)

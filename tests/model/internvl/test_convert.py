@@ -124,7 +124,7 @@ FAULTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         lambda c: c["config"]["llm_config"].update(architectures=["Phi3ForCausalLM"]),
         r"its language model is Phi3ForCausalLM; this conversion knows Qwen2ForCausalLM, InternLM2ForCausalLM",
     ),
-    (lambda c: c["config"].update(model_type="internvl"), r"is HF-native already; give it to --base as it is"),
+    (lambda c: c["config"].update(model_type="internvl"), r"is already HF-native; pass it to --base"),
     (lambda c: c["config"].update(model_type="llava"), r"no InternVL but llava"),
     (lambda c: c["config"]["llm_config"].update(vocab_size=3), r"tokenizer has <IMG_CONTEXT> beyond the 3 embeddings"),
 ]

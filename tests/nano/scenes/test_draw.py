@@ -22,13 +22,13 @@ from ureca.regions.tree import Mask, MaskTree, TreeConfig, build_mask_tree
 
 DIGEST = """
 import hashlib, json
-from ureca.nano.scenes import draw_scene
+from ureca.nano.scenes.draw import draw_scene
 digest = hashlib.sha256()
 for seed in range(5):
     scene = draw_scene(seed)
     digest.update(scene.image.tobytes())
-    told = [[r.region_id, r.parent, r.attributes, r.segmentation] for r in scene.regions]
-    digest.update(json.dumps(told).encode())
+    received = [[r.region_id, r.parent, r.attributes, r.segmentation] for r in scene.regions]
+    digest.update(json.dumps(received).encode())
 print(digest.hexdigest())
 """
 
@@ -44,7 +44,7 @@ def tree_of(scene: Scene, config: TreeConfig) -> MaskTree:
 
 
 def nearest_colors(pixels: np.ndarray, anchors: dict[str, tuple[int, int, int]]) -> dict[str, int]:
-    """How many of the pixels (N, 3) are nearest to each of the named colors, light and dark ones together."""
+    """Count the pixels (N, 3) nearest to each of the named colors, light and dark ones together."""
     nearest = ((pixels[:, None].astype(np.float64) - np.array(list(anchors.values()))) ** 2).sum(-1).argmin(1)
     counts = dict.fromkeys(COLORS, 0)
     for name, count in zip(anchors, np.bincount(nearest, minlength=len(anchors)).tolist(), strict=True):
@@ -61,8 +61,8 @@ def test_a_fresh_process_draws_the_same_bytes():
     for seed in range(5):
         scene = draw_scene(seed)
         digest.update(scene.image.tobytes())
-        told = [[r.region_id, r.parent, r.attributes, r.segmentation] for r in scene.regions]
-        digest.update(json.dumps(told).encode())
+        received = [[r.region_id, r.parent, r.attributes, r.segmentation] for r in scene.regions]
+        digest.update(json.dumps(received).encode())
     fresh = subprocess.run(
         [sys.executable, "-c", DIGEST],
         capture_output=True,
@@ -164,7 +164,7 @@ def test_measuring_finds_the_true_shapes_and_the_true_textures_of_parts(scenes: 
         measured = measure_tree(scene.image, [region.segmentation for region in scene.regions], parents)
         for region, found in zip(scene.regions, measured, strict=True):
             wrong_shape += found.shape != region.attributes["shape"]
-            # A thing made of parts shows several surfaces; what its texture is, is a matter of definition.
+            # A thing with parts shows several surfaces; its texture is a matter of definition.
             wrong_texture += region.depth > 0 and found.texture != region.attributes["texture"]
             checked += 1
     assert wrong_shape <= 0.01 * checked
@@ -183,7 +183,7 @@ def test_alike_things_differ_in_one_attribute_at_most_besides_place(scenes: list
         for a, b in pairs:
             keys = ("color", "texture", "shape", "size", "place")
             differing = {key for key in keys if a.attributes[key] != b.attributes[key]}
-            assert differing, f"seed {scene.seed}: {a.region_id} and {b.region_id} cannot be told apart"
+            assert differing, f"seed {scene.seed}: {a.region_id} and {b.region_id} cannot be received apart"
             assert len(differing - {"place"}) <= 1
             differences |= differing
     assert 0.35 < with_alike / len(scenes) < 0.65

@@ -28,10 +28,10 @@ def test_masks_and_truth_come_back_as_drawn(tmp_path: Path):
     assert [entry["segmentation"] for entry in record["annotations"]] == [r.segmentation for r in scene.regions]
     assert {str(entry["id"]) for entry in record["annotations"]} == set(truth["scene_000123"])
     for region in scene.regions:
-        told = truth["scene_000123"][region.region_id]
-        assert told["attributes"] == region.attributes
+        received = truth["scene_000123"][region.region_id]
+        assert received["attributes"] == region.attributes
         parent_id = scene.regions[region.parent].region_id if region.parent >= 0 else None
-        assert told["parent_id"] == parent_id
+        assert received["parent_id"] == parent_id
 
 
 def test_pairs_hold_no_truth(tmp_path: Path):
@@ -54,5 +54,5 @@ def test_writing_again_replaces_the_truth(tmp_path: Path):
 
 
 def test_a_folder_without_truth_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match=r"scenes\.jsonl"):
+    with pytest.raises(InputError, match=r"ground_truth\.jsonl"):
         read_ground_truth(tmp_path)

@@ -91,7 +91,7 @@ def test_the_whole_image_may_be_captioned_in_the_same_call(api):
     assert [each["id"] for each in answer["captions"]] == ["7"]
     refused = ask(api, image_caption=True, regions=[{**BOX, "id": "image"}])
     assert refused.status_code == 400
-    assert "is the whole image's" in refused.json()["error"]["message"]
+    assert "is reserved for the whole image" in refused.json()["error"]["message"]
 
 
 def test_log_probabilities_are_told_where_asked_for(api):
@@ -151,7 +151,7 @@ def test_a_tree_without_regions_takes_those_found_in_the_image(api, backend):
     assert len(answer["regions"]) >= 2
     assert backend.calls == []
     assert not any("caption" in each for each in answer["regions"])
-    # What it tells can be sent back as it is.
+    # Its output can be sent back unchanged.
     again = [{"id": each["id"], "rle": each["rle"]} for each in answer["regions"]]
     captioned = ask(api, image=data_url(two_squares()), regions=again).json()["captions"]
     assert [each["caption"].split(" ")[1] for each in captioned] == [str(each["area"]) for each in answer["regions"]]
@@ -252,9 +252,9 @@ def test_a_question_that_the_model_can_t_take_is_an_error_in_its_own_slot(api, s
     regions = [BOX, {"id": "8", "box": [0, 0, 5, 5], "question": "what <|is|> it?"}]
     response = ask(api, regions=regions, stream=stream)
     assert response.status_code == 200
-    told = events(response.text)[:-1] if stream else response.json()["captions"]
-    captions = {each["id"]: each["caption"] for each in told if "caption" in each}
-    [fault] = [each for each in told if "error" in each]
+    received = events(response.text)[:-1] if stream else response.json()["captions"]
+    captions = {each["id"]: each["caption"] for each in received if "caption" in each}
+    [fault] = [each for each in received if "error" in each]
     assert captions == {"7": "unique 200 at 10,5,20,10"}
     assert (fault["id"], fault["error"]["type"]) == ("8", "invalid_region")
     assert fault["error"]["message"] == "question: it holds a control token"
@@ -488,11 +488,11 @@ def test_every_event_of_a_stream_names_its_region(api):
     regions = [{"id": "bad", "box": [0, 0, 0, 0]}, BOX, {"id": "8", "box": [0, 0, 5, 5]}]
     response = ask(api, regions=regions, stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
-    bad, *told, usage, done = events(response.text)
+    bad, *received, usage, done = events(response.text)
     assert bad["id"] == "bad"
     assert bad["error"]["message"].startswith("box: width 0")
     for region_id, caption in (("7", "unique 200 at 10,5,20,10"), ("8", "unique 25 at 0,0,5,5")):
-        *pieces, last = [event for event in told if event["id"] == region_id]
+        *pieces, last = [event for event in received if event["id"] == region_id]
         assert "".join(piece["delta"] for piece in pieces) == caption
         assert last == {"id": region_id, "finish_reason": "stop", "caption": caption}
     assert usage == {

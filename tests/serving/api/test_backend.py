@@ -1,4 +1,4 @@
-"""What becomes of a call to the captioner's replicas that is given up; the calls themselves: test_deployments.py."""
+"""Cancelled calls to the captioner's replicas; the calls themselves: test_deployments.py."""
 
 import asyncio
 

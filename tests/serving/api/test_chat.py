@@ -56,9 +56,9 @@ def test_the_official_client_reads_the_stream(client):
 
 
 def test_a_text_is_the_question_and_style_stands_in_for_one(client, backend):
-    text = {"type": "text", "text": "What is  it made of?"}
+    text = {"type": "text", "text": "What is  its color?"}
     asked = client.chat.completions.create(model="measured", messages=message(IMAGE, BOX, text))
-    assert asked.choices[0].message.content == "What is it made of? 200 at 10,5,20,10"
+    assert asked.choices[0].message.content == "What is its color? 200 at 10,5,20,10"
     client.chat.completions.create(model="measured", messages=message(IMAGE, BOX), extra_body={"style": "brief"})
     assert backend.calls[1].regions[0].style == "brief"
 

@@ -22,7 +22,7 @@ fuzzed = settings(
 BOX = [10, 10, 20, 20]
 IMAGE = data_url(photo())
 HALF = "\ud800"
-"""Of a surrogate pair: what JSON can hold and no text can."""
+"""Half of a surrogate pair: valid in JSON, invalid in text."""
 
 VALUES: list[Any] = [
     None, True, 0, -1, 1e308, float("nan"), float("inf"), 10**400, "", "7", HALF, "unique", "image", "mask_png", "text",

@@ -50,7 +50,7 @@ polygons = st.one_of(flat, st.lists(st.one_of(flat, numbers), max_size=4), st.li
 
 
 def check_words(refusal: Exception) -> None:
-    """That they can be sent, and read."""
+    """Cases can be sent and read."""
     assert len(str(refusal).encode()) < 1500
 
 

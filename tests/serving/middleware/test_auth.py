@@ -56,7 +56,7 @@ def test_probes_documentation_and_the_page_need_no_token(guarded, path):
 
 @pytest.mark.parametrize("prefix", ["/captions", "/page"])
 def test_the_same_holds_below_a_route_prefix(guarded, prefix):
-    """Of Serve, which leaves it in the path and names it as the root path."""
+    """Serve keeps the prefix in the path and passes it as the root path."""
     below = TestClient(guarded.app, root_path=prefix)
     assert below.get(f"{prefix}/healthz").status_code == 200
     assert below.post(f"{prefix}/v1/captions", json=BODY).status_code == 401

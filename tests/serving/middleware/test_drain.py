@@ -27,7 +27,7 @@ def test_what_is_in_progress_ends_and_what_comes_later_is_refused(backend):
                 await client.post("/v1/captions", json=BODY), await client.get("/healthz"), await client.get("/readyz")
             ]  # fmt: skip
             assert (late.status_code, late.headers["retry-after"]) == (503, "5")
-            assert late.json()["error"]["message"] == "the service is ending; try again"
+            assert late.json()["error"]["message"] == "the service is shutting down; retry"
             assert (alive.status_code, ready.status_code) == (200, 503)
             assert not ended.done()
             await ended

@@ -189,7 +189,7 @@ def test_where_several_models_are_served_each_is_asked_and_kept_apart(
     click(page, 120, 120)
     wait_for_caption(page, said(WHITE))
     assert (len(backend.calls), len(second_backend.calls)) == (1, 0)
-    models.select_option("other")  # and what is chosen is asked about anew
+    models.select_option("other")  # and the selection is captioned again
     wait_for_caption(page, said(WHITE))
     expect(page.locator("#about-nano")).to_have_attribute("hidden", "")
     assert (len(backend.calls), len(second_backend.calls)) == (1, 1)

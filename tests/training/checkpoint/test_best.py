@@ -17,7 +17,7 @@ from ureca.training.plan import Plan
 
 @pytest.fixture
 def plan(tiny_base: Path, tmp_path: Path) -> Plan:
-    """Of a stage 2 that has ended: its model is there."""
+    """Run folder of a finished stage 2, with its model."""
     first = tmp_path / "stage1"
     Plan.from_config(Stage1Config(table="t", base=str(tiny_base)), first).captioner().save_pretrained(first / "model")
     config = Stage2Config(
@@ -44,8 +44,8 @@ def save(plan: Plan, captioner: Captioner, step: int, score: float | None, score
     weights = {name: value.detach() for name, value in captioner.named_parameters() if value.requires_grad}
     for part in PARTS:
         writer.add(part, weights)
-    told = {"seed": 0, "base_hash": "0" * 64, "workers": {"num_workers": 2, "sharing": "ZeRO 1"}}
-    writer.finish({"step": step, "score": score, "scored_by": scored_by, "plan": plan.identity(), **told})
+    received = {"seed": 0, "base_hash": "0" * 64, "workers": {"num_workers": 2, "sharing": "ZeRO 1"}}
+    writer.finish({"step": step, "score": score, "scored_by": scored_by, "plan": plan.identity(), **received})
     return Path(storage_of(plan).checkpoints) / writer.name
 
 

@@ -73,7 +73,7 @@ def task(way: str, *, start: Path | None, saves: list[tuple[int, Path]], stage: 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of W workers `W_WAY_stop` and `W_WAY_end`; gone on from `stop`, `W_WAY_again`; from `2_zero1_stop`, `…_other`.
+    """Runs of W workers `W_WAY_stop`, `W_WAY_end`; from `stop`, `W_WAY_again`; from `2_zero1_stop`, `…_other`.
 
     Those are of stage 2. Of both stages and two workers, `stageS_WAY_stop` and `…_end`, for `zero1` and CHECKPOINTED.
     """
@@ -112,7 +112,7 @@ def assert_same_way(
 
 
 def assert_same_training(folder: Path, mine_: str, other_: str, *, at_least: int) -> None:
-    """Losses, the first step's gradients (so many or more) and the weights' way."""
+    """Losses, the first step's gradients (that many or more) and the weights' way."""
     mine, other = load_file(folder / f"{mine_}_end"), load_file(folder / f"{other_}_end")
     torch.testing.assert_close(mine["losses"], other["losses"], rtol=2e-6, atol=0)
     gradients = [name for name in other if name.startswith("gradient/")]

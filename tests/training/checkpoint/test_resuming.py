@@ -54,13 +54,14 @@ def test_other_workers_go_on_and_past_a_damaged_checkpoint(
 
     one = replace(config, workers=WorkersConfig(num_workers=1, zero_stage=3, max_failures=0))
     gone_on = Trained(tmp_path / "one", one, fit(one, tmp_path / "one"))
-    told = capsys.readouterr().err
+    received = capsys.readouterr().err
     assert (
         f"checkpoint damaged: {damaged.name}: exp_avg.safetensors is not what was written (SHA-256); "
-        "going on from the one before, step 40" in told
+        "going on from the one before, step 40" in received
     )
     assert (
-        "going on after step 40: weights and optimizer of 2 workers (ZeRO 1) taken up by 1 (ZeRO 3): all kept" in told
+        "going on after step 40: weights and optimizer of 2 workers (ZeRO 1) restored on 1 (ZeRO 3): all kept"
+        in received
     )
     assert_same_training(gone_on, two_workers, fresh_mask_encoder)
     # What Ray Train did not write in this run is gone after it, the damaged one too.
@@ -69,13 +70,13 @@ def test_other_workers_go_on_and_past_a_damaged_checkpoint(
     take_over(gone_on, (56,), tmp_path / "two")
     two = replace(config, workers=WorkersConfig(num_workers=2, zero_stage=2, max_failures=0))
     back = Trained(tmp_path / "two", two, fit(two, tmp_path / "two"))
-    assert "optimizer of 1 worker (ZeRO 3) taken up by 2 (ZeRO 2): all kept" in capsys.readouterr().err
+    assert "optimizer of 1 worker (ZeRO 3) restored on 2 (ZeRO 2): all kept" in capsys.readouterr().err
     assert_same_training(back, two_workers, fresh_mask_encoder)
 
 
 @pytest.fixture
 def small_disk(two_workers: Trained, tmp_path: Path) -> Iterator[Path]:
-    """A file system that holds one checkpoint and a half."""
+    """A file system with room for 1.5 checkpoints."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
     (checkpoint,) = (two_workers.directory / "checkpoints").glob("checkpoint_00000056_*")
@@ -133,7 +134,7 @@ def test_which_checkpoints_stay(ray_cluster: str, tmp_path: Path, config: Checkp
     from ray.train.torch import TorchTrainer
 
     def save_with_scores(settings: dict[str, Any]) -> None:
-        """What a worker does at its checkpoints, the training between them left out."""
+        """Run a worker's checkpointing without the training in between."""
         from ureca.training.checkpoint.optimizer_state import report_saved
 
         for step, score in enumerate(settings["scores"], start=1):
@@ -157,7 +158,7 @@ def test_which_checkpoints_stay(ray_cluster: str, tmp_path: Path, config: Checkp
 def test_a_lost_machine_is_replaced_and_checkpoints_in_s3_outlive_it(
     two_workers: Trained, s3_bucket: str, tmp_path: Path
 ) -> None:
-    """Each worker on a machine of its own; one machine is lost after some steps, and another joins."""
+    """Each worker on a separate machine; one machine is lost after some steps, and another joins."""
     assert isinstance(two_workers.config, Stage1Config)
     storage = f"{s3_bucket}/lost_machine"
     arguments = {

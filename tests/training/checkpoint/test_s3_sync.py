@@ -183,17 +183,17 @@ def test_a_base_in_s3_is_refused() -> None:
 
 def test_notes_travel_to_the_driver_and_to_the_next_first_worker(driver: Plan, tmp_path: Path) -> None:
     workers = [replace(driver, directory=str(tmp_path / f"worker{number}")) for number in range(2)]
-    told = WorkerLogReader(driver.directory)
+    received = WorkerLogReader(driver.directory)
     for number, worker in enumerate(workers):
         Path(worker.directory).mkdir()
         storage_of(worker).pull_log()
         log_event(worker.directory, f"start {number}")
         storage_of(worker).push_log()
     storage_of(driver).pull_log()
-    assert told.new() == ["start 0", "start 1"]
-    log_event(driver.directory, "told by this machine")
+    assert received.new() == ["start 0", "start 1"]
+    log_event(driver.directory, "received by this machine")
     storage_of(driver).pull_log()  # which has more than S3
-    assert told.new() == ["told by this machine"]
+    assert received.new() == ["received by this machine"]
     plain = replace(driver, checkpoints=CheckpointConfig(), directory=str(tmp_path / "plain"))
     storage_of(plain).push_log()
     storage_of(plain).pull_log()
@@ -210,7 +210,7 @@ class _Trained:
 def test_s3_that_does_not_answer_while_saving_is_tried_again_and_a_full_disk_is_not(
     driver: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is raised decides: a StorageError is left to Ray Train, which goes on from the newest checkpoint."""
+    """A StorageError is left to Ray Train, which resumes from the newest checkpoint."""
     silent = replace(driver, checkpoints=CheckpointConfig(storage=f"{driver.checkpoints.storage}/silent"))
     monkeypatch.setattr(
         "ureca.storage.files._s3", lambda _: (_ for _ in ()).throw(OSError("AWS Error NETWORK_CONNECTION"))

@@ -1,4 +1,4 @@
-"""What workers are fed: the whole step's loss and gradient however it is cut, and whatever is read ahead.
+"""Batches of the workers: loss and gradient of a step are equal for any split and any prefetching.
 
 Workers are played one after the other in this process; tests/training/test_stages.py has real ones.
 """

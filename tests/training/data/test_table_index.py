@@ -158,7 +158,7 @@ def test_a_table_that_changed_under_a_run_is_refused(
         prepared(table, tmp_path / "run", processor, has_begun=True)
     with pytest.raises(InputError, match=r"t\.parquet"):
         index.rows()[0]  # as a worker finds it
-    # One without a step behind it takes the table as it is now.
+    # A run without a finished step uses the current table.
     assert prepared(table, tmp_path / "run", processor).rows()[5].regions[0].caption == other.caption
 
 
@@ -200,7 +200,7 @@ def test_a_missing_column_and_a_missing_field_of_regions(
     pq.write_table(pa.Table.from_pylist(records, schema=schema), tmp_path / "t.parquet")
     assert "t.parquet: regions.caption missing" in refusal(tmp_path / "t.parquet", processor, tmp_path)
     pq.write_table(table.set_column(2, "height", [["64", "tall"]]), tmp_path / "t.parquet")
-    assert "a column has another type" in refusal(tmp_path / "t.parquet", processor, tmp_path)
+    assert "a column's type differs" in refusal(tmp_path / "t.parquet", processor, tmp_path)
 
 
 def test_another_version_and_what_is_no_table(
@@ -208,7 +208,7 @@ def test_another_version_and_what_is_no_table(
 ) -> None:
     table = rows_to_table(rows[:2]).replace_schema_metadata({b"ureca.region_table.version": b"9"})
     pq.write_table(table, tmp_path / "t.parquet")
-    assert "region table of version 9, this package reads up to" in refusal(tmp_path / "t.parquet", processor, tmp_path)
+    assert "region table of version 9; this package reads up to" in refusal(tmp_path / "t.parquet", processor, tmp_path)
     (tmp_path / "t.parquet").write_bytes(b"PAR1 cut off")
     assert "not readable as parquet" in refusal(tmp_path / "t.parquet", processor, tmp_path)
     (tmp_path / "nothing").mkdir()
@@ -262,8 +262,8 @@ def test_a_box_that_is_none_or_outside_of_its_image(
 def test_a_distractor_that_is_none_of_the_image_s_regions_where_pairs_are_learned_from(
     index: int, rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path
 ) -> None:
-    told = [{"index": 0, "similarity": 1.0}, {"index": index, "similarity": 1.0}]
-    path = write_records(tmp_path / "t.parquet", [*rows[:3], changed(rows[3], 2, distractors=told), *rows[4:]])
+    received = [{"index": 0, "similarity": 1.0}, {"index": index, "similarity": 1.0}]
+    path = write_records(tmp_path / "t.parquet", [*rows[:3], changed(rows[3], 2, distractors=received), *rows[4:]])
     prepared(path, tmp_path / "stage2", processor)  # which does not look at them
     with pytest.raises(InputError) as refused:
         prepare_index(
@@ -287,7 +287,7 @@ def test_nothing_labeled_and_no_row_at_all(processor: CaptionerProcessor, tmp_pa
 def test_an_image_id_that_comes_twice(rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path) -> None:
     for number in (0, 1):
         write_regions(tmp_path / "table" / f"{number}.parquet", rows[:3])
-    assert "image id 'image00' occurs twice" in refusal(tmp_path / "table", processor, tmp_path)
+    assert "image id 'image00' is repeated" in refusal(tmp_path / "table", processor, tmp_path)
 
 
 def test_missing_image_files_are_counted_among_those_looked_at(
@@ -297,7 +297,7 @@ def test_missing_image_files_are_counted_among_those_looked_at(
     write_regions(tmp_path / "t.parquet", [*rows[:16], *lost])
     said = refusal(tmp_path / "t.parquet", processor, tmp_path)
     assert "/nowhere/image20.png: no such file" in said
-    assert "Of the table's 36 labeled images 18 were looked at; 2 can't be used." in said
+    assert "Of the table's 36 labeled images 18 were sampled; 2 can't be used." in said
 
 
 @pytest.mark.parametrize("place", ["file", "table"])
@@ -315,7 +315,7 @@ def test_an_image_of_another_size_than_the_table_s(
     assert refusal(tmp_path / "t.parquet", processor, tmp_path) == (
         f"ImageError: {tmp_path}/t.parquet: image 'image02': {where}: the image is [32, 48] (height, width), its "
         "records say [64, 96]. Masks and image must be of one size: encode the masks at the image's size. Of the "
-        f"table's 40 labeled images 18 were looked at; 1 can't be used."
+        f"table's 40 labeled images 18 were sampled; 1 can't be used."
     )
 
 
@@ -328,7 +328,7 @@ def test_an_image_that_its_exif_note_turns_to_the_table_s_size_is_taken(
     for row in turned:
         Image.new("RGB", (64, 96)).save(row.image_path or "", exif=exif)
     write_regions(tmp_path / "t.parquet", [*turned, *rows[2:]])
-    monkeypatch.setattr("ureca.training.data.table_scan._HEAD_BYTES", 30)  # of which too little can be told
+    monkeypatch.setattr("ureca.training.data.table_scan._HEAD_BYTES", 30)  # of which too little can be received
     assert len(prepared(tmp_path / "t.parquet", tmp_path / "run", processor)) == 40
 
 

@@ -168,7 +168,7 @@ WAYS = {
     "zero1_careless": {"zero_stage": 1, "looks": True, "careless": True},
     "zero2": {"zero_stage": 2, "looks": True},
     "zero2_without": {"zero_stage": 2, "looks": False},
-    # Last: DeepSpeed then puts a linear function of its own in torch's place, for the whole process.
+    # Last: DeepSpeed then puts a linear function in torch's place, for the whole process.
     "zero3": {"zero_stage": 3, "looks": True},
     "zero3_without": {"zero_stage": 3, "looks": False},
 }
@@ -212,8 +212,12 @@ def looked(stage2_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[
         workers = replace(stage2_plan.workers, zero_stage=way["zero_stage"])
         plan = replace(stage2_plan, workers=workers, directory=str(folder / name))
         select_images(plan)
-        told = {"looks": way["looks"], "careless": way.get("careless", False), "output": str(folder / f"{name}.json")}
-        tasks.append({"plan": config_to_dict(plan), **told})
+        received = {
+            "looks": way["looks"],
+            "careless": way.get("careless", False),
+            "output": str(folder / f"{name}.json"),
+        }
+        tasks.append({"plan": config_to_dict(plan), **received})
     (folder / "tasks.json").write_text(json.dumps(tasks))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

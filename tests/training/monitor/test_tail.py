@@ -1,4 +1,4 @@
-"""What the driver hands on to trackers, and what a person sees: figures once and in order, pictures with their text."""
+"""Records that the driver passes to trackers: figures once and in order, pictures with their text."""
 
 import io
 import json
@@ -97,7 +97,7 @@ def test_each_step_is_handed_on_once_and_in_order(tmp_path: Path) -> None:
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 3, "lo')  # half a line: a worker that is killed while it writes
     assert tailer.poll() is None
-    # Another worker goes on after step 1 and writes the file anew.
+    # Another worker resumes after step 1 and rewrites the file.
     writer = MetricsWriter(tmp_path, first_step=1)
     writer.write(**line(2))
     writer.write(**line(3))
@@ -193,7 +193,7 @@ def test_a_tracker_that_is_not_installed_is_told_with_the_remedy(monkeypatch: py
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_other_trackers_take_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where they are installed; neither is in the lock. Nothing leaves the machine."""
+    """Real trackers, if installed; neither is in the lock. Nothing leaves the machine."""
     pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")

@@ -137,13 +137,13 @@ def _find(source: str, what: str, option: str, given: str | None, names: list[st
     Raises:
         InputError: none of them.
     """
-    beside = source.rpartition("/")[0]
-    above = beside.rpartition("/")[0]
+    parent = source.rpartition("/")[0]
+    above = parent.rpartition("/")[0]
     stem = PurePosixPath(source).stem
     split = stem.partition("_")[2]
     places = [
         f"{place}{below}"
-        for place in (beside, above)
+        for place in (parent, above)
         for below in (f"/{stem}", f"/{split}", "", "/images", f"/images/{split}")
     ]
     if given is not None:

@@ -59,7 +59,7 @@ _PLATE = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How views are cut and drawn: see the fields."""
+    """Cropping and drawing of views."""
 
     longest_px: int = 896
     """Longest side of a view; larger ones are scaled down."""

@@ -1,1 +1,1 @@
-"""Drawn scenes: images of simple objects whose masks, tree and attributes are known exactly."""
+"""Synthetic scenes: images of simple objects with exact masks, tree and attributes."""

@@ -1,6 +1,6 @@
-"""Areas of the background: sky over grass, a wall over a floor, a strip of water, each a region of its own.
+"""Background areas: sky over grass, a wall over a floor, a strip of water; each is a region.
 
-An area's region is what is seen of it, without the things before it, so nothing in the picture is part of an area.
+An area's region is its visible part, without the things in front of it, so nothing in the image is part of an area.
 Shapes: H rows, W columns.
 """
 

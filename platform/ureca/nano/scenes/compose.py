@@ -1,9 +1,8 @@
-"""Put things over each other and keep what is seen: the owner of each pixel, and the regions that are left.
+"""Place things over each other and keep the visible parts: the owner of each pixel, and the remaining regions.
 
-Things are painted in order, each over the ones before. A region's mask is what is seen of it, the things that lie in
-it included. Parts of which too little is seen are no regions any more; a composition in which a whole thing can't be
-recognized, or the color of a region is not the commonest one in it, is refused.
-Shapes: H rows, W columns, P pieces of all things together.
+Things are painted in order, each over the previous ones. A region's mask is its visible part, including the things in
+it. Mostly hidden parts are dropped; a composition in which a whole thing can't be recognized, or the color of a region
+is not the most common one in it, is rejected. Shapes: H rows, W columns, P pieces of all things together.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ MIN_SEEN_OF_PART = 0.5
 MIN_TEXTURED_SEEN_PX = 750
 """Least visible pixels of a textured piece: less does not show its pattern."""
 MIN_LEAD = 1.15
-"""A region's color has at least so many times the pixels of any other color in it."""
+"""Minimum ratio of a region's color to any other color in it, in pixels."""
 MIN_COLOR_SHARE = 0.48
 """Least share of a region in its own color, marks of a texture counted with it."""
 
@@ -79,7 +78,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Composition:
-    """`owner` is int16 (H, W): 0 = background, p + 1 = piece p of all pieces, painted as `coats[p]`."""
+    """`owner` is int16 (H, W): 0 = background, p + 1 = piece p of all pieces, painted with `coats[p]`."""
 
     owner: np.ndarray
     coats: tuple[Coat, ...]
@@ -87,7 +86,7 @@ class Composition:
 
 
 def compose(things: Sequence[Placed], height: int, width: int, smallest_px: float) -> Composition | None:
-    """The picture of things painted in order, or None where it would be hard to recognize."""
+    """Paint things in order; return None if the result would be hard to recognize."""
     owner = np.zeros((height, width), np.int16)
     pieces: list[tuple[int, int]] = []
     coats: list[Coat] = []
@@ -133,7 +132,7 @@ def _regions(
     drawn_px: list[int],
     smallest_px: float,
 ) -> tuple[Seen, ...] | None:
-    """What is left of the pieces, parents first; None where the composition has to be refused.
+    """Return the visible pieces, parents first; None if the composition must be rejected.
 
     `windows` are views of `owner`, one per thing.
     """
@@ -156,7 +155,7 @@ def _regions(
         fits = seen_px[number] >= smallest_px and min(window.any(0).sum(), window.any(1).sum()) >= MIN_SIDE_PX
         fits &= above < 0 or seen_px[number] <= MAX_SHARE_OF_PARENT * seen_px[above]
         if not fits or share < (MIN_SEEN_OF_THING if piece == 0 else MIN_SEEN_OF_PART):
-            # The thing itself, and the part without which nobody would recognize it, have to be there.
+            # The thing itself and its identifying part must be visible.
             if piece < 2:
                 return None
             continue
@@ -176,7 +175,7 @@ def _regions(
 
 
 def _color_leads(coats: list[Coat], own: np.ndarray, inside: np.ndarray, number: int) -> bool:
-    """Whether the color of piece `number` is the commonest one by far of the pieces `inside` it."""
+    """Return True if the color of piece `number` clearly dominates the pieces `inside` it."""
     pixels: dict[str, float] = {}
     in_color = 0.0
     for part in inside:

@@ -1,12 +1,11 @@
-"""Draw a scene from a seed: things before a background, with exact masks, tree and attributes.
+"""Draw a scene from a seed: things in front of a background, with exact masks, tree and attributes.
 
-    seed -> areas of the background -> cells, and what each holds (layout) -> what is seen (compose) -> colors (paint)
+    seed -> areas of the background -> cells and their content (layout) -> visible parts (compose) -> colors (paint)
 
-Every pixel belongs to one region (or to the soft backdrop), so masks have no soft edges and are of what is seen: a
-thing before another takes its pixels. A part lies inside its parent, as does a thing in a box; siblings share no
-pixel. In about half of the scenes two or three things are alike but for their color, size, texture or place: there
-only the difference names one of them.
-Shapes: H rows, W columns, K regions.
+Every pixel belongs to one region (or to the soft background), so masks have hard edges and cover the visible part: a
+thing in front of another takes its pixels. A part lies inside its parent, as does a thing in a box; siblings share no
+pixel. In about half of the scenes two or three things are equal except for color, size, texture or place: only the
+difference identifies one of them. Shapes: H rows, W columns, K regions.
 """
 
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from ureca.nano.scenes.paint import color_distance, paint_areas, paint_backgroun
 from ureca.regions.rle import Rle, encode_mask
 
 SCENES_VERSION = "2"
-"""Goes up whenever the picture or the truth of any seed changes."""
+"""Incremented whenever the image or the truth of any seed changes."""
 
 ATTEMPTS = 200
 ATTEMPTS_PER_PLAN = 25
 CROWDED_OBJECTS = (8, 12)
-"""Fewest and most things of a crowded scene."""
+"""Minimum and maximum things in a crowded scene."""
 MIN_AREA_SHARE = 0.03
 """Least visible share of the picture of an area of the background."""
 MIN_COLORS = 6
@@ -39,22 +38,22 @@ MIN_COLORS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-    """What a drawn scene holds."""
+    """Content of a synthetic scene."""
 
     height_px: int = 256
     width_px: int = 256
     min_objects: int = 3
-    """Whole things, those that lie in others counted, areas of the background not."""
+    """Whole things, including those inside others, without background areas."""
     max_objects: int = 7
     min_regions: int = 8
     """Regions in all: things, parts, parts of parts, and areas of the background."""
     max_regions: int = 40
     min_region_share: float = 0.003
-    """Smallest region, as a share of the image's area; smaller parts are no regions."""
+    """Minimum region, as a fraction of the image's area; smaller parts are not regions."""
     alike_share: float = 0.5
     """Share of scenes in which two or three things differ in one attribute only."""
     crowded_share: float = 0.15
-    """Share of scenes with 8 to 12 things, whatever min_objects and max_objects say."""
+    """Fraction of scenes with 8 to 12 things, regardless of min_objects and max_objects."""
     areas_share: float = 0.5
     """Share of scenes whose background is divided into areas that are regions."""
     covered_share: float = 0.38
@@ -83,17 +82,16 @@ class SceneConfig:
 class SceneRegion:
     """One region of a scene.
 
-    `parent` is an index in `Scene.regions`, -1 at the top level. `kind` is that of the whole thing, or the name of
-    an area; `part` is the region's own name, "" for a whole thing or an area. A whole thing that lies in another has
-    that one, or a part of it, as its parent.
+    `parent` is an index in `Scene.regions`, -1 at the top level. `kind` is that of the whole thing, or the name of an
+    area; `part` is the name of the region, "" for a whole thing or an area. A whole thing inside another has that one,
+    or a part of it, as its parent.
 
     `attributes` has color, texture, shape, size, place (words of `ureca.attributes.vocabulary`), kind, part,
-    parent_kind (the parent's name, "" at the top level), and for whole things relation ("on", "inside",
-    "in front of" or "") with related_kind. All of them are true of what is seen: a disc half hidden has the shape
-    that is left of it.
+    parent_kind (the parent's name, "" at the top level), and for whole things relation ("on", "inside", "in front of"
+    or "") with related_kind. All describe the visible part: a partly hidden disc has the shape of its visible half.
 
-    `seen_share` is the share of its pixels that nothing covers; `alike` marks things, and their parts, that differ
-    from others of their kind in one attribute; `is_area` an area of the background.
+    `seen_share` is the visible fraction of its pixels; `alike` marks things, and their parts, that differ from others
+    of their kind in one attribute; `is_area` marks background areas.
     """
 
     region_id: str
@@ -118,13 +116,13 @@ class Scene:
 
 
 def draw_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:  # noqa: B008 (frozen)
-    """The scene of a seed: the same bytes in every process.
+    """Draw the scene of a seed: the same bytes in every process.
 
-    Raises ConfigError where the size and counts of `config` do not go together.
+    Raises ConfigError if the size and counts of `config` are incompatible.
     """
     rng = np.random.default_rng(seed)
     for attempt in range(ATTEMPTS):
-        # A plan is tried several times, or those that seldom work out (crowded ones) would become rare.
+        # A plan is tried several times, or those that rarely succeed (crowded ones) would become rare.
         if attempt % ATTEMPTS_PER_PLAN == 0:
             plan = _plan(rng, config)
         scene = _draw_once(rng, seed, config, plan)
@@ -139,7 +137,7 @@ def draw_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:  # noqa
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be drawn, before anything has a place."""
+    """Plan of a scene before anything has a place."""
 
     arrangements: tuple[Arrangement, ...]
     num_cells: int
@@ -148,7 +146,7 @@ class _Plan:
 
 
 def _draw_once(rng: Generator, seed: int, config: SceneConfig, plan: _Plan) -> Scene | None:
-    """One attempt; None where counts or the difference of alike things came out wrong."""
+    """Run one attempt; return None if counts or the difference of alike things are wrong."""
     height, width = config.height_px, config.width_px
     backdrop = paint_background(rng, height, width)
     areas = draw_areas(rng, height, width) if plan.has_areas else no_areas(height, width)
@@ -204,7 +202,7 @@ def _plan(rng: Generator, config: SceneConfig) -> _Plan:
 
 
 def _thing_regions(placed: list[Placed], composition: Composition, areas: Areas) -> list[SceneRegion]:
-    """Regions of things and their parts, with their true attributes."""
+    """Return the regions of things and their parts, with true attributes."""
     regions: list[SceneRegion] = []
     for seen in composition.regions:
         mask = seen.mask(*composition.owner.shape)
@@ -215,7 +213,7 @@ def _thing_regions(placed: list[Placed], composition: Composition, areas: Areas)
         attributes = {
             "color": of.thing.palette[seen.piece.role],
             "texture": seen.texture,
-            # What is partly hidden has the shape that is left of it.
+            # A partly hidden region has the shape of its visible part.
             "shape": seen.piece.shape if seen.seen_share == 1 else shape_of(mask),
             **_size_and_place(mask),
             "kind": kind,
@@ -242,7 +240,7 @@ def _thing_regions(placed: list[Placed], composition: Composition, areas: Areas)
 
 
 def _relation(placed: list[Placed], seen: Seen, mask: np.ndarray, areas: Areas, owner: np.ndarray) -> tuple[str, str]:
-    """How a whole thing stands to another thing or an area, and that one's kind; empty words where it does not."""
+    """Return the relation of a whole thing to another thing or an area, and its kind; empty if there is none."""
     of = placed[seen.placed]
     if not seen.is_whole:
         return "", ""
@@ -257,7 +255,7 @@ def _relation(placed: list[Placed], seen: Seen, mask: np.ndarray, areas: Areas, 
 
 
 def _area_regions(areas: Areas, owner: np.ndarray, start: int) -> list[SceneRegion] | None:
-    """Regions of the background: what is seen of each area; None where too little of one is seen."""
+    """Return background regions: the visible part of each area; None if too little of one is visible."""
     regions: list[SceneRegion] = []
     for index, (name, coat) in enumerate(zip(areas.names, areas.coats, strict=True)):
         whole = areas.owner == index + 1

@@ -1,10 +1,10 @@
-"""Scenes as files: SA-1B pairs (NAME.jpg with NAME.json) and one ground_truth.jsonl with what is true of them.
+"""Scenes as files: SA-1B pairs (NAME.jpg with NAME.json) and one ground_truth.jsonl.
 
     scene_000123.jpg    JPEG, quality 95
     scene_000123.json   {"image": {image_id, width, ...}, "annotations": [{id, segmentation, ...}, ...]}
     ground_truth.jsonl        {"image_id", "seed", "regions": {region_id: {"parent_id", "attributes"}}} per line
 
-The masks' tree and attributes stand in ground_truth.jsonl only: a reader of the pairs knows as little as of photos.
+The tree and attributes are only in ground_truth.jsonl: a reader of the pairs knows as little as for photos.
 """
 
 import json
@@ -20,7 +20,7 @@ from ureca.nano.scenes.draw import Scene, SceneConfig, draw_scene
 
 
 def image_id_of(seed: int) -> str:
-    """Name of a seed's scene, "scene_000123"."""
+    """Return the name of a seed's scene, "scene_000123"."""
     return f"scene_{seed:06d}"
 
 
@@ -29,7 +29,7 @@ def write_scenes(
     seeds: Iterable[int],
     config: SceneConfig = SceneConfig(),  # noqa: B008 (frozen)
 ) -> list[str]:
-    """Draw the scenes of `seeds` into `directory` (made if missing); returns their image ids.
+    """Draw the scenes of `seeds` into `directory` (created if missing); return their image ids.
 
     ground_truth.jsonl is overwritten and describes exactly these seeds.
     """

@@ -1,10 +1,10 @@
-"""Where things go: the picture is split into cells at random, and each cell holds an arrangement.
+"""Layout: the image is split into cells at random, and each cell holds an arrangement.
 
     alone       one thing
     alike       two or three cells hold things that differ in one attribute only, or in place only
     carried     a table or a shelf, and a thing that stands on it; "carried two": two things
     contained   a box, a bowl or a frame, and a thing that lies in it
-    covered     a thing, and another before it that hides 8 to 38 percent of it
+    covered     a thing, and another in front of it that hides 8 to 38 percent of it
 
 The largest cells get the arrangements of several things.
 """
@@ -26,16 +26,16 @@ from ureca.nano.scenes.paint import color_distance
 Arrangement = Literal["carried", "carried two", "contained", "covered"]
 
 THINGS_IN: dict[Arrangement, int] = {"carried": 2, "carried two": 3, "contained": 2, "covered": 2}
-"""How many whole things an arrangement holds."""
+"""Number of whole things in an arrangement."""
 
 SEEN_SHARES = (0.62, 0.92)
-"""How much of a covered thing is seen."""
+"""Visible fraction of a covered thing."""
 _TRIES = 14
 
 
 @dataclass
 class Supply:
-    """What things are made of: kinds not yet drawn in this scene, and the colors that stand out."""
+    """Unused kinds of this scene, and colors that stand out."""
 
     kinds: list[str]
     colors: list[str]
@@ -97,9 +97,9 @@ def split_cells(rng: Generator, height: int, width: int, wanted: int) -> list[Bo
 def arrange(
     rng: Generator, supply: Supply, cells: list[Box], arrangements: Sequence[Arrangement], num_alike: int
 ) -> list[Placed] | None:
-    """Things for all cells: one arrangement each for the largest, alike things in `num_alike` of the others.
+    """Fill all cells: one arrangement each for the largest, alike things in `num_alike` of the others.
 
-    None where a cell can't be filled.
+    Returns None if a cell can't be filled.
     """
     by_size = sorted(cells, key=_area, reverse=True)
     placed: list[Placed] = []
@@ -169,7 +169,7 @@ def _contained(rng: Generator, supply: Supply, box: Box) -> list[Placed]:
     room = tuple(round(value * scale) for value in corners)
     inner = (container.x + room[0], container.y + room[1], container.x + room[2], container.y + room[3])
     colors = supply.apart([container.thing.palette[outline.pieces[piece].role]], list(COLORS))
-    # A texture behind what lies there would be hidden for the most part.
+    # A texture behind the contained thing would be mostly hidden.
     container = replace(container, textured=container.textured - {piece})
     for _ in range(4):
         content = supply.make(rng, [inner], colors)
@@ -221,7 +221,7 @@ def _numbered(group: list[Placed], start: int) -> list[Placed]:
 
 
 def _somewhere(rng: Generator, placed: Placed, box: Box) -> Placed:
-    """At a random place inside a box, away from its border."""
+    """Place it at random inside a box, away from its border."""
     x0, y0, x1, y1 = box
     height, width = painted_size(placed.thing.outline, placed.thing.scale)
     y = int(rng.integers(y0 + GAP_PX, max(y0 + GAP_PX, y1 - GAP_PX - height) + 1))

@@ -1,4 +1,4 @@
-"""Things to draw: a sketch with colors, a texture and a scale, alone or in a group of alike ones."""
+"""Drawable things: a sketch with colors, a texture and a scale, alone or in a group of alike ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from ureca.nano.scenes.paint import Texture, color_distance
 MIN_SIDE_PX = 6
 MIN_AREA_PX = 70
 MAX_SHARE_OF_PARENT = 0.8
-"""Well under the tree's limit for near-duplicates, so that no part is folded into its parent."""
+"""Well below the tree's limit for near-duplicates, so that no part is merged into its parent."""
 MIN_MAIN_SHARE = 0.52
 """Least share of a region's mask in its own color; less, and another color would be the true one."""
 MIN_TEXTURED_PX = 900
@@ -23,7 +23,7 @@ MIN_TEXTURED_SHARE = 0.55
 MAX_MARKS_SHARE = 0.4
 """Most of a surface that the marks of any texture cover."""
 GAP_PX = 3
-"""Least distance of a thing from the border of its cell: things never touch."""
+"""Minimum distance of a thing from the border of its cell, so that things never touch."""
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in px."""
@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """What a thing looks like; alike things share all but one of these fields.
+    """Appearance of a thing; alike things share all but one of these fields.
 
     `palette` maps roles to color names; `texture` covers the pieces of role "main".
     """
@@ -71,7 +71,7 @@ def alike_things(
 
 
 def _changed(rng: Generator, difference: str, things: list[SceneObject], names: list[str]) -> SceneObject:
-    """A thing like the first of `things` but for one attribute that none of them has."""
+    """Return a copy of the first of `things` with one attribute that none of them has."""
     first = things[0]
     if difference == "color":
         taken = set(first.palette.values()) | {thing.palette["main"] for thing in things} | {first.texture.second_color}
@@ -110,9 +110,9 @@ def _pick_texture(rng: Generator, palette: dict[str, str]) -> Texture:
 
 
 def kept_pieces(thing: SceneObject, smallest_px: float) -> frozenset[int] | None:
-    """The pieces of at least `smallest_px` pixels that leave their parents' color the main one.
+    """Return the pieces of at least `smallest_px` pixels that leave their parents' color the main one.
 
-    None where the part that makes the thing recognizable would be lost.
+    None if the identifying part of the thing would be lost.
     """
     outline = thing.outline
     if min(painted_size(outline, thing.scale)) < MIN_SIDE_PX:

@@ -1,8 +1,8 @@
 """A sketch: the pieces of one thing before it has a size, a color or a place.
 
-Coordinates are in heights of the thing: y runs from 0 (top) to 1, x from 0 to `ratio` (width / height), so a
-circle stays round. Pieces are painted in the order in which they were added, each over the ones before; every
-pixel belongs to the last piece painted there. A region's mask is its own pixels and those of its descendants.
+Coordinates are in heights of the thing: y runs from 0 (top) to 1, x from 0 to `ratio` (width / height), so a circle
+stays round. Pieces are painted in the order in which they were added, each over the previous ones; every pixel belongs
+to the last piece painted there. A region's mask is its pixels and those of its descendants.
 """
 
 from collections.abc import Iterable
@@ -37,8 +37,8 @@ class Piece:
 class Outline:
     """Pieces of a thing and its strokes, in painting order.
 
-    Piece 0 is the thing itself; piece 1 is the part without which nobody would recognize it. `carries` is (x0, x1, y)
-    of the surface that things stand on, `holds` the piece that things lie in and the box (x0, y0, x1, y1) for them.
+    Piece 0 is the thing itself; piece 1 is its identifying part. `carries` is (x0, x1, y) of the surface that things
+    stand on, `holds` the piece that things lie in and the box (x0, y0, x1, y1) for them.
     """
 
     def __init__(self, kind: str, ratio: float, shape: str = "irregular") -> None:

@@ -1,6 +1,6 @@
 """Colors of a scene: background, regions with their textures, light and shadow.
 
-Light and noise stay within a few percent, so that a region's commonest color is its named one.
+Light and noise stay within a few percent, so that a region's most common color is its named one.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Texture:
-    """A pattern by its vocabulary name, the color of its marks, and the way its stripes run (0, 1, 2)."""
+    """A pattern by its vocabulary name, the color of its marks, and the direction of its stripes (0, 1, 2)."""
 
     name: str
     second_color: str = ""
@@ -50,7 +50,7 @@ PLAIN = Texture("smooth")
 
 @dataclass(frozen=True)
 class Coat:
-    """How a region's own pixels are painted; `scale` is the thing's height in px and sets the texture's."""
+    """Paint of a region's pixels; `scale` is the thing's height in px and sets the texture's."""
 
     color: str
     texture: Texture

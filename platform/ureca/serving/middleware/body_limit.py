@@ -51,7 +51,7 @@ class BodyLimitMiddleware:
         await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """Read the body, or stop as soon as it is too large; None if the client leaves."""
+        """Read the body, or stop once it exceeds the limit; None if the client leaves."""
         body, more = bytearray(), True
         while more and len(body) <= self._max_bytes:
             message = await receive()

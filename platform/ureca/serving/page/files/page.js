@@ -57,7 +57,7 @@ const findRegions = async () => {
 const setRegions = (nodes) => {
   const wrong = nodes.find(({ rle: { size } }) => size[0] !== picture.height || size[1] !== picture.width);
   if (wrong) throw new Error(`The service reads ${wrong.rle.size.toReversed().join(" × ")} pixels in this image, the ` +
-    `browser ${picture.width} × ${picture.height}. Save it anew, without a note to turn it.`);
+    `browser ${picture.width} × ${picture.height}. Save it again without an EXIF orientation.`);
   const before = new Map(regions.map((region) => [region.id, region]));
   regions = nodes.map(({ id, parent = null, depth, area, bbox, rle }) => {
     const known = before.get(id);
