@@ -62,10 +62,8 @@ def test_size_says_whether_exif_rotation_is_applied():
     np.testing.assert_array_equal(decode_image(data, where="a.jpg", size=(30, 20)), np.rot90(stored, -1))
     with pytest.raises(ImageError) as error:
         decode_image(data, where="a.jpg", size=(30, 30))
-    assert str(error.value) == (
-        "a.jpg: the image is [20, 30] (height, width), or [30, 20] as EXIF turns it, its records say [30, 30]. "
-        "Masks and image must be of one size: encode the masks at the image's size."
-    )
+    for size in ("a.jpg: ", "[20, 30]", "[30, 20]", "[30, 30]"):
+        assert size in str(error.value)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.98])

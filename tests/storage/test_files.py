@@ -62,7 +62,9 @@ def test_full_disk_is_named_and_leaves_the_old_file_and_nothing_else(tmp_path):
     write_bytes(tmp_path / "coco" / images[0]["file_name"], b"")
     code = f"""
 import os
-from ureca.corpus.records import ImageRow; from ureca.corpus.sources.parse import write_manifest; from ureca.corpus.table import write_regions
+from ureca.corpus.schema import ImageRow
+from ureca.corpus.sources.parse import write_manifest
+from ureca.corpus.table import write_regions
 from ureca.errors import StorageError
 from ureca.storage.files import write_bytes
 

@@ -87,11 +87,7 @@ def test_one_image_id_from_two_files_is_refused_with_both_named(tmp_path: Path):
     old = write(tmp_path / "manifest.parquet", "old")
     with pytest.raises(InputError) as error:
         write_manifest([tmp_path / "one", tmp_path / "two"], old)
-    assert str(error.value) == (
-        f"image id 'x' belongs to two files: {first} and {second}. "
-        "Rename or remove one, or label the two sources into tables of their own; "
-        "an id is the path below the source without the suffix."
-    )
+    assert f"image id 'x' belongs to two files: {first} and {second}." in str(error.value)
     assert old.read_text() == "old"
 
     third = write_photo(tmp_path / "three", "x", suffix=".jpg")
@@ -272,7 +268,7 @@ def test_photos_elsewhere_are_named(tmp_path: Path):
     for text in (
         f"{path}: its photos are not found: none of 000000000001.jpg, 000000000002.jpg in ",
         *(f"{tmp_path}/coco/{place}, " for place in places),
-        f". Say where they are: {path}:images=FOLDER.",
+        f"{path}:images=FOLDER.",
     ):
         assert text in str(error.value)
     _, rows = manifest_of(f"{path}:images={elsewhere}")
@@ -349,10 +345,8 @@ def test_folder_of_photos_with_coco_annotations_says_which_source_to_give(tmp_pa
     path = write_coco(tmp_path / "coco", ANNOTATIONS)
     with pytest.raises(InputError) as error:
         write_manifest([tmp_path / "coco"], tmp_path / "manifest.parquet")
-    assert str(error.value) == (
-        f"{tmp_path}/coco: no photo has masks next to it, but {path} holds COCO annotations. "
-        f"Give {path}:images={tmp_path}/coco as the source."
-    )
+    assert str(error.value).startswith(f"{tmp_path}/coco: ")
+    assert f"{path}:images={tmp_path}/coco" in str(error.value)
     write_photo(tmp_path / "coco", "one_with_masks")
     summary, _ = manifest_of(tmp_path / "coco")
     assert str(summary.sources[0]).endswith(f"3 images  2 of them without masks  {path} passed over")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -148,17 +149,17 @@ def test_a_list_of_ray_train_that_a_full_disk_emptied_is_removed(plan: Plan) -> 
 
 
 @pytest.mark.parametrize(
-    ("changed", "received"),
+    ("changed", "expected"),
     [
-        ({}, "going on after step 8 with the weights and optimizer of {name}"),
-        ({"num_workers": 1}, "2 workers (ZeRO 1) restored on 1 (ZeRO 1): all kept; {dropout} num_workers)"),
-        ({"zero_stage": 3}, "2 workers (ZeRO 1) restored on 2 (ZeRO 3): all kept"),
-        ({"tokens_per_device": 512}, "restored on 2 (ZeRO 1): all kept; {dropout} tokens_per_device)"),
-        ({"tokens_per_device": 512, "use_gpu": True}, "all kept; {dropout} tokens_per_device, use_gpu)"),
+        ({}, "step 8 .*{name}"),
+        ({"num_workers": 1}, r"2 workers \(ZeRO 1\) .* 1 \(ZeRO 1\).*num_workers\)"),
+        ({"zero_stage": 3}, r"2 workers \(ZeRO 1\) .* 2 \(ZeRO 3\)"),
+        ({"tokens_per_device": 512}, r"2 \(ZeRO 1\).*tokens_per_device\)"),
+        ({"tokens_per_device": 512, "use_gpu": True}, r"tokens_per_device, use_gpu\)"),
     ],
     ids=str,
 )
-def test_what_draws_otherwise_is_told(tmp_path: Path, changed: dict[str, Any], received: str) -> None:
+def test_what_draws_otherwise_is_told(tmp_path: Path, changed: dict[str, Any], expected: str) -> None:
     def config(tokens_per_device: int = 8192, **workers: Any) -> Stage2Config:
         return Stage2Config(
             table="t",
@@ -169,10 +170,10 @@ def test_what_draws_otherwise_is_told(tmp_path: Path, changed: dict[str, Any], r
 
     recorded = Plan.from_config(config(), tmp_path).checkpoint_record("0" * 64)["workers"]
     plan = Plan.from_config(config(**changed), tmp_path)
-    received = received.format(name="checkpoint_8", dropout="dropout draws otherwise than it would have (another")
-    assert resume_message(
+    message = resume_message(
         Checkpoint("run/checkpoint_8", {"step": 8, "workers": recorded}), plan.checkpoint_record("0" * 64)
-    ).endswith(received)
+    )
+    assert re.search(expected.format(name="checkpoint_8"), message)
     older = {name: recorded[name] for name in ("num_workers", "sharing")}  # as before passes were recorded
     assert "step 8" in resume_message(
         Checkpoint("run/checkpoint_8", {"step": 8, "workers": older}), plan.checkpoint_record("0" * 64)

@@ -222,8 +222,7 @@ def test_an_empty_caption(
 ) -> None:
     path = write_records(tmp_path / "t.parquet", [*rows[:20], changed(rows[23], 2, long_caption=empty)])
     assert refusal(path, processor, tmp_path).startswith(
-        f"InputError: {path}: image 'image23', region '2' is labeled, but its long_caption is empty: there is no "
-        "caption for the style 'detailed' (1 of"
+        f"InputError: {path}: image 'image23', region '2' is labeled, but its long_caption is empty"
     )
 
 
@@ -232,10 +231,8 @@ def test_a_mask_of_another_size_than_its_image(
 ) -> None:
     turned = {**rows[23].regions[1].segmentation, "size": [96, 64]}
     path = write_records(tmp_path / "t.parquet", [*rows[:20], changed(rows[23], 1, segmentation=turned)])
-    assert refusal(path, processor, tmp_path) == (
-        f"MaskSizeError: {path}: image 'image23', region '1' has an RLE of size [96, 64], its image is [64, 96] "
-        "(height, width). Encode the mask at the image's stored size; EXIF rotation of only one of them is a common "
-        "cause."
+    assert refusal(path, processor, tmp_path).startswith(
+        f"MaskSizeError: {path}: image 'image23', region '1' has an RLE of size [96, 64], its image is [64, 96]"
     )
     sizeless = {**turned, "size": []}
     path = write_records(tmp_path / "t.parquet", [changed(rows[23], 1, segmentation=sizeless)])
@@ -250,10 +247,10 @@ def test_a_box_that_is_none_or_outside_of_its_image(
     box: list[float] | None, rows: list[ImageRow], processor: CaptionerProcessor, tmp_path: Path
 ) -> None:
     path = write_records(tmp_path / "t.parquet", [*rows[:20], changed(rows[23], 1, bbox=box)])
-    assert refusal(path, processor, tmp_path) == (
-        f"InputError: {path}: image 'image23', region '1' has the box {box}, its image is [64, 96] (height, width). "
-        "Write x, y, width, height in pixels, as ureca.regions.rle.rle_bbox has them."
-    )
+    message = refusal(path, processor, tmp_path)
+    assert message.startswith(f"InputError: {path}: image 'image23', region '1'")
+    assert str(box) in message
+    assert "[64, 96]" in message
     reaching_out = [-1.5, 60.0, 5.0, 5.0]  # by a pixel or so: others round otherwise
     prepared(write_records(tmp_path / "t.parquet", [changed(rows[23], 1, bbox=reaching_out)]), tmp_path, processor)
 
@@ -269,10 +266,7 @@ def test_a_distractor_that_is_none_of_the_image_s_regions_where_pairs_are_learne
         prepare_index(
             str(path), tmp_path / "run", processor, heldout=0, heldout_seed=0, has_begun=False, rejected_per_region=2
         )
-    assert str(refused.value) == (
-        f"{path}: image 'image03', region '2' has the distractor {index}, but the 4 regions of its image are counted "
-        "from 0 to 3. Label the image again with jobs/label_corpus.py, or let stage 2 be the last."
-    )
+    assert str(refused.value).startswith(f"{path}: image 'image03', region '2' has the distractor {index}")
 
 
 def test_nothing_labeled_and_no_row_at_all(processor: CaptionerProcessor, tmp_path: Path) -> None:
@@ -312,11 +306,10 @@ def test_an_image_of_another_size_than_the_table_s(
         row = replace(row, image_path=None, image_bytes=path.read_bytes())
     write_regions(tmp_path / "t.parquet", [*rows[:2], row, *rows[3:]])
     where = str(path) if place == "file" else "its bytes"
-    assert refusal(tmp_path / "t.parquet", processor, tmp_path) == (
-        f"ImageError: {tmp_path}/t.parquet: image 'image02': {where}: the image is [32, 48] (height, width), its "
-        "records say [64, 96]. Masks and image must be of one size: encode the masks at the image's size. Of the "
-        f"table's 40 labeled images 18 were sampled; 1 can't be used."
-    )
+    message = refusal(tmp_path / "t.parquet", processor, tmp_path)
+    assert message.startswith(f"ImageError: {tmp_path}/t.parquet: image 'image02': {where}: ")
+    for found in ("[32, 48]", "[64, 96]", "1 can't be used"):
+        assert found in message
 
 
 def test_an_image_that_its_exif_note_turns_to_the_table_s_size_is_taken(
