@@ -87,7 +87,7 @@ def test_each_image_once_and_the_broken_one_with_its_reason(captioned):
     assert captioned.captions == captioned.regions == sum(len(row.regions) for row in rows.values()) > 40
     made = rows[IDS[0]].provenance
     assert (made.describer, made.model) == ("captioner", captioned.model)
-    assert captioned.model.startswith("nano_captioner@sha256:")
+    assert captioned.model.startswith("captioner@sha256:")
     assert made.requests == {"unique": len(rows[IDS[0]].regions)}
 
 

@@ -89,9 +89,8 @@ def test_an_image_of_a_region_table_keeps_its_tree_and_loses_its_captions(servic
         "what is known of the region stays"
     )
     assert again.regions[1].distractors == (Distractor(index=0, similarity=0.5),)
-    assert (
-        gone.error.message == f"{table}: the image was quarantined there already (InputError: gone.jpg: no such file)."
-    )
+    assert gone.error.message.startswith(f"{table}: ")
+    assert "InputError: gone.jpg: no such file" in gone.error.message
 
 
 def test_the_service_sees_the_pixels_that_the_masks_were_made_on(service, backend, corpus, tmp_path):
@@ -117,7 +116,7 @@ def test_what_the_service_refuses_is_set_aside_and_what_it_cannot_do_stops(servi
     [row] = work(worker_of(service, corpus), scene)
     assert "fails on the image: captioning failed" in row.error.message
     backend.is_healthy = False
-    with pytest.raises(EndpointLost, match="captioning failed"):
+    with pytest.raises(EndpointLost, match="log"):
         work(worker_of(service, corpus), scene)
     backend.failure = OverloadedError()
     with pytest.raises(EndpointLost, match="requests"):

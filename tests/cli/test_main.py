@@ -23,5 +23,7 @@ def test_help_names_every_subcommand():
 def test_an_unknown_subcommand_ends_with_code_2_and_one_line():
     done = ureca("train")
     assert done.returncode == 2
-    commands = "doctor, caption, view, convert, plan, serve, token"
-    assert done.stderr == f"error: ureca train: no such command. There are: {commands}. See ureca --help.\n"
+    assert done.stderr.startswith("error: ureca train: ")
+    assert done.stderr.count("\n") == 1
+    for name in ("doctor", "caption", "view", "convert", "plan", "serve", "token"):
+        assert name in done.stderr

@@ -183,15 +183,12 @@ RLE = SQUARE_FORMS["rle"]
         (
             record_of({"id": 1, "segmentation": RLE}, {"id": 2, "segmentation": FULL_UPRIGHT}),
             MaskSizeError,
-            "a.json: region '2' has an RLE of size [16, 12], its image is [12, 16] (height, width). "
-            "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common "
-            "cause.",
+            r"a.json: region '2' .*\[16, 12\].*\[12, 16\].*EXIF",
         ),
         (
             record_of({"id": 2, "segmentation": FULL_UPRIGHT}),
             MaskSizeError,
-            "a.json: region '2' has an RLE of size [16, 12], its image is [12, 16] (height, width). "
-            "Encode the masks at the image's size.",
+            r"a.json: region '2' .*\[16, 12\].*\[12, 16\]",
         ),
         (
             record_of({"id": 1, "segmentation": SQUARE_FORMS["polygon"]}, size=(24, 32)),

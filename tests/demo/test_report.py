@@ -46,7 +46,7 @@ def evaluation(rows, tmp_path_factory):
 
 def test_weak_attributes_are_named_with_their_accuracy_and_strong_ones_are_not(evaluation):
     attributes, *_ = unknown(evaluation)
-    assert attributes == "Attributes that it often gets wrong on held-out drawn scenes: color 0.00 right."
+    assert attributes == "Attributes that it often gets wrong on held-out synthetic scenes: color 0.00 right."
 
 
 def test_captions_that_fit_another_region_are_counted_beside_the_labels(evaluation):
@@ -61,9 +61,9 @@ def test_captions_that_fit_another_region_are_counted_beside_the_labels(evaluati
 @pytest.mark.parametrize(
     ("image_ids", "said"),
     [
-        (["astronaut", "coffee", "scene_5000000", "scene_20999999", "scene_21003000"], "Neither training saw"),
-        (["astronaut", "chelsea"], "The demo's own training did not see the images below; the shipped captioner"),
-        (["scene_21002999"], "The demo's own training did not see"),
+        (["astronaut", "coffee", "scene_5000000", "scene_20999999", "scene_21003000"], "Neither training used"),
+        (["astronaut", "chelsea"], "The demo's training did not use the images below; the captioner"),
+        (["scene_21002999"], "The demo's training did not use"),
     ],
 )
 def test_the_page_says_which_training_saw_its_images(image_ids: list[str], said: str) -> None:
@@ -77,4 +77,4 @@ def test_the_page_shows_the_shipped_captions_and_both_scores(evaluation, rows, t
     assert "stage 2, mask" in page
     assert unknown(evaluation)[0] in page
     assert "Attribute accuracy by region size" in page
-    assert "Neither training saw the images below" in page
+    assert "Neither training used the images below" in page

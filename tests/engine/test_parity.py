@@ -65,7 +65,7 @@ def test_the_card_s_code_for_vllm_runs(running_engine, tiny_export, tmp_path, mo
         started.append(Started(running_engine.engine))
         return started[-1]
 
-    monkeypatch.setattr("ureca.engine.CaptionEngine", start)
+    monkeypatch.setattr("ureca.engine.engine.CaptionEngine", start)
     names: dict[str, Any] = {"__name__": "card"}
     exec(compile(code, CARD_FILE, "exec"), names)
     running_engine.run(names["main"]())

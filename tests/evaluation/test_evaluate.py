@@ -8,7 +8,6 @@ from ureca.corpus.schema import ImageRow
 from ureca.errors import InputError, UrecaError
 from ureca.evaluation.aggregate import METRICS
 from ureca.evaluation.evaluate import evaluate
-from ureca.evaluation.evaluate import evaluate as module
 from ureca.evaluation.metrics import MetricError
 from ureca.evaluation.predictions import Variant
 
@@ -143,7 +142,7 @@ def test_missing_java_is_said_before_the_captions(scenes, true_answers, tmp_path
         raise MetricError("no Java")
 
     captioner = KnownCaptioner(true_answers)
-    monkeypatch.setattr(module, "find_java", no_java)
+    monkeypatch.setattr("ureca.evaluation.evaluate.find_java", no_java)
     with pytest.raises(UrecaError, match="no Java"):
         evaluate([variant("mask_stage2", captioner)], scenes[:1], output=tmp_path)
     assert captioner.asked == []

@@ -145,7 +145,7 @@ def test_several_processes_say_what_one_says(scenes, tiny_base, tmp_path):
 
 
 def test_reading_says_what_is_wrong(tmp_path):
-    with pytest.raises(InputError, match="evaluate.py wrote"):
+    with pytest.raises(InputError, match="missing.jsonl"):
         read_predictions(tmp_path / "missing.jsonl")
     (tmp_path / "p.jsonl").write_text('{"image_id": "1"}\n')
     with pytest.raises(InputError, match="prediction"):

@@ -72,7 +72,7 @@ def test_paper_s_values_are_the_defaults() -> None:
         (
             Stage3Config,
             ["--init=m", "--preference.beta=0", "--preference.sft_weight=0"],
-            "nothing",
+            "loss is empty",
         ),
     ],
 )

@@ -66,7 +66,7 @@ def test_the_seed_alone_draws_the_first_weights(tiny_base: Path, stage1_model: P
 
 
 def test_model_of_another_base_is_refused_by_name(stage1_model: Path, tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"was trained on the base {tiny_base}, this run asks for nano"):
+    with pytest.raises(CheckpointError, match=rf"{tiny_base}.*nano"):
         Plan.from_config(Stage2Config(table="t", init=str(stage1_model)), tmp_path)
 
 

@@ -117,5 +117,5 @@ def test_nested_list_is_the_tree():
 
 
 def test_a_parent_after_its_child_is_refused():
-    with pytest.raises(ValueError, match="stands"):
+    with pytest.raises(ValueError, match="parent"):
         nested_list([1, -1], ["a", "b"])

@@ -54,7 +54,7 @@ def _place(image_id: str, seed: int) -> float:
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """Return at most `count` items at even spacing, the first included."""
+    """Return at most `count` items at even spacing, the first and the last included."""
     if not items or count < 1:
         return []
     num = min(count, len(items))

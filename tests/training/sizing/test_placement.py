@@ -19,26 +19,23 @@ def test_what_the_cluster_holds_is_let_through() -> None:
         (
             WorkersConfig(num_workers=4),
             TWO_MACHINES,
-            "workers.num_workers=4: the cluster has 2 machines with 3 logical CPUs in all, and each worker takes one. "
-            "Set --workers.num_workers=3, or join a larger cluster (RAY_ADDRESS).",
+            ("workers.num_workers=4: ", "2 machines with 3 logical CPUs", "--workers.num_workers=3", "RAY_ADDRESS"),
         ),
         (
             WorkersConfig(num_workers=4, use_gpu=True),
             GPUS,
-            "workers.num_workers=4 with workers.use_gpu=true: the cluster has 3 machines with 3 GPUs in all, and each "
-            "worker takes one. Set --workers.num_workers=3, or join a larger cluster (RAY_ADDRESS).",
+            ("workers.num_workers=4 with workers.use_gpu=true", "3 machines with 3 GPUs", "--workers.num_workers=3"),
         ),
         (
             WorkersConfig(use_gpu=True, bf16=True, offload_optimizer=True),
             [{"CPU": 4.0}],
-            "workers: use_gpu=true, bf16=true, offload_optimizer=true: the cluster has 1 machine with no GPU. Join a "
-            "cluster with GPUs (RAY_ADDRESS), or set --workers.use_gpu=false and leave offloading out.",
+            ("use_gpu=true, bf16=true, offload_optimizer=true", "1 machine with no GPU", "--workers.use_gpu=false"),
         ),
     ],
 )
 def test_what_no_cluster_of_this_size_can_hold_is_refused(
-    workers: WorkersConfig, machines: list[dict[str, float]], message: str
+    workers: WorkersConfig, machines: list[dict[str, float]], message: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         refuse_without_room(workers, machines)
-    assert str(refused.value) == message
+    assert all(text in str(refused.value) for text in message)

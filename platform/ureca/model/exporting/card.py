@@ -175,7 +175,7 @@ A region's caption, with transformers:
 ```python
 from PIL import Image
 
-from ureca.model import Captioner
+from ureca import Captioner
 from ureca.regions.rle import box_to_rle
 
 captioner = Captioner.from_pretrained("{name}")
@@ -191,7 +191,7 @@ import asyncio
 
 from PIL import Image
 
-from ureca.engine import CaptionEngine
+from ureca.engine.engine import CaptionEngine
 from ureca.regions.rle import box_to_rle
 
 
@@ -261,11 +261,10 @@ def _recipe(facts: _Facts) -> str:
         if figures.get("regions_per_second"):
             details.append(f"{figures['regions_per_second']:,} regions a second")
         made = [stage[name] for name in ("machine", "code") if stage.get(name)]
-        looks = stage.get("looks") or {}
-        if looks:
+        if scores := stage.get("eval_scores"):
             details.append(
                 "while training, on held-out images: "
-                + ", ".join(f"{TITLES.get(name, name)} {value:.2f}" for name, value in looks.items() if name in TITLES)
+                + ", ".join(f"{TITLES.get(name, name)} {value:.2f}" for name, value in scores.items() if name in TITLES)
             )
         settings = {key: value for key, value in stage.get("settings", {}).items() if key not in _HIDDEN}
         block = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110).strip()
