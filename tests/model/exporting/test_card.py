@@ -40,7 +40,7 @@ TRAINING = {
             "settings": {"lora": {"rank": 4}},
             "figures": {"steps": 60},
             "weights": {"step": 40, "best_by": "rouge_l", "score": 0.5},
-            "looks": {"rouge_l": 0.5},
+            "eval_scores": {"rouge_l": 0.5},
         },
     ]
 }
