@@ -18,7 +18,7 @@ BROKEN = "scene_000002"
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six drawn scenes, one of them cut off."""
+    """Folder with six drawn scenes, one of them truncated."""
     folder = tmp_path_factory.mktemp("corpus")
     write_scenes(folder, range(NUM_SCENES))
     photo = folder / f"{BROKEN}.jpg"
@@ -33,7 +33,7 @@ def backend() -> AreaBackend:
 
 @pytest.fixture
 def service(backend: AreaBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A service in front of the backend that asks for a token, which stands in the environment."""
+    """URL of a service with this backend that requires a token; the token is in the environment."""
     known = AccessToken(name="tests", sha256=hashlib.sha256(TOKEN.encode()).hexdigest())
     monkeypatch.setenv("URECA_TOKEN", TOKEN)
     with on_a_port(create_app({"areas": backend}, limits=Limits(), access_tokens=[known])) as url:

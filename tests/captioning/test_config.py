@@ -9,7 +9,7 @@ from ureca.engine.config import EngineConfig
 from ureca.errors import ConfigError
 
 
-def test_command_line_makes_a_configuration():
+def test_load_config_command_line_options():
     config = load_config(CaptionConfig, ["--sources=a,b", "--styles=brief,unique", "--engine.max_num_seqs=8"])
     assert config.sources == ("a", "b")
     assert config.styles == ("brief", "unique")
@@ -28,12 +28,12 @@ def test_command_line_makes_a_configuration():
         (["--sources=a.parquet", "--table=a.parquet"], "table=a.parquet"),
         (["--tree=papper"], "'papper'"),
         (["--endpoint.url=localhost:8000"], "endpoint.url=localhost:8000"),
-        (["--endpoint.url=http://a", "--model=b"], "service"),
+        (["--endpoint.url=http://a", "--model=b"], "endpoint.url=http://a"),
         (["--engine.tensor_parallel_size=0"], "engine.tensor_parallel_size=0:.*1"),
         (["--engine.section=vllm"], "section"),
     ],
 )
-def test_wrong_settings_are_refused(arguments, message):
+def test_caption_config_invalid_option_raises(arguments, message):
     with pytest.raises(ConfigError, match=message):
         load_config(CaptionConfig, ["--sources=photos", *arguments])
 
@@ -48,7 +48,7 @@ def test_wrong_settings_are_refused(arguments, message):
         ({"actors": 3}, 0, 3, 0.0),
     ],
 )
-def test_an_engine_for_each_share_of_the_gpus_and_one_without(settings, gpus, actors, gpus_per_actor):
+def test_rows_plan_one_engine_per_gpu_share_else_one(settings, gpus, actors, gpus_per_actor):
     resources = {"CPU": 16.0, "GPU": float(gpus)}
     plan = rows_plan(CaptionConfig(sources=("a",), **settings), 1000, resources)
     assert plan.gpus_per_actor == gpus_per_actor

@@ -21,7 +21,7 @@ BAD_IMAGES = {
 
 
 def spoil(folder: Path) -> None:
-    """Make five images in `folder`, each wrong in its own way, named after the fault."""
+    """Write five images to `folder`, each with one fault and named after it."""
     write_scenes(folder, range(500, 505))
     (folder / "ground_truth.jsonl").unlink()
     pairs = sorted(folder.glob("*.jpg"))
@@ -40,19 +40,19 @@ def spoil(folder: Path) -> None:
         segmentation={"size": [256, 250], "counts": [0, 256 * 250]}))  # fmt: skip
     (folder / "json_without_image.jpg").unlink()
     (folder / "photo_without_masks.json").unlink()
-    whole = (folder / "truncated.jpg").read_bytes()
-    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    photo_bytes = (folder / "truncated.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(photo_bytes[: len(photo_bytes) // 2])
 
 
 @pytest.fixture(scope="session")
 def bad_images() -> dict[str, str]:
-    """Image id -> the class of the error that the image is quarantined with."""
+    """Image id -> error class with which the image is quarantined."""
     return BAD_IMAGES
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with twelve drawn scenes, and five bad images in its subfolder bad."""
+    """Folder with twelve drawn scenes, and five bad images in its subfolder `bad`."""
     folder = tmp_path_factory.mktemp("corpus")
     write_scenes(folder, range(NUM_SCENES))
     spoil(folder / "bad")

@@ -11,7 +11,7 @@ from ureca.labeling.job import rows_plan
 from ureca.regions.tree import TreeConfig
 
 
-def test_command_line_makes_a_configuration():
+def test_load_config_command_line_options_reach_settings():
     config = load_config(LabelConfig, ["--sources=a,b", "--tree=paper", "--distractors.max_count=3"])
     assert config.sources == ("a", "b")
     assert config.settings().tree == TreeConfig.preset("paper")
@@ -32,18 +32,18 @@ def test_command_line_makes_a_configuration():
         ({"table": "labels"}, "table=labels"),
     ],
 )
-def test_wrong_settings_are_refused(wrong, message):
+def test_label_config_invalid_option_raises(wrong, message):
     with pytest.raises(ConfigError, match=message):
         LabelConfig(**{"sources": ("photos",), **wrong})
 
 
-def test_paper_preset_sets_tree_threshold_and_no_check():
+def test_preset_paper_sets_tree_and_threshold_without_check():
     config = load_config(LabelConfig, ["--sources=a", "--preset=paper", "--proposals.kind=segments"])
-    walk = config.settings()
-    assert walk.tree == TreeConfig.preset("paper")
-    assert walk.distractors == DistractorConfig(min_similarity=0.8, max_count=20, related=True)
-    assert not walk.verify
-    assert walk.proposals is not None
+    settings = config.settings()
+    assert settings.tree == TreeConfig.preset("paper")
+    assert settings.distractors == DistractorConfig(min_similarity=0.8, max_count=20, related=True)
+    assert not settings.verify
+    assert settings.proposals is not None
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_paper_preset_sets_tree_threshold_and_no_check():
         (VllmConfig(gpus_per_actor=0.5), 8, 0.5),
     ],
 )
-def test_as_many_engines_as_the_gpus_allow(vllm, actors, gpus):
+def test_rows_plan_one_engine_per_gpu_share(vllm, actors, gpus):
     config = LabelConfig(sources=("a",), describer="vllm", vllm=vllm, images_per_block=4)
     resources = {"CPU": 64.0, "GPU": 4.0}
     plan = rows_plan(config, 1000, resources)
@@ -62,14 +62,14 @@ def test_as_many_engines_as_the_gpus_allow(vllm, actors, gpus):
     assert plan.num_actors(resources["CPU"], resources["GPU"]) == actors
 
 
-def test_too_few_gpus_for_one_engine_are_an_error_and_none_mean_cpus():
+def test_rows_plan_too_few_gpus_raises_and_no_gpus_means_cpus():
     config = LabelConfig(sources=("a",), describer="vllm", vllm=VllmConfig(tensor_parallel_size=8))
     with pytest.raises(ConfigError, match="8 GPUs.*4"):
         rows_plan(config, 10, {"CPU": 64.0, "GPU": 4.0})
     assert rows_plan(config, 10, {"CPU": 4.0}).gpus_per_actor == 0
 
 
-def test_actors_take_up_twice_as_many_blocks_as_hold_the_images_in_flight():
+def test_rows_plan_holds_blocks_for_twice_images_in_flight():
     plan = rows_plan(LabelConfig(sources=("a",), images_in_flight=30, images_per_block=4), 1001, {"CPU": 8.0})
     assert (plan.blocks_in_flight, plan.num_blocks) == (15, 251)
     assert plan.num_actors(8, 0) == 6

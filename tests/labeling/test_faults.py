@@ -1,4 +1,4 @@
-"""Whatever dies under a labeling job: every image once in the table, and nothing asked for again that was done.
+"""Labeling jobs whose processes, node or endpoint die: each image once in the table, no finished request repeated.
 
 Real processes are killed, on a Ray cluster of two nodes; `make faults` repeats it.
 """
@@ -29,18 +29,19 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_actor_worker_node_and_endpoint_die_in_one_run(cluster, scenes, tmp_path):
+def test_job_survives_death_of_actor_worker_node_and_endpoint(cluster, scenes, tmp_path):
     with SlowEndpoint(latency_s=0.1, slots=8, choice=1) as endpoint:
         outcome = run_parts(cluster, endpoint, scenes, tmp_path)
     assert (outcome.images, outcome.lost, outcome.duplicated) == (12, 0, 0)
 
 
-def test_the_same_command_goes_on_after_each_kind_of_stop(cluster, scenes, tmp_path):
+def test_job_resumes_after_each_kind_of_stop(cluster, scenes, tmp_path):
     with SlowEndpoint(latency_s=0.1, slots=8, choice=1) as endpoint:
         outcome = run_starts(cluster, endpoint, scenes, tmp_path)
-    assert (outcome.images, outcome.lost, outcome.duplicated, outcome.asked_again) == (12, 0, 0, 0)
-    spent, lost, interrupted = outcome.received
-    assert spent.startswith("error: the 200,000 tokens that the job may spend are spent.")
+    assert (outcome.images, outcome.lost, outcome.duplicated, outcome.repeated_requests) == (12, 0, 0, 0)
+    spent, lost, interrupted = outcome.last_lines
+    assert spent.startswith("error: ")
+    assert "200,000 tokens" in spent
     assert lost.startswith("error: ")
     assert "http://127.0.0.1" in lost
     assert interrupted == "interrupted; run the same command again to resume"
@@ -50,7 +51,7 @@ def test_the_same_command_goes_on_after_each_kind_of_stop(cluster, scenes, tmp_p
     assert 0 < usage["start"]["images"] < 12
 
 
-def test_an_image_that_kills_its_process_is_found_out(cluster, scenes, tmp_path):
+def test_job_quarantines_image_that_kills_its_process(cluster, scenes, tmp_path):
     outcome = run_poison(cluster, scenes, tmp_path, poison="scene_000003")
     assert (outcome.images, outcome.lost, outcome.duplicated) == (12, 0, 0)
-    assert outcome.received == ["scene_000003: ImageCrashError"]
+    assert outcome.last_lines == ["scene_000003: ImageCrashError"]

@@ -1,18 +1,17 @@
-"""Labeling on a real Ray: only there it shows what survives a killed driver, and what an actor imports."""
+"""Labeling job on a real Ray cluster, including a killed driver and the imports of an actor."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.paths import JOBS
+from support.waiting import wait_until
 
 from ureca.attributes.claims import attribute_hits
 from ureca.corpus.ground_truth import read_ground_truth
@@ -32,7 +31,7 @@ SCENES = [f"scene_{seed:06d}" for seed in range(12)]
 
 @pytest.fixture(scope="module")
 def labeled(ray_cluster: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelSummary:
-    """The corpus, labeled without interruption."""
+    """Summary of the corpus, labeled without interruption."""
     assert ray_cluster
     config = LabelConfig(sources=(str(corpus),), images_per_block=4, actors=2)
     return label_corpus(config, tmp_path_factory.mktemp("labeled"))
@@ -43,19 +42,12 @@ def rows(labeled: LabelSummary) -> dict[str, ImageRow]:
     return {row.image_id: row for row in iter_images(labeled.table)}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def num_written(run: Path) -> int:
     return len(list((run / "regions.parquet.parts" / "rows").glob("*.parquet")))
 
 
 @pytest.mark.slow
-def test_images_in_are_labeled_plus_quarantined_each_once(labeled, rows, bad_images):
+def test_label_corpus_each_image_once_labeled_or_quarantined(labeled, rows, bad_images):
     assert list(rows) == sorted([*bad_images, *SCENES])
     assert labeled.images == labeled.labeled + sum(labeled.quarantined.values()) == 17
     assert labeled.quarantined == dict(Counter(bad_images.values()))
@@ -63,7 +55,7 @@ def test_images_in_are_labeled_plus_quarantined_each_once(labeled, rows, bad_ima
 
 
 @pytest.mark.slow
-def test_labels_of_drawn_scenes_are_true_and_unique(labeled, rows, corpus):
+def test_label_corpus_drawn_scenes_true_and_unique(labeled, rows, corpus):
     """Through JPEG and the mask tree, unlike the tests of the measurement itself."""
     truth = read_ground_truth(corpus)
     hits: dict[str, list[bool]] = {}
@@ -90,12 +82,12 @@ def test_rerun_after_killed_driver_labels_each_image_once(ray_cluster, labeled, 
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: num_written(tmp_path) >= 3 or driver.poll() is not None)
+        wait_until(lambda: num_written(tmp_path) >= 3 or driver.poll() is not None, 120)
         assert driver.poll() is None, driver.stderr.read()
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    assert num_written(tmp_path) < 17, "killed too late to show anything"
+    assert num_written(tmp_path) < 17, "killed too late: nothing was left to do"
     assert not (tmp_path / "regions.parquet").exists()
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -110,41 +102,41 @@ def test_rerun_after_killed_driver_labels_each_image_once(ray_cluster, labeled, 
 
 
 @pytest.mark.slow
-def test_a_finished_table_is_not_made_again(labeled, corpus, capsys):
+def test_label_corpus_finished_table_is_not_rewritten(labeled, corpus, capsys):
     before = Path(labeled.table).stat().st_mtime_ns
     config = LabelConfig(sources=(str(corpus),))
     again = label_corpus(config, Path(labeled.table).parent)
     assert again.digest == labeled.digest
     assert Path(labeled.table).stat().st_mtime_ns == before
-    assert "is there already, of the same images and settings" in capsys.readouterr().err
+    assert f"{labeled.table} exists already" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_corpus_of_bad_images_only_is_an_error(ray_cluster, corpus, tmp_path):
+def test_label_corpus_only_bad_images_raises(ray_cluster, corpus, tmp_path):
     assert ray_cluster
     with pytest.raises(InputError, match="5.*json_of_other_form"):
         label_corpus(LabelConfig(sources=(str(corpus / "bad"),), images_per_block=5), tmp_path)
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_what_the_job_would_do_and_does_none_of_it(ray_cluster, corpus, tmp_path):
+def test_plan_labeling_estimates_without_labeling(ray_cluster, corpus, tmp_path):
     assert ray_cluster
-    fanout = plan_labeling(LabelConfig(sources=(str(corpus),), images_per_block=4, actors=2), tmp_path)
-    assert (fanout["images"], fanout["images_done"], fanout["tasks"], fanout["files"]) == (17, 0, 5, 10)
-    assert (fanout["actors"], fanout["cpus"], fanout["gpus"], fanout["engines"]) == (2, 4, 0, 0)
-    assert fanout["questions"] == pytest.approx(3 * fanout["regions"], abs=3)
-    assert fanout["sampled"]["images"] + fanout["sampled"]["unreadable"] == 12
+    plan = plan_labeling(LabelConfig(sources=(str(corpus),), images_per_block=4, actors=2), tmp_path)
+    assert (plan["images"], plan["images_done"], plan["tasks"], plan["files"]) == (17, 0, 5, 10)
+    assert (plan["actors"], plan["cpus"], plan["gpus"], plan["engines"]) == (2, 4, 0, 0)
+    assert plan["requests"] == pytest.approx(3 * plan["regions"], abs=3)
+    assert plan["sampled"]["images"] + plan["sampled"]["unreadable"] == 12
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["manifest.parquet"]
     chat = ChatConfig(base_url="http://localhost:1/v1", model="m")
     prices = PriceConfig(per_million_prompt_tokens=1.0)
     config = LabelConfig(sources=(str(corpus),), describer="chat", chat=chat, prices=prices)
-    asked = plan_labeling(config, tmp_path)
-    assert 0 < asked["questions"] < fanout["questions"]
-    assert asked["estimated_money_for_tokens"] == pytest.approx(asked["questions"] * 1500 / 1e6, abs=1e-4)
+    chat_plan = plan_labeling(config, tmp_path)
+    assert 0 < chat_plan["requests"] < plan["requests"]
+    assert chat_plan["estimated_money_for_tokens"] == pytest.approx(chat_plan["requests"] * 1500 / 1e6, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_the_account_of_a_run_adds_up(labeled, rows):
+def test_usage_report_equals_sums_of_rows(labeled, rows):
     usage = read_json(Path(labeled.table).parent / "usage.json")
     assert usage["table"]["images"] == 17
     assert usage["table"]["quarantined_by"] == labeled.quarantined

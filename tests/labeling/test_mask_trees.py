@@ -1,4 +1,4 @@
-"""The job of mask trees: on a real Ray, and its statistics on rows that are known."""
+"""Mask tree job on a real Ray cluster, and its statistics on known rows."""
 
 import io
 from collections import Counter
@@ -18,7 +18,7 @@ from ureca.labeling.mask_trees import (
     PLOT_FILE,
     MaskTreesConfig,
     MaskTreesSummary,
-    _doubling,
+    _count_by_doubling_ranges,
     _Statistics,
     build_mask_trees,
     tree_settings,
@@ -37,7 +37,7 @@ def built(ray_cluster: str, corpus: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.slow
-def test_every_image_has_its_tree_or_its_reason(built, corpus, bad_images):
+def test_build_mask_trees_every_image_has_tree_or_reason(built, corpus, bad_images):
     summary, _ = built
     rows = {row.image_id: row for row in iter_images(summary.table)}
     assert {image_id: row.error.kind for image_id, row in rows.items() if row.error} == bad_images
@@ -59,7 +59,7 @@ def test_every_image_has_its_tree_or_its_reason(built, corpus, bad_images):
 
 
 @pytest.mark.slow
-def test_the_plot_is_a_picture_and_a_second_start_builds_nothing(built, corpus, capsys):
+def test_build_mask_trees_second_start_builds_nothing(built, corpus, capsys):
     summary, directory = built
     with Image.open(directory / PLOT_FILE) as picture:
         assert picture.format == "PNG"
@@ -68,16 +68,16 @@ def test_the_plot_is_a_picture_and_a_second_start_builds_nothing(built, corpus, 
     again = build_mask_trees(config, directory)
     assert replace(again, seconds=summary.seconds) == summary
     assert Path(summary.table).stat().st_mtime_ns == before
-    assert "is there already, of the same images and settings" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="changed: walk.tree"):
+    assert f"{summary.table} exists already" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"images\.tree"):
         build_mask_trees(replace(config, tree="paper"), directory)
 
 
-def test_a_table_without_one_tree_is_an_error(corpus, tmp_path):
+def test_build_mask_trees_no_tree_at_all_raises(corpus, tmp_path):
     config = MaskTreesConfig(sources=(str(corpus / "bad"),))
     parts = Parts(str(tmp_path / "mask_trees.parquet"))
     write_manifest(config.sources, parts.manifest)
-    error = InputError("a.json: not of SA-1B's form")
+    error = InputError("a.json: not in SA-1B's format")
     write_regions(parts.table, [ImageRow.quarantined("a", "a.jpg", "read", error)])
     parts.mark_finished(tree_settings(config))
     with pytest.raises(InputError, match="1.*a.json:.*SA-1B's"):
@@ -85,7 +85,7 @@ def test_a_table_without_one_tree_is_an_error(corpus, tmp_path):
 
 
 def row_of_boxes(image_id: str, parents: list[int], **fields: object) -> ImageRow:
-    """Regions of 100, 50, 25 … % of 16 x 64 pixels."""
+    """Return an image of 16x64 pixels with regions of 100, 50, 25 … % of its area."""
     regions = []
     for index, parent in enumerate(parents):
         mask = np.zeros((16, 64), dtype=bool)
@@ -104,7 +104,7 @@ def row_of_boxes(image_id: str, parents: list[int], **fields: object) -> ImageRo
     return ImageRow(image_id=image_id, height=16, width=64, status="unlabeled", regions=tuple(regions), **fields)
 
 
-def test_statistics_of_known_trees():
+def test_statistics_known_trees():
     statistics = _Statistics()
     statistics.add(row_of_boxes("a", [-1, 0, 0, 1], notes={"merged": 2, "too_small": 3, "duplicated_ids": 1}))
     statistics.add(row_of_boxes("b", [-1]))
@@ -125,13 +125,13 @@ def test_statistics_of_known_trees():
         assert picture.format == "PNG"
 
 
-def test_statistics_of_nothing_are_zeros():
+def test_statistics_no_rows_are_zero():
     summary = _Statistics().summary(seconds=1.0, table="t.parquet", digest="0")
     assert vars(summary.area_share) == {"mean": 0, "p5": 0, "median": 0, "p95": 0, "max": 0}
 
 
-def test_values_are_counted_in_doubling_bins():
-    assert _doubling(Counter({0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 8: 7, 9: 8})) == {
+def test_count_by_doubling_ranges():
+    assert _count_by_doubling_ranges(Counter({0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 8: 7, 9: 8})) == {
         "0": 1,
         "1": 2,
         "2": 3,
@@ -150,6 +150,6 @@ def test_values_are_counted_in_doubling_bins():
         ({"table": "trees"}, "table=trees"),
     ],
 )
-def test_impossible_settings_are_refused(options, message):
+def test_mask_trees_config_invalid_option_raises(options, message):
     with pytest.raises(ConfigError, match=message):
         MaskTreesConfig(**{"sources": ("a",), **options})

@@ -1,4 +1,6 @@
-"""Does a caption pick its region?"""
+"""Uniqueness check by claims."""
+
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +14,6 @@ from ureca.nano.scenes.draw import draw_scene
 def regions():
     scene = draw_scene(1)
     plain = measure_tree(scene.image, [scene.regions[0].segmentation], [-1])[0]
-    from dataclasses import replace
-
     red = replace(plain, color="red", shape="round", size="small", place="top", cx=0.2)
     return [red, replace(red, color="blue"), replace(red, cx=0.8), replace(red, place="left")]
 
@@ -21,36 +21,36 @@ def regions():
 DISTRACTORS = tuple(Distractor(index=index, similarity=0.95) for index in (1, 2))
 
 
-def test_uniqueness_is_the_share_of_distractors_ruled_out(regions):
+def test_verify_caption_uniqueness_is_share_ruled_out(regions):
     verdict = verify_caption("the red round object at the top", 0, regions, DISTRACTORS)
     assert verdict.uniqueness == 0.5
     assert verdict.confused_with == (2,)
     assert [distractor.told_apart_by for distractor in verdict.distractors] == ["color", None]
 
 
-def test_an_order_rules_out_those_that_the_rest_fits(regions):
+def test_verify_caption_order_claim_rules_out_equal_region(regions):
     caption = "the red round object at the top, the first from the left of two alike"
     verdict = verify_caption(caption, 0, regions, DISTRACTORS)
     assert (verdict.uniqueness, verdict.confused_with) == (1.0, ())
     assert [distractor.told_apart_by for distractor in verdict.distractors] == ["color", "order"]
 
 
-def test_the_wrong_rank_picks_the_other_one(regions):
+def test_verify_caption_wrong_rank_fits_other_region(regions):
     caption = "the red round object at the top, the second from the left of two alike"
     verdict = verify_caption(caption, 0, regions, DISTRACTORS)
     assert (verdict.uniqueness, verdict.confused_with) == (0.5, (2,))
 
 
-def test_a_region_that_is_no_distractor_is_noticed_all_the_same(regions):
+def test_verify_caption_confused_with_region_not_a_distractor(regions):
     verdict = verify_caption("the red round object", 0, regions, DISTRACTORS[:1])
     assert verdict.uniqueness == 1.0
     assert verdict.confused_with == (2, 3)
 
 
-def test_without_distractors_nothing_was_asked(regions):
+def test_verify_caption_no_distractors_has_no_uniqueness(regions):
     assert verify_caption("the red round object at the top", 0, regions[:1], ()).uniqueness is None
 
 
-def test_a_caption_that_claims_nothing_fits_all(regions):
+def test_verify_caption_without_claims_fits_all(regions):
     verdict = verify_caption("something", 0, regions, DISTRACTORS)
     assert (verdict.uniqueness, verdict.confused_with) == (0.0, (1, 2, 3))

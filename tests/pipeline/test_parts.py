@@ -1,4 +1,4 @@
-"""The folder next to a table, and the table made from it."""
+"""Intermediate files of a job, and the table assembled from them."""
 
 import random
 from pathlib import Path
@@ -27,7 +27,7 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def fill(parts: Parts, wanted: list[str], blocks: list[list[str]]) -> None:
-    """A manifest of the wanted images, and a file of rows for each block."""
+    """Write a manifest of the wanted images, and a file of rows per block."""
     import pyarrow.parquet as pq
 
     Path(parts.folder).mkdir()
@@ -47,8 +47,8 @@ def labeled(parts: Parts) -> list[str]:
 
 
 @pytest.mark.parametrize("spread", [1, 7, 1000])
-def test_rows_come_in_order_however_they_were_finished(parts, spread):
-    """`spread`: how far apart in the manifest the rows of a block may be."""
+def test_write_table_shuffled_blocks_gives_sorted_rows(parts, spread):
+    """`spread`: maximum distance in the manifest between rows of a block."""
     wanted = ids(200)
     chance = random.Random(0)
     shuffled = sorted(wanted, key=lambda image_id: int(image_id) + chance.uniform(0, spread))
@@ -59,17 +59,17 @@ def test_rows_come_in_order_however_they_were_finished(parts, spread):
     assert parts.num_rows() == 200
 
 
-def test_files_are_read_once_where_blocks_follow_each_other(parts, monkeypatch):
+def test_write_table_consecutive_blocks_reads_each_file_once(parts, monkeypatch):
     wanted = ids(400)
     fill(parts, wanted, [wanted[start : start + 4] for start in range(0, 400, 4)])
     read = []
     monkeypatch.setattr(parts_module, "_read", lambda path, columns=None, real=parts_module._read: (
         read.append((path, columns is None)), real(path, columns))[1])  # fmt: skip
     assert labeled(parts) == wanted
-    assert sum(whole for _, whole in read) == 100
+    assert sum(all_columns for _, all_columns in read) == 100
 
 
-def test_rows_of_images_that_left_the_sources_are_left_out(parts):
+def test_write_table_skips_images_removed_from_sources(parts):
     fill(parts, ["00001", "00003"], [["00000", "00001"], ["00002", "00003", "00004"]])
     assert labeled(parts) == ["00001", "00003"]
 
@@ -82,45 +82,45 @@ def test_rows_of_images_that_left_the_sources_are_left_out(parts):
         ([["00000", "00001", "00002"], ["00001"]], "00001"),
     ],
 )
-def test_a_table_with_a_gap_or_a_double_is_not_written(parts, blocks, message):
+def test_write_table_missing_or_duplicate_row_raises(parts, blocks, message):
     fill(parts, ids(3), blocks)
     with pytest.raises(AssertionError, match=message):
         parts.write_table()
     assert not Path(parts.table).exists()
 
 
-SETTINGS = {"sources": ["a"], "walk": {"verify": True, "tree": {"containment": 0.8}}, "model": None}
+SETTINGS = {"sources": ["a"], "labeling": {"verify": True, "tree": {"containment": 0.8}}, "model": None}
 
 
-def test_other_settings_are_refused_by_name(parts):
+def test_check_settings_changed_setting_is_named(parts):
     parts.check_settings(SETTINGS, overwrite=False)
     write_regions(f"{parts.rows}/0.parquet", [row("a")])
-    changed = {**SETTINGS, "walk": {"verify": True, "tree": {"containment": 0.9}}, "model": "m"}
-    with pytest.raises(ConfigError, match="walk.tree.containment"):
+    changed = {**SETTINGS, "labeling": {"verify": True, "tree": {"containment": 0.9}}, "model": "m"}
+    with pytest.raises(ConfigError, match="labeling.tree.containment"):
         parts.check_settings(changed, overwrite=False)
     assert parts.num_rows() == 1
     parts.check_settings(SETTINGS, overwrite=False)
     assert parts.num_rows() == 1
 
 
-def test_anew_deletes_what_other_settings_made(parts, capsys):
+def test_check_settings_overwrite_deletes_earlier_rows(parts, capsys):
     parts.check_settings(SETTINGS, overwrite=True)
     write_regions(f"{parts.rows}/0.parquet", [row("a")])
     parts.check_settings(SETTINGS, overwrite=True)
-    assert parts.num_rows() == 1, "the same settings: nothing to delete"
+    assert parts.num_rows() == 1, "same settings: nothing to delete"
     parts.check_settings({**SETTINGS, "model": "m"}, overwrite=True)
     assert parts.num_rows() == 0
-    assert "settings have changed (model)" in capsys.readouterr().err
+    assert "(model)" in capsys.readouterr().err
 
 
-def test_sources_may_be_added_but_not_taken_away(parts):
+def test_check_settings_sources_can_only_be_added(parts):
     parts.check_settings(SETTINGS, overwrite=False)
     parts.check_settings({**SETTINGS, "sources": ["a", "b"]}, overwrite=False)
-    with pytest.raises(ConfigError, match="changed: sources"):
+    with pytest.raises(ConfigError, match="sources"):
         parts.check_settings({**SETTINGS, "sources": ["b"]}, overwrite=False)
 
 
-def test_a_table_is_finished_until_images_or_settings_change(parts):
+def test_is_finished_until_images_or_settings_change(parts):
     fill(parts, ids(2), [ids(2)])
     parts.check_settings(SETTINGS, overwrite=False)
     assert not parts.is_finished(SETTINGS)

@@ -1,4 +1,4 @@
-"""The account of a job, recomputed by hand."""
+"""Usage report of a job, recomputed by hand."""
 
 import json
 from collections import Counter
@@ -34,10 +34,10 @@ LABELED = ImageRow(
     ),
     notes={"too_small": 4},
 )
-SET_ASIDE = ImageRow.quarantined("b", "/b.jpg", "read", MaskError("b.json: damaged"))
+QUARANTINED = ImageRow.quarantined("b", "/b.jpg", "read", MaskError("b.json: damaged"))
 
 
-def test_counts_of_a_labeled_image_and_one_set_aside():
+def test_counts_of_labeled_and_quarantined_image():
     counts = counts_of(LABELED)
     assert counts == Counter(
         {
@@ -58,21 +58,21 @@ def test_counts_of_a_labeled_image_and_one_set_aside():
             "notes:too_small": 4,
         }
     )
-    assert +counts_of(SET_ASIDE) == Counter({"images": 1, "quarantined": 1, "quarantined:MaskError": 1})
+    assert +counts_of(QUARANTINED) == Counter({"images": 1, "quarantined": 1, "quarantined:MaskError": 1})
 
 
 def usage(**more):
     prices = PriceConfig(
         per_million_prompt_tokens=2, per_million_completion_tokens=10, per_gpu_hour=3, per_kwh=0.5, gpu_watts=500
     )
-    counts = total_counts([LABELED, SET_ASIDE])
+    counts = total_counts([LABELED, QUARANTINED])
     held = HeldResources(wall_seconds=10, gpu_seconds=7200, cpu_seconds=3600)
     return make_usage(counts, held, prices, **{"table": counts, "project_images": 0, **more})
 
 
-def test_rates_energy_and_money():
-    made = usage()
-    start = made["start"]
+def test_make_usage_rates_energy_and_money():
+    report = usage()
+    start = report["start"]
     assert (start["images_per_second"], start["captions_per_second"]) == (0.2, 0.4)
     assert start["captions_per_gpu_hour"] == 2.0
     assert start["describer_requests_at_once"] == 0.25
@@ -80,12 +80,12 @@ def test_rates_energy_and_money():
     assert start["retries_by"] == {"refusal": 1}
     assert start["notes"] == {"too_small": 4}
     kwh = 2 * 0.5 + 1 * 0.01
-    assert made["cost"]["estimated_kwh"] == kwh
-    assert made["cost"]["estimated_money"] == pytest.approx(0.002 + 0.0005 + 6 + kwh * 0.5)
-    json.dumps(made)
+    assert report["cost"]["estimated_kwh"] == kwh
+    assert report["cost"]["estimated_money"] == pytest.approx(0.002 + 0.0005 + 6 + kwh * 0.5)
+    json.dumps(report)
 
 
-def test_projection_is_in_proportion():
+def test_make_usage_projection_is_proportional():
     projection = usage(project_images=2000)["projection"]
     assert projection["captions"] == 4000
     assert projection["prompt_tokens"] == 1_000_000
@@ -94,28 +94,28 @@ def test_projection_is_in_proportion():
     assert usage()["projection"] is None
 
 
-def test_a_job_that_stopped_has_an_account_without_a_table():
-    made = usage(table=None)
-    assert made["table"] is None
-    text = "\n".join(usage_lines(made))
+def test_make_usage_stopped_job_has_no_table():
+    report = usage(table=None)
+    assert report["table"] is None
+    text = "\n".join(usage_lines(report))
     assert "2 images, 2 regions, 4 captions in 10 s" in text
     assert "refusal 1" in text
     assert "1 images quarantined (MaskError 1)" in text
 
 
-def test_a_start_that_had_nothing_to_do_divides_by_nothing():
-    made = make_usage(
+def test_make_usage_empty_start_has_no_rates():
+    report = make_usage(
         Counter(),
         HeldResources(wall_seconds=0, gpu_seconds=0, cpu_seconds=0),
         PriceConfig(),
         table=Counter(),
         project_images=9,
     )
-    assert made["start"]["captions_per_gpu_hour"] is None
-    assert made["projection"] is None
-    assert usage_lines(made)
+    assert report["start"]["captions_per_gpu_hour"] is None
+    assert report["projection"] is None
+    assert usage_lines(report)
 
 
-def test_negative_prices_are_refused():
+def test_price_config_negative_price_raises():
     with pytest.raises(ConfigError, match="prices.per_gpu_hour=-1:.*0"):
         PriceConfig(per_gpu_hour=-1)

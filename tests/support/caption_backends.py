@@ -1,4 +1,4 @@
-"""Caption backends behind the API in tests."""
+"""Caption backends for services in tests."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -9,11 +9,11 @@ from ureca.regions.rle import rle_area
 from ureca.serving.api.backend import CaptionCall
 
 TOKEN = "let me in"
-"""Settings of the services in tests."""
+"""Access token of the services in tests."""
 
 
 class AreaBackend:
-    """Says the style and the area of each region; fails where it is received to."""
+    """Backend whose captions name style and area of the region; raises `failure` if set."""
 
     def __init__(self) -> None:
         self.calls: list[CaptionCall] = []
@@ -44,11 +44,11 @@ class AreaBackend:
 
     async def check_health(self) -> None:
         if not self.is_healthy:
-            raise RuntimeError("not well")
+            raise RuntimeError("unhealthy")
 
 
 class TransformersBackend(AreaBackend):
-    """A captioner without vLLM."""
+    """Backend that runs a captioner without vLLM."""
 
     def __init__(self, captioner: Captioner) -> None:
         super().__init__()

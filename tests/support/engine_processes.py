@@ -1,4 +1,4 @@
-"""vLLM's engines among the processes of this machine."""
+"""Find the processes of vLLM engines and of corpus jobs' actors on this machine."""
 
 import contextlib
 
@@ -6,15 +6,28 @@ import psutil
 
 from ureca.engine.process import GUARD
 
+_STAGE = "_Stage"
+"""Part of the process titles of a corpus job's actors: the class of `ureca.pipeline.ray_data`."""
+
+
+def stage_processes(below: psutil.Process | None = None) -> list[psutil.Process]:
+    """Return actors of corpus jobs among the descendants of `below`; None: descendants of this process."""
+    actors = []
+    for process in (below or psutil.Process()).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            title = process.cmdline()[:1]
+            if title and title[0].startswith("ray::") and _STAGE in title[0]:
+                actors.append(process)
+    return actors
+
 
 def engine_processes(below: psutil.Process | None = None) -> list[psutil.Process]:
-    """Those that processes below this one (None: the caller's) have started and that still run.
+    """Return running engines that descendants of `below` have started; None: descendants of this process.
 
-    Read from the engines' guards. The title that vLLM gives an engine is not always there: `setproctitle` can't write
-    it where vLLM has changed the variable that happens to come first in the environment, and that is another one in
-    every process that Ray starts.
+    Engines are found by their guards' arguments. The process title that vLLM sets is unreliable: `setproctitle` fails
+    if vLLM has changed the first variable of the environment, which differs in every process that Ray starts.
     """
-    found = []
+    engines = []
     for guard in (below or psutil.Process()).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             arguments, owner = guard.cmdline(), guard.ppid()
@@ -24,5 +37,5 @@ def engine_processes(below: psutil.Process | None = None) -> list[psutil.Process
                 with contextlib.suppress(psutil.Error):
                     engine = psutil.Process(int(pid))
                     if engine.ppid() == owner and engine.status() != psutil.STATUS_ZOMBIE:
-                        found.append(engine)
-    return found
+                        engines.append(engine)
+    return engines

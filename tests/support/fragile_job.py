@@ -1,4 +1,4 @@
-"""`label_corpus`, but the process that works on one of the images ends without a word: for `labeling_faults.py`."""
+"""Labeling job in which one image crashes every process that works on it; for labeling_faults.py."""
 
 import functools
 import os
@@ -22,28 +22,28 @@ from ureca.runs import Run, run_job
 
 @dataclass(frozen=True, kw_only=True)
 class FragileConfig(LabelConfig):
-    """A labeling job, and the image that ends its process."""
+    """A labeling job, and the image that crashes its process."""
 
     poison: str = ""
-    """Image id."""
+    """Id of the image that crashes its process."""
 
 
 class FragileWorker(LabelWorker):
-    """Works on every image but one."""
+    """Label worker that crashes on one image."""
 
     def __init__(self, recipe: DescriberRecipe, budget: Budget | None, share: float, *, poison: str) -> None:
         super().__init__(recipe, budget, share)
         self._poison = poison
 
     async def work(self, row: ManifestRow) -> ImageRow:
-        """As a crash in native code does: no exception, no farewell."""
+        """Exit on the poisoned image as a crash in native code would: without an exception."""
         if row.image_id == self._poison:
             os._exit(139)
         return await super().work(row)
 
 
 def main() -> None:
-    """Label."""
+    """Run the job."""
     config = load_config(FragileConfig, description=__doc__ or "")
     run = Run.start("label_corpus", config, directory=config.run_directory or None)
     plain = LabelConfig(**{each.name: getattr(config, each.name) for each in fields(LabelConfig)})

@@ -1,6 +1,9 @@
-"""A job whose actors only say which GPUs they got, on a separate Ray with four logical GPUs; leaves it as JSON.
+"""Job on a separate Ray cluster with four logical GPUs whose actors report their GPUs; writes placement.json.
 
-Run by test_vllm_describer: a process can be in one Ray only, and that of the tests has no GPUs.
+    python gpu_placement.py FOLDER TENSOR_PARALLEL_SIZE
+
+Run as a subprocess by tests/labeling/describers/test_vllm.py: a process can join only one Ray cluster, and that of the
+tests has no GPUs.
 """
 
 import asyncio
@@ -26,26 +29,26 @@ from ureca.pipeline.ray_data import RowsPlan, cluster_resources, run_rows
 NUM_IMAGES = 12
 
 
-class TellingWorker:
-    """Sets every image aside with where it was: the actor, its GPUs, and from when to when."""
+class ReportingWorker:
+    """Worker that quarantines every image; the message has its process, GPUs and time span."""
 
     async def work(self, row: ManifestRow) -> ImageRow:
         since = time.time()
         await asyncio.sleep(0.5)
-        found = {
+        placement = {
             "process": os.getpid(),
             "gpus": sorted(ray.get_gpu_ids()),
             "visible": os.environ["CUDA_VISIBLE_DEVICES"],
             "since": since,
             "until": time.time(),
         }
-        return ImageRow.quarantined(row.image_id, row.image_path, "label", Exception(json.dumps(found)))
+        return ImageRow.quarantined(row.image_id, row.image_path, "label", Exception(json.dumps(placement)))
 
     def counts(self) -> Counter[str]:
         return Counter()
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: the worker holds no resources."""
 
 
 def main(folder: Path, config: VllmConfig) -> None:
@@ -61,11 +64,11 @@ def main(folder: Path, config: VllmConfig) -> None:
         actors=0,
         gpus_per_actor=gpus_per_actor(config, cluster_resources()["GPU"]),
     )
-    stats = run_rows(lambda _budget, _share: TellingWorker(), parts, plan)
+    stats = run_rows(lambda _budget, _share: ReportingWorker(), parts, plan)
     assert stats.stopped is None
     files = sorted(Path(parts.rows).glob("*.parquet"))
-    found = [json.loads(row.error.message) for file in files for row in iter_images(str(file)) if row.error]
-    (folder / "placement.json").write_text(json.dumps(found))
+    placements = [json.loads(row.error.message) for file in files for row in iter_images(str(file)) if row.error]
+    (folder / "placement.json").write_text(json.dumps(placements))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""An OpenAI chat endpoint over real HTTP that takes a fixed time, has that many places, and fails on demand.
+"""OpenAI-compatible chat endpoint over real HTTP with fixed latency, limited slots and faults on demand.
 
-It looks at no picture: an answer is drawn from a hash of the question, so the same question always gets the same
-answer. It counts what it was asked and how many of its places were busy when.
+It ignores images: an answer is drawn from a hash of the request, so equal requests get equal answers. It counts
+requests and records how many of its slots are busy over time.
 
     with SlowEndpoint(latency_s=0.2, slots=16) as endpoint:      # a separate process
         ChatConfig(base_url=endpoint.url, model=endpoint.model)
@@ -28,13 +28,13 @@ from aiohttp import web
 
 MODEL = "slow-describer"
 
-_LOOKS = "plain shiny dull rough smooth old new worn broad narrow tall short curved flat folded dusty wet bright"
+_ADJECTIVES = "plain shiny dull rough smooth old new worn broad narrow tall short curved flat folded dusty wet bright"
 _COLORS = "red green blue yellow brown gray black white orange purple pink teal beige golden silver"
-_THINGS = (
+_NOUNS = (
     "cup plate spoon chair table lamp book box bottle basket shirt wheel door window tree leaf flower stone brick roof "
     "fence path pole sign flag hat shoe bag rope ladder pipe shelf clock mirror pillow blanket carpet curtain candle"
 )
-_PLACES = "wall floor corner street field river hill garden kitchen station market harbor bridge tower yard"
+_LOCATIONS = "wall floor corner street field river hill garden kitchen station market harbor bridge tower yard"
 
 ANSWER_FAULTS = {
     "refusal": "I'm sorry, but I can't describe this image.",
@@ -42,7 +42,7 @@ ANSWER_FAULTS = {
     "language": "eine rote Tasse auf dem Tisch, die neben dem Löffel steht",
     "malformed": '{"caption": ["not", "text"',
 }
-"""Fault -> what is then said. The others are of HTTP: a status (429, 500, ...), hang, drop, garbage, slow (tenfold)."""
+"""Fault -> answer. Other faults concern HTTP: a status (429, 500, ...), hang, drop, garbage, slow (tenfold)."""
 
 
 @dataclass
@@ -50,9 +50,9 @@ class Behavior:
     """Behavior of the endpoint from now on."""
 
     latency_s: float = 0.05
-    """From the moment a request has a place until its answer."""
+    """Seconds from the moment a request has a slot until its answer."""
     slots: int = 8
-    """Requests worked on at once."""
+    """Requests processed concurrently."""
     queue: bool = True
     """If true, a request waits for a slot; else it is answered 429 with Retry-After."""
     retry_after_s: float = 0.2
@@ -61,17 +61,17 @@ class Behavior:
     api_key: str = ""
     """API key that a request must send, if any."""
     choice: int | None = None
-    """The number chosen among candidates; None: drawn from the question."""
+    """Number chosen among candidates; None: drawn from the request."""
     correct: bool = True
-    """The judge's verdict."""
+    """Verdict of the judge."""
     prompt_tokens: int = 1000
     completion_tokens: int = 20
     faults: dict[str, float] = field(default_factory=dict)
-    """Fault -> share of questions, drawn from the question, that meet it."""
+    """Fault -> share of requests that meet it, selected by their hash."""
     fault_tries: int = 1
-    """Failures of such a question before it is answered; 0: always."""
+    """Failures of such a request before it is answered; 0: it always fails."""
     poison: str = ""
-    """A question with this text in it is answered `poison_status` each time."""
+    """A request that contains this text always gets the status `poison_status`."""
     poison_status: int = 500
 
 
@@ -86,7 +86,7 @@ class _Server:
         self.counts: Counter[str] = Counter()
         self.tries: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
-        self._place_free = asyncio.Condition()
+        self._slot_free = asyncio.Condition()
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=256 * 2**20)
@@ -104,8 +104,8 @@ class _Server:
 
     async def _set(self, request: web.Request) -> web.Response:
         self.behavior = Behavior(**{**asdict(self.behavior), **await request.json()})
-        async with self._place_free:
-            self._place_free.notify_all()
+        async with self._slot_free:
+            self._slot_free.notify_all()
         return web.json_response(asdict(self.behavior))
 
     async def _reset(self, _: web.Request) -> web.Response:
@@ -117,9 +117,9 @@ class _Server:
             {
                 **{name: self.counts[name] for name in ("requests", "prompt_tokens", "completion_tokens")},
                 "by_outcome": {k.removeprefix("="): n for k, n in self.counts.items() if k.startswith("=")},
-                "questions_answered": len(self.answered),
-                "questions_answered_again": sum(count - 1 for count in self.answered.values()),
-                "most_in_service": max((busy for _, busy in self.timeline), default=0),
+                "distinct_requests_answered": len(self.answered),
+                "repeated_answers": sum(count - 1 for count in self.answered.values()),
+                "max_in_service": max((busy for _, busy in self.timeline), default=0),
                 "timeline": self.timeline,
             }
         )
@@ -137,18 +137,18 @@ class _Server:
             return self._fail(404, f"no model {body['model']}")
         if "response_format" in body and not self.behavior.structured:
             return self._fail(400, "response_format is not supported")
-        # What a request for the same answer repeats; the seed alone tells two draws apart.
-        asked = json.dumps([body["messages"], body.get("seed")]).encode()
-        digest = hashlib.sha256(asked).hexdigest()
-        if self.behavior.poison and self.behavior.poison.encode() in asked:
+        # Equal for repeated requests; two samples of one prompt differ in their seed only.
+        content = json.dumps([body["messages"], body.get("seed")]).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        if self.behavior.poison and self.behavior.poison.encode() in content:
             return self._fail(self.behavior.poison_status, "asked to fail")
         fault = self._fault(digest)
         if fault.isdigit():
             return self._fail(int(fault), "asked to fail")
         if not self.behavior.queue and self.in_service >= self.behavior.slots:
-            return self._fail(429, "all places are taken")
-        async with self._place_free:
-            await self._place_free.wait_for(lambda: self.in_service < self.behavior.slots)
+            return self._fail(429, "all slots are busy")
+        async with self._slot_free:
+            await self._slot_free.wait_for(lambda: self.in_service < self.behavior.slots)
             self._mark(+1)
         try:
             await asyncio.sleep(
@@ -156,8 +156,8 @@ class _Server:
             )
         finally:
             self._mark(-1)
-            async with self._place_free:
-                self._place_free.notify()
+            async with self._slot_free:
+                self._slot_free.notify()
         self.counts[f"={fault or '200'}"] += 1
         if fault == "drop":
             assert request.transport
@@ -185,14 +185,14 @@ class _Server:
         self.timeline.append((time.time(), self.in_service))
 
     def _fault(self, digest: str) -> str:
-        """The fault that this question meets at this try, or ''."""
-        place = int(digest[:8], 16) / 2**32
+        """Return the fault that this attempt of the request meets, or ''."""
+        position = int(digest[:8], 16) / 2**32
         for fault, share in self.behavior.faults.items():
-            place -= share
-            if place < 0:
+            position -= share
+            if position < 0:
                 self.tries[digest] += 1
-                over = self.behavior.fault_tries and self.tries[digest] > self.behavior.fault_tries
-                return "" if over else fault
+                is_exhausted = self.behavior.fault_tries and self.tries[digest] > self.behavior.fault_tries
+                return "" if is_exhausted else fault
         return ""
 
     def _fail(self, status: int, message: str) -> web.Response:
@@ -206,20 +206,20 @@ def _error(status: int, message: str, retry_after_s: float = 0.0) -> web.Respons
 
 
 def _answer(body: dict[str, Any], digest: str, behavior: Behavior) -> str:
-    """An answer of the form that was asked for."""
+    """Return an answer in the requested format."""
     draw = int(digest[8:24], 16)
 
     def pick(words: str) -> str:
         nonlocal draw
-        draw, place = divmod(draw, len(words.split()))
-        return words.split()[place]
+        draw, index = divmod(draw, len(words.split()))
+        return words.split()[index]
 
-    caption = (
-        f"a {pick(_LOOKS)} {pick(_COLORS)} {pick(_THINGS)} by a {pick(_LOOKS)} {pick(_THINGS)} at the {pick(_PLACES)}"
-    )
-    form = body.get("response_format")
-    if form:
-        fields = form["json_schema"]["schema"]["properties"]
+    first = f"{pick(_ADJECTIVES)} {pick(_COLORS)} {pick(_NOUNS)}"
+    second = f"{pick(_ADJECTIVES)} {pick(_NOUNS)}"
+    caption = f"a {first} by a {second} at the {pick(_LOCATIONS)}"
+    response_format = body.get("response_format")
+    if response_format:
+        fields = response_format["json_schema"]["schema"]["properties"]
         values = {
             "caption": caption,
             "differences": [{"number": 1, "difference": f"it is {pick(_COLORS)}"}],
@@ -235,7 +235,7 @@ def _answer(body: dict[str, Any], digest: str, behavior: Behavior) -> str:
 
 
 class SlowEndpoint:
-    """The endpoint as a separate process, so that it shares no interpreter with what asks it."""
+    """The endpoint as a separate process, so that it shares no interpreter with its clients."""
 
     model = MODEL
 
@@ -261,7 +261,7 @@ class SlowEndpoint:
         return f"{self.address}/v1"
 
     def start(self) -> None:
-        """Start it, the second time at the same address; it has then forgotten what it counted."""
+        """Start the endpoint; a second start has the same address and empty counts."""
         arguments = ["--port", str(self._port), "--behavior", json.dumps(self._behavior)]
         self._process = subprocess.Popen(
             [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -270,29 +270,29 @@ class SlowEndpoint:
         self._port = int(self._process.stdout.readline())
 
     def kill(self) -> None:
-        """End it at once, in the middle of whatever it was asked."""
+        """Kill the endpoint at once, with requests in progress."""
         if self._process:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def set(self, **behavior: Any) -> None:
-        """Change how it answers, given as `Behavior`'s fields."""
+        """Change fields of the `Behavior` from now on."""
         self._behavior |= behavior
         self._call("PUT", "/behavior", behavior)
 
     def reset(self) -> None:
-        """Forget what was counted; nothing may be in progress."""
+        """Reset the counts; no request may be in progress."""
         self._call("POST", "/reset")
 
     def stats(self) -> dict[str, Any]:
-        """requests, by_outcome, questions_answered, questions_answered_again, tokens, most_in_service, timeline."""
+        """Return requests, by_outcome, answers, tokens, max_in_service, and timeline as (time, busy slots)."""
         return self._call("GET", "/stats")
 
     def busy_fraction(self, *, skip: float = 0.0) -> float:
-        """Share of the places busy between the first request and the last answer.
+        """Return the mean share of busy slots between the first request and the last answer.
 
-        `skip` leaves out so large a share of that time at the beginning and at the end.
+        `skip`: share of that time to leave out at each end.
         """
         timeline = self.stats()["timeline"]
         first, last = timeline[0][0], timeline[-1][0]
@@ -309,7 +309,7 @@ class SlowEndpoint:
 
 
 def main() -> None:
-    """Serve until killed; the first line printed is the port."""
+    """Serve until killed; print the port as the first line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--behavior", type=json.loads, default={})

@@ -62,7 +62,8 @@ class CaptionConfig(JobConfig):
     """Images that one process works on concurrently, so that its engine stays busy while others are read. Raise it
     for images with few regions."""
     images_per_block: int = 8
-    """Images that are written, and after an interruption kept, together; a block becomes two small files."""
+    """Images per block. A block is written at once, as two small files; an interruption loses unfinished blocks only.
+    Raise it for fewer files, lower it to lose less work."""
     prices: PriceConfig = field(default_factory=PriceConfig)
     """Prices for the usage report."""
     project_images: int = 0

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ureca.captioning.config import EndpointConfig
-from ureca.captioning.source import Captioned
+from ureca.captioning.source import ImageCaptions
 from ureca.client.client import Captions, Client, RegionCaption, ServiceError, as_read
 from ureca.corpus.read import LoadedImage
 from ureca.engine.utilization import LoadMeter
@@ -22,9 +22,9 @@ from ureca.errors import ConfigError, InputError
 from ureca.pipeline.errors import EndpointLost
 from ureca.regions.rle import Rle
 
-_FAILED = 500
-_OF_THE_IMAGE = (400, 413, 422)
-"""Statuses that mean a faulty request."""
+_SERVER_ERROR = 500
+_BAD_REQUEST = (400, 413, 422)
+"""Statuses of a faulty request: the image is to blame."""
 
 
 def served_model(config: EndpointConfig, token: str) -> str:
@@ -64,25 +64,25 @@ class EndpointSource:
         )
         self._threads = ThreadPoolExecutor(images_in_flight, thread_name_prefix="request")
 
-    async def caption(self, image: LoadedImage, asked: Sequence[tuple[Rle, str]], max_tokens: int) -> Captioned:
+    async def caption(self, image: LoadedImage, requests: Sequence[tuple[Rle, str]], max_tokens: int) -> ImageCaptions:
         """Caption the regions of an image in one request, or in a few, one after the other (see `CaptionSource`)."""
         data = await asyncio.get_running_loop().run_in_executor(self._threads, as_read, image.data, image.image)
         regions = [
             {"id": str(number), "rle": segmentation, "style": style}
-            for number, (segmentation, style) in enumerate(asked)
+            for number, (segmentation, style) in enumerate(requests)
         ]
-        most = self._config.regions_per_request
-        answers: list[RegionCaption] = []
+        max_regions = self._config.regions_per_request
+        captions: list[RegionCaption] = []
         usage: Counter[str] = Counter()
-        for start in range(0, len(regions), most):
-            captions = await self._ask(data, regions[start : start + most], max_tokens)
-            answers += captions
-            usage.update(captions.usage)
-        if refused := next((each for each in answers if each.error is not None), None):
-            raise InputError(f"region {refused.id} of the image: the service says: {refused.error}")
-        return Captioned(
-            texts=tuple(each.caption or "" for each in answers),
-            cut=tuple(each.finish_reason == "length" for each in answers),
+        for start in range(0, len(regions), max_regions):
+            response = await self._send(data, regions[start : start + max_regions], max_tokens)
+            captions += response
+            usage.update(response.usage)
+        if failed := next((caption for caption in captions if caption.error is not None), None):
+            raise InputError(f"region {failed.id} of the image: the service reports: {failed.error}")
+        return ImageCaptions(
+            texts=tuple(caption.caption or "" for caption in captions),
+            truncated=tuple(caption.finish_reason == "length" for caption in captions),
             prompt_tokens=usage["prompt_tokens"],
             completion_tokens=usage["completion_tokens"],
             cached_tokens=usage["cached_tokens"],
@@ -93,16 +93,16 @@ class EndpointSource:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
-    async def _ask(self, data: Any, regions: list[dict[str, Any]], max_tokens: int) -> Captions:
-        send = functools.partial(self._client.caption, data, regions, max_tokens=max_tokens, model=self._model)
+    async def _send(self, data: Any, regions: list[dict[str, Any]], max_tokens: int) -> Captions:
+        request = functools.partial(self._client.caption, data, regions, max_tokens=max_tokens, model=self._model)
         loop = asyncio.get_running_loop()
         try:
             with self.load.regions(len(regions)):
-                return await loop.run_in_executor(self._threads, send)
+                return await loop.run_in_executor(self._threads, request)
         except ServiceError as error:
-            if error.status in _OF_THE_IMAGE:
+            if error.status in _BAD_REQUEST:
                 raise InputError(f"the service at {self._config.url} refuses the image: {error}") from error
-            if error.status == _FAILED and await loop.run_in_executor(self._threads, self._client.is_ready):
+            if error.status == _SERVER_ERROR and await loop.run_in_executor(self._threads, self._client.is_ready):
                 raise InputError(f"the service at {self._config.url} fails on the image: {error}") from error
             raise EndpointLost(
                 f"{self._config.url}: {str(error).rstrip('.')}. Finished images are kept; the same command resumes "

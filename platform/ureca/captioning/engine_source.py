@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ureca.captioning.source import Captioned
+from ureca.captioning.source import ImageCaptions
 from ureca.corpus.read import LoadedImage
 from ureca.engine.config import EngineConfig
 from ureca.engine.engine import CaptionEngine
@@ -15,9 +15,9 @@ class EngineSource:
     """Caption source with its own engine; the first image starts it."""
 
     def __init__(
-        self, export_dir: Path, config: EngineConfig, *, when_engine_died: Callable[[], None] = end_process
+        self, export_dir: Path, config: EngineConfig, *, on_engine_death: Callable[[], None] = end_process
     ) -> None:
-        """Check the export without starting the engine; `when_engine_died` as in `EngineActor`.
+        """Check the export without starting the engine; `on_engine_death` as in `EngineActor`.
 
         Raises:
             CheckpointError: the folder is not an export, or its parts do not match.
@@ -31,33 +31,33 @@ class EngineSource:
             gpu_memory_utilization=config.gpu_memory_utilization,
         )
         self.load = self._engine.load
-        self._own = EngineActor(
-            self._engine, model=f"model={export_dir}", section=config.section, when_engine_died=when_engine_died
+        self._actor = EngineActor(
+            self._engine, model=f"model={export_dir}", section=config.section, on_engine_death=on_engine_death
         )
 
     @property
     def start_seconds(self) -> float:
         """Seconds that the engine took to start (see `CaptionSource`)."""
-        return self._own.start_seconds
+        return self._actor.start_seconds
 
-    async def caption(self, image: LoadedImage, asked: Sequence[tuple[Rle, str]], max_tokens: int) -> Captioned:
+    async def caption(self, image: LoadedImage, requests: Sequence[tuple[Rle, str]], max_tokens: int) -> ImageCaptions:
         """Caption all regions at once; the engine computes the image once (see `CaptionSource`)."""
         query = self._engine.prompts.processor.query
-        async with self._own.running():
+        async with self._actor.running():
             captions = await self._engine.caption(
                 image.image,
-                [segmentation for segmentation, _ in asked],
-                [query(style) for _, style in asked],
+                [segmentation for segmentation, _ in requests],
+                [query(style) for _, style in requests],
                 max_tokens=max_tokens,
             )
-        return Captioned(
-            texts=tuple(each.text for each in captions),
-            cut=tuple(each.finish_reason == "length" for each in captions),
-            prompt_tokens=sum(each.prompt_tokens for each in captions),
-            completion_tokens=sum(each.completion_tokens for each in captions),
-            cached_tokens=sum(each.cached_tokens for each in captions),
+        return ImageCaptions(
+            texts=tuple(caption.text for caption in captions),
+            truncated=tuple(caption.finish_reason == "length" for caption in captions),
+            prompt_tokens=sum(caption.prompt_tokens for caption in captions),
+            completion_tokens=sum(caption.completion_tokens for caption in captions),
+            cached_tokens=sum(caption.cached_tokens for caption in captions),
         )
 
     async def close(self) -> None:
         """End the engine."""
-        await self._own.close()
+        await self._actor.close()

@@ -26,13 +26,13 @@ from ureca.pipeline.budget import Budget
 from ureca.pipeline.coordinator import JobStats
 from ureca.pipeline.job import run_table_job
 from ureca.pipeline.parts import Parts
-from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources, shown_counts
+from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources, default_progress_counts
 from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_usage
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFigures:
-    """Utilization of the engines in a start; with an endpoint, of the requests. None: nothing was captioned."""
+    """Utilization of the engines in a start, or of the requests to an endpoint. None: nothing was captioned."""
 
     regions_per_second: float | None = None
     """Throughput of all engines, from their readiness to their last image."""
@@ -171,16 +171,16 @@ def rows_plan(config: CaptionConfig, num_images: int, resources: Mapping[str, fl
         actors=config.actors or (0 if gpus else 1),
         gpus_per_actor=gpus,
         crash_attempts=config.crash_attempts,
-        shown=_shown,
+        progress_counts=_progress_counts,
     )
 
 
-def _shown(stats: JobStats) -> dict[str, Any]:
+def _progress_counts(stats: JobStats) -> dict[str, Any]:
     figures = EngineFigures.of(stats)
     if figures.engine_busy is None:
-        return shown_counts(stats)
+        return default_progress_counts(stats)
     engine = {"regions/s": figures.regions_per_second, "engine_busy": f"{figures.engine_busy:.0%}"}
-    return engine | shown_counts(stats)
+    return engine | default_progress_counts(stats)
 
 
 def _summary(

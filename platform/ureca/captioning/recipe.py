@@ -51,8 +51,8 @@ class CaptionRecipe:
         """Digest of the queries; None where the service decides them."""
         if self.config.endpoint.url:
             return None
-        asked = "\n".join(STYLE_QUERIES[style] for style in self.config.styles)
-        return hashlib.sha256(asked.encode()).hexdigest()[:_DIGITS]
+        queries = "\n".join(STYLE_QUERIES[style] for style in self.config.styles)
+        return hashlib.sha256(queries.encode()).hexdigest()[:_DIGITS]
 
     def make(self) -> CaptionSource:
         """Create the caption source of a process. Nothing is started or sent yet."""

@@ -10,11 +10,11 @@ from ureca.regions.rle import Rle
 
 
 @dataclass(frozen=True)
-class Captioned:
+class ImageCaptions:
     """The captions of one image, in request order."""
 
     texts: tuple[str, ...] = ()
-    cut: tuple[bool, ...] = ()
+    truncated: tuple[bool, ...] = ()
     """True for each caption truncated at `max_tokens`."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -33,8 +33,8 @@ class CaptionSource(Protocol):
         """Seconds that the engine took to start; 0 until then."""
         ...
 
-    async def caption(self, image: LoadedImage, asked: Sequence[tuple[Rle, str]], max_tokens: int) -> Captioned:
-        """Caption one image; `asked` holds mask and style of each caption.
+    async def caption(self, image: LoadedImage, requests: Sequence[tuple[Rle, str]], max_tokens: int) -> ImageCaptions:
+        """Caption one image; `requests` holds mask and style of each caption.
 
         Raises:
             InputError: the image is at fault.

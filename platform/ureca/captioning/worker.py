@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from ureca.captioning.config import CaptionConfig
 from ureca.captioning.recipe import CaptionRecipe
-from ureca.captioning.source import Captioned, CaptionSource
+from ureca.captioning.source import CaptionSource, ImageCaptions
 from ureca.corpus.read import LoadedImage
 from ureca.corpus.schema import ImageRow, Provenance, RegionRow
 from ureca.corpus.sources.manifest import ManifestRow
@@ -64,16 +64,18 @@ class CaptionWorker:
             JobStopped: neither this nor any other image can be captioned for now.
             CheckpointError: the model is damaged.
         """
-        began, step = time.monotonic(), "read"
+        started_at, step = time.monotonic(), "read"
         try:
             loaded = await self._in_thread(lambda: self._loader.read(row))
             step = "tree"
             regions, notes = await self._in_thread(lambda: self._regions(loaded))
             step = "caption"
-            asked = [(region.segmentation, style) for region in regions for style in self._config.styles]
-            asked_at = time.monotonic()
-            made = await self._source.caption(loaded, asked, self._config.max_tokens) if asked else Captioned()
-            if asked and not any(made.texts):
+            requests = [(region.segmentation, style) for region in regions for style in self._config.styles]
+            sent_at = time.monotonic()
+            captions = ImageCaptions()
+            if requests:
+                captions = await self._source.caption(loaded, requests, self._config.max_tokens)
+            if requests and not any(captions.texts):
                 raise UnusableAnswerError(f"{row.image_path}: all captions of its {len(regions)} regions are empty.")
         except (JobStopped, StorageError, CheckpointError):  # not the image's fault
             raise
@@ -81,8 +83,8 @@ class CaptionWorker:
             if not isinstance(error, UrecaError):
                 logger.exception("image %s failed in step %s", row.image_id, step)
             return ImageRow.quarantined(row.image_id, row.image_path, step, error)
-        self._counts["engine:prompt_tokens"] += made.prompt_tokens
-        self._counts["engine:cached_tokens"] += made.cached_tokens
+        self._counts["engine:prompt_tokens"] += captions.prompt_tokens
+        self._counts["engine:cached_tokens"] += captions.cached_tokens
         now = time.monotonic()
         return ImageRow(
             image_id=row.image_id,
@@ -90,16 +92,16 @@ class CaptionWorker:
             height=loaded.size[0],
             width=loaded.size[1],
             status="labeled",
-            regions=self._captioned(regions, made),
+            regions=self._captioned(regions, captions),
             provenance=Provenance(
                 describer="captioner",
                 model=self._recipe.model,
                 prompt_version=self._recipe.prompt_version,
-                prompt_tokens=made.prompt_tokens,
-                completion_tokens=made.completion_tokens,
-                seconds=round(now - began, 4),
+                prompt_tokens=captions.prompt_tokens,
+                completion_tokens=captions.completion_tokens,
+                seconds=round(now - started_at, 4),
                 requests=dict.fromkeys(self._config.styles, len(regions)) if regions else None,
-                describer_seconds=round(now - asked_at, 4),
+                describer_seconds=round(now - sent_at, 4),
             ),
             notes=notes,
         )
@@ -129,20 +131,20 @@ class CaptionWorker:
         tree, notes = self._loader.tree(loaded)
         return tuple(RegionRow.of(region) for region in tree.regions), notes
 
-    def _captioned(self, regions: tuple[RegionRow, ...], made: Captioned) -> tuple[RegionRow, ...]:
-        """Return the regions with their captions; `made` holds, for each region, its captions in all styles."""
+    def _captioned(self, regions: tuple[RegionRow, ...], captions: ImageCaptions) -> tuple[RegionRow, ...]:
+        """Return the regions with their captions, which `captions` holds region by region, each in all styles."""
         styles = self._config.styles
-        texts = {style: made.texts[place :: len(styles)] for place, style in enumerate(styles)}
+        texts = {style: captions.texts[index :: len(styles)] for index, style in enumerate(styles)}
         repeated = repeated_captions(texts.get("unique", (None,) * len(regions)))
         captioned = []
         for index, region in enumerate(regions):
-            captions: dict[str, Any] = {_FIELDS[style]: texts[style][index] or None for style in styles}
+            fields: dict[str, Any] = {_FIELDS[style]: texts[style][index] or None for style in styles}
             first = index * len(styles)
             flags = {
                 NOT_UNIQUE: repeated[index],
-                CUT_OFF: any(made.cut[first : first + len(styles)]),
-                EMPTY: None in captions.values(),
+                CUT_OFF: any(captions.truncated[first : first + len(styles)]),
+                EMPTY: None in fields.values(),
             }
-            active = tuple(flag for flag, is_so in flags.items() if is_so)
-            captioned.append(replace(region, flags=active, **captions))
+            active = tuple(flag for flag, is_set in flags.items() if is_set)
+            captioned.append(replace(region, flags=active, **fields))
         return tuple(captioned)

@@ -8,7 +8,7 @@ from ureca.labeling.describers.openai_client import ChatConfig
 from ureca.labeling.describers.vllm import VllmConfig
 from ureca.labeling.distractors import DistractorConfig
 from ureca.labeling.features import FeatureConfig
-from ureca.pipeline.config import ImageSettings, JobConfig
+from ureca.pipeline.config import ImageSettings, JobConfig, check_minimum
 from ureca.pipeline.usage import PriceConfig
 from ureca.regions.tree import TreeConfig
 
@@ -35,12 +35,10 @@ class LabelSettings(ImageSettings):
     def __post_init__(self) -> None:
         if not 0 <= self.judge_share <= 1:
             raise ConfigError(f"judge_share={self.judge_share}: must be between 0 and 1")
-        for name in ("verify_retries", "answer_retries"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 0")
+        check_minimum(self, {"verify_retries": 0, "answer_retries": 0})
 
     @classmethod
-    def paper(cls, **others: Any) -> "LabelSettings":
+    def paper(cls, **settings: Any) -> "LabelSettings":
         """Return the settings of the authors' code: its tree, threshold, all pairs of regions, no check of captions.
 
         Source: URECA (arXiv 2504.05305) section 3; its repository's run_data_pipeline.py.
@@ -50,7 +48,7 @@ class LabelSettings(ImageSettings):
             distractors=DistractorConfig(min_similarity=0.8, max_count=20, related=True),
             verify=False,
             verify_retries=0,
-            **others,
+            **settings,
         )
 
 
@@ -95,8 +93,9 @@ class LabelConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_minimum({"verify_retries": 0, "answer_retries": 0, "gpus_per_actor": 0})
-        self._check_minimum({"images_in_flight": 1, "project_images": 0})
+        self._check_minimum(
+            {"verify_retries": 0, "answer_retries": 0, "gpus_per_actor": 0, "images_in_flight": 1, "project_images": 0}
+        )
         if self.judge_share and self.describer == "attributes":
             raise ConfigError(f"judge_share={self.judge_share}: describer attributes can't judge; use chat or vllm")
         if self.describer == "vllm" and self.gpus_per_actor:
@@ -106,15 +105,15 @@ class LabelConfig(JobConfig):
 
     def settings(self) -> LabelSettings:
         """Return how each image is labeled."""
-        common: dict[str, Any] = {
+        shared: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("limits", "proposals", "features", "answer_retries", "judge_share", "judge_seed")
         }
         if self.preset == "paper":
-            return LabelSettings.paper(**common)
+            return LabelSettings.paper(**shared)
         return LabelSettings(
             tree=TreeConfig.preset(self.tree),
             distractors=self.distractors,
             verify_retries=self.verify_retries,
-            **common,
+            **shared,
         )

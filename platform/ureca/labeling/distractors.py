@@ -44,16 +44,16 @@ def find_distractors(
     if not len(parents):
         return []
     similarity = features @ features.T
-    ruled_out = np.eye(len(parents), dtype=bool) if config.related else _related(parents)
-    allowed = ~ruled_out & (similarity >= config.min_similarity)
-    found = []
+    excluded = np.eye(len(parents), dtype=bool) if config.related else _related(parents)
+    allowed = ~excluded & (similarity >= config.min_similarity)
+    distractors = []
     for index, candidates in enumerate(allowed):
-        others = np.flatnonzero(candidates)
-        nearest = others[np.argsort(-similarity[index, others], kind="stable")][: config.max_count]
-        found.append(
+        allowed_indices = np.flatnonzero(candidates)
+        nearest = allowed_indices[np.argsort(-similarity[index, allowed_indices], kind="stable")][: config.max_count]
+        distractors.append(
             tuple(Distractor(index=int(j), similarity=float(np.float32(similarity[index, j]))) for j in nearest)
         )
-    return found
+    return distractors
 
 
 def _related(parents: Sequence[int]) -> np.ndarray:

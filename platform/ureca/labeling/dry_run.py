@@ -41,14 +41,14 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
     actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
     samples, unreadable = _samples(config, parts.manifest, num_images)
     uses_model = recipe.settings()["describer"] != "attributes"
-    regions = statistics.mean(len(each.parents) for each in samples)
-    questions = statistics.mean(
-        _questions(each, uses_model=uses_model, verify=config.settings().verify) for each in samples
+    regions = statistics.mean(len(image.parents) for image in samples)
+    requests_per_image = statistics.mean(
+        _num_requests(image, uses_model=uses_model, verify=config.settings().verify) for image in samples
     )
-    in_flight = statistics.mean(each.image.nbytes + _masks_bytes(each) for each in samples)
-    largest = max(each.size[0] * each.size[1] * len(each.parents) for each in samples)
-    asked = round(questions * num_images)
-    tokens = (asked * PROMPT_TOKENS, asked * COMPLETION_TOKENS) if uses_model else (0, 0)
+    image_bytes = statistics.mean(image.image.nbytes + _masks_bytes(image) for image in samples)
+    dense_masks_bytes = max(image.size[0] * image.size[1] * len(image.parents) for image in samples)
+    requests = round(requests_per_image * num_images)
+    tokens = (requests * PROMPT_TOKENS, requests * COMPLETION_TOKENS) if uses_model else (0, 0)
     held = HeldResources(wall_seconds=0, gpu_seconds=0, cpu_seconds=0)
     counts = Counter(images=num_images, prompt_tokens=tokens[0], completion_tokens=tokens[1])
     cost = make_usage(counts, held, config.prices, table=None, project_images=0)["cost"]
@@ -57,10 +57,10 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
         "images_done": parts.num_rows(),
         "sampled": {"images": len(samples), "unreadable": unreadable},
         "regions": round(regions * num_images),
-        "questions": asked,
+        "requests": requests,
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],
-        "assumed_tokens_per_question": [PROMPT_TOKENS, COMPLETION_TOKENS] if uses_model else None,
+        "assumed_tokens_per_request": [PROMPT_TOKENS, COMPLETION_TOKENS] if uses_model else None,
         "estimated_money_for_tokens": cost["estimated_money"],
         "actors": actors,
         "engines": actors if config.describer == "vllm" else 0,
@@ -70,7 +70,9 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
         "images_in_flight": actors * plan.images_in_flight,
         "tasks": plan.num_blocks,
         "files": 2 * plan.num_blocks,
-        "memory_mb_per_actor": round((_PROCESS_BYTES + plan.images_in_flight * in_flight + largest) / 2**20),
+        "memory_mb_per_actor": round(
+            (_PROCESS_BYTES + plan.images_in_flight * image_bytes + dense_masks_bytes) / 2**20
+        ),
     }
 
 
@@ -92,13 +94,13 @@ def _samples(config: LabelConfig, manifest: str, num_images: int) -> tuple[list[
     return prepared, len(errors)
 
 
-def _questions(prepared: PreparedImage, *, uses_model: bool, verify: bool) -> int:
+def _num_requests(prepared: PreparedImage, *, uses_model: bool, verify: bool) -> int:
     """Return the requests for an image if none must be repeated."""
     regions = len(prepared.parents)
     if not uses_model:
         return 3 * regions
-    alike = sum(bool(each) for each in prepared.distractors)
-    return regions + sum(bool(each) for each in prepared.children) + alike * (1 + verify)
+    with_distractors = sum(map(bool, prepared.distractors))
+    return regions + sum(map(bool, prepared.children)) + with_distractors * (1 + verify)
 
 
 def _masks_bytes(prepared: PreparedImage) -> int:

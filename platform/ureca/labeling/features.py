@@ -56,7 +56,7 @@ def make_features(config: FeatureConfig) -> Features:
 
 
 def _measured(image: np.ndarray, segmentations: Sequence[Rle], attributes: Sequence[RegionAttributes]) -> np.ndarray:  # noqa: ARG001
-    return np.stack([each.features for each in attributes]) if attributes else np.empty((0, 1))
+    return np.stack([region.features for region in attributes]) if attributes else np.empty((0, 1))
 
 
 class DinoFeatures:
@@ -101,15 +101,15 @@ class DinoFeatures:
         """Return float32 (R, F), rows of length 1, for an image uint8 (H, W, 3) RGB; `attributes` are ignored."""
         import torch
 
-        found = [np.empty((0, self._model.config.hidden_size), np.float32)]
+        rows = [np.empty((0, self._model.config.hidden_size), np.float32)]
         for first in range(0, len(segmentations), self._batch_size):
             crops = [self._crop(image, rle) for rle in segmentations[first : first + self._batch_size]]
             # bytes are copied to the device, a quarter of the size of floats
             pixels = torch.from_numpy(np.stack(crops)).to(self._mean.device).permute(0, 3, 1, 2)
             with torch.inference_mode():
                 tokens = self._model(pixel_values=(pixels / 255 - self._mean) / self._std).last_hidden_state[:, 0]
-                found.append(torch.nn.functional.normalize(tokens.float(), dim=-1).cpu().numpy())
-        return np.concatenate(found)
+                rows.append(torch.nn.functional.normalize(tokens.float(), dim=-1).cpu().numpy())
+        return np.concatenate(rows)
 
     def _crop(self, image: np.ndarray, segmentation: Rle) -> np.ndarray:
         """Return uint8 (side, side, 3): the region's box centered, outside of the region blurred, padded with the mean

@@ -9,8 +9,8 @@
 One image is one coroutine and each caption one task, so nothing waits for an entire level or pass, and requests of many
 images run concurrently. A describer with a model is not asked for what is known: the long caption of a region without
 children is its short one, and a region without distractors is unique. Unusable answers are requested again, then
-flagged. Every failure becomes a value, `Quarantined`, with its step: one bad image never stops a corpus. Source: URECA
-(arXiv 2504.05305) section 3, figure 2.
+flagged. Every failure becomes a quarantined row with its step and reason: one bad image never stops a corpus. Source:
+URECA (arXiv 2504.05305) section 3, figure 2.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from ureca.corpus.schema import ImageRow, Provenance, RegionRow, RowError
+from ureca.corpus.schema import ImageRow, Provenance, RegionRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.split import is_heldout
 from ureca.errors import StorageError, UrecaError
@@ -35,45 +35,10 @@ from ureca.pipeline.flags import NOT_UNIQUE, UnusableAnswerError, repeated_capti
 
 logger = logging.getLogger(__name__)
 
-Step = Literal["read", "tree", "describe", "label"]
-
 JUDGED_FALSE = "judged_false"
 """Flag of a test-set region whose caption was not judged true."""
 
 _NOT_CHOSEN = "A reader of the caption could not tell which of the regions it describes."
-
-
-@dataclass(frozen=True)
-class LabeledImage:
-    """An image with captions."""
-
-    row: ImageRow
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A quarantined image and its reason."""
-
-    image_id: str
-    image_path: str
-    step: Step
-    error: str
-    """Error class, counted in the summary."""
-    message: str
-    """Error message: names the file and the remedy."""
-    provenance: Provenance | None = None
-    """Usage up to the failure."""
-
-    @property
-    def row(self) -> ImageRow:
-        """The image's row of the region table."""
-        return ImageRow(
-            image_id=self.image_id,
-            image_path=self.image_path,
-            status="quarantined",
-            error=RowError(step=self.step, kind=self.error, message=self.message),
-            provenance=self.provenance,
-        )
 
 
 Truth = Mapping[str, Mapping[str, str]]
@@ -89,8 +54,10 @@ class ImageLabeler:
         self._preparer = Preparer(self._config, uses_model=describer.uses_model)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
-    async def label(self, row: ManifestRow, truth: Truth | None = None) -> LabeledImage | Quarantined:
-        """Label the image of a manifest row. Errors of the image itself are returned, not raised.
+    async def label(self, row: ManifestRow, truth: Truth | None = None) -> ImageRow:
+        """Return the image's row of the region table, labeled or quarantined; a quarantined row has no captions.
+
+        Steps in a quarantined row's error: read, tree, describe.
 
         Raises:
             JobStopped: neither this nor any other image can be labeled for now.
@@ -98,7 +65,7 @@ class ImageLabeler:
         """
         started = time.monotonic()
         counts = _Counts()
-        step: Step = "read"
+        step = "read"
         try:
             loaded = await self._in_thread(self._preparer.loader.read, row)
             step = "tree"
@@ -111,19 +78,17 @@ class ImageLabeler:
         except Exception as error:
             if not isinstance(error, UrecaError):
                 logger.exception("image %s failed in step %s", row.image_id, step)
-            made = self._provenance(counts, started) if counts.requests else None
-            return Quarantined(row.image_id, row.image_path, step, type(error).__name__, str(error), made)
-        return LabeledImage(
-            ImageRow(
-                image_id=row.image_id,
-                image_path=row.image_path,
-                height=prepared.size[0],
-                width=prepared.size[1],
-                status="labeled",
-                regions=regions,
-                provenance=self._provenance(counts, started),
-                notes=prepared.notes,
-            )
+            provenance = self._provenance(counts, started) if counts.requests else None
+            return replace(ImageRow.quarantined(row.image_id, row.image_path, step, error), provenance=provenance)
+        return ImageRow(
+            image_id=row.image_id,
+            image_path=row.image_path,
+            height=prepared.size[0],
+            width=prepared.size[1],
+            status="labeled",
+            regions=regions,
+            provenance=self._provenance(counts, started),
+            notes=prepared.notes,
         )
 
     async def _in_thread(self, function: Any, argument: Any) -> Any:
@@ -168,7 +133,7 @@ class _Answer:
 
 
 @dataclass(frozen=True)
-class _Final:
+class _UniqueCaption:
     """The unique caption of a region, with its verdict."""
 
     text: str | None
@@ -202,20 +167,23 @@ class _ImageState:
                 # All tasks are created before the first one runs, so every task can find those it waits for.
                 self._short = [group.create_task(self._describe_short(index)) for index in indices]
                 self._long = {index: group.create_task(self._describe_long(index)) for index in indices}
-                unique = [group.create_task(self._describe_unique(index)) for index in indices]
+                unique_tasks = [group.create_task(self._describe_unique(index)) for index in indices]
         except ExceptionGroup as errors:
             # A stop of the job takes precedence over other errors of this image.
-            raise next((e for e in errors.exceptions if isinstance(e, JobStopped)), errors.exceptions[0]) from None
-        finals = [task.result() for task in unique]
-        if finals and all(final.text is None for final in finals):
-            kinds = Counter(flag for final in finals for flag in final.flags)
+            first_stop = next((error for error in errors.exceptions if isinstance(error, JobStopped)), None)
+            raise first_stop or errors.exceptions[0] from None
+        captions = [task.result() for task in unique_tasks]
+        if captions and all(caption.text is None for caption in captions):
+            kinds = Counter(flag for caption in captions for flag in caption.flags)
             raise UnusableAnswerError(
-                f"image {self._image_id!r}: none of its {len(finals)} regions received a caption "
+                f"image {self._image_id!r}: none of its {len(captions)} regions received a caption "
                 f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}). Check the image, the prompts and "
                 "the model."
             )
-        repeated = repeated_captions([final.text for final in finals])
-        return tuple(self._row(index, final, truth, repeated=repeated[index]) for index, final in enumerate(finals))
+        repeated = repeated_captions([caption.text for caption in captions])
+        return tuple(
+            self._row(index, caption, truth, repeated=repeated[index]) for index, caption in enumerate(captions)
+        )
 
     async def _describe_short(self, index: int) -> _Answer:
         parent = self._prepared.parents[index]
@@ -245,45 +213,46 @@ class _ImageState:
         )
         return long if long.text else _Answer(short.text, long.flag)
 
-    async def _describe_unique(self, index: int) -> _Final:
-        final = await self._unique_of(index)
-        if not self._judged or final.text is None:
-            return final
+    async def _describe_unique(self, index: int) -> _UniqueCaption:
+        unique = await self._write_unique(index)
+        if not self._judged or unique.text is None:
+            return unique
         # The paper's check of its test set: truth, not uniqueness (section 3, "Data verification").
-        answer = await self._ask("judge", index, own_caption=final.text)
-        return final if answer.verdict else replace(final, flags=(*final.flags, JUDGED_FALSE))
+        answer = await self._ask("judge", index, own_caption=unique.text)
+        return unique if answer.verdict else replace(unique, flags=(*unique.flags, JUDGED_FALSE))
 
-    async def _unique_of(self, index: int) -> _Final:
+    async def _write_unique(self, index: int) -> _UniqueCaption:
         """Return the best attempt: the one that fits the fewest other regions, the first among equals."""
         long, distractors = await self._long[index], self._prepared.distractors[index]
-        unasked = Verdict(uniqueness=None, passed=True, confused_with=(), distractors=distractors)
+        unchecked = Verdict(uniqueness=None, passed=True, confused_with=(), distractors=distractors)
         flags = (long.flag,) if long.flag else ()
         if long.text is None or (self._describer.uses_model and not distractors):
-            return _Final(long.text, unasked, flags)
+            return _UniqueCaption(long.text, unchecked, flags)
         parent = self._prepared.parents[index]
         facts = {
             "own_caption": long.text,
             "parent_caption": (await self._short[parent]).text if parent >= 0 else None,
             "distractors": distractors,
-            "distractor_captions": tuple([(await self._long[each.index]).text or "" for each in distractors]),
+            "distractor_captions": tuple([(await self._long[other.index]).text or "" for other in distractors]),
         }
-        tries: list[tuple[str, Verdict]] = []
+        attempts: list[tuple[str, Verdict]] = []
         for attempt in range(1 + self._config.verify_retries):
             if attempt:
                 self._counts.retries[NOT_UNIQUE] += 1
-            confused_with = tries[-1][1].confused_with if tries else ()
-            problem = _NOT_CHOSEN if tries and not confused_with else None
+            confused_with = attempts[-1][1].confused_with if attempts else ()
+            problem = _NOT_CHOSEN if attempts and not confused_with else None
             description = await self._ask("unique", index, problem, **facts, confused_with=confused_with)
             if description.problem:
                 flags = (*flags, description.problem.kind)
                 break
-            verdict = await self._verify(index, description) if self._config.verify else unasked
-            tries.append((description.text, verdict))
+            verdict = await self._verify(index, description) if self._config.verify else unchecked
+            attempts.append((description.text, verdict))
             if verdict.passed:
                 break
-        if not tries:
-            return _Final(long.text, unasked, flags)
-        return _Final(*min(tries, key=lambda each: (not each[1].passed, len(each[1].confused_with))), flags)
+        if not attempts:
+            return _UniqueCaption(long.text, unchecked, flags)
+        text, verdict = min(attempts, key=lambda attempt: (not attempt[1].passed, len(attempt[1].confused_with)))
+        return _UniqueCaption(text, verdict, flags)
 
     async def _verify(self, index: int, description: Description) -> Verdict:
         distractors = self._prepared.distractors[index]
@@ -299,7 +268,7 @@ class _ImageState:
 
     async def _ask(self, pass_name: Pass, index: int, problem: str | None = None, **facts: Any) -> Description:
         """Return the answer; if all attempts are unusable, the last one with its problem."""
-        for left in reversed(range(1 + self._config.answer_retries)):
+        for retries_left in reversed(range(1 + self._config.answer_retries)):
             description = await self._describer.describe(
                 DescribeRequest(
                     pass_name=pass_name,
@@ -313,23 +282,23 @@ class _ImageState:
                 )
             )
             self._counts.add(pass_name, description)
-            if description.problem is None or not left:
+            if description.problem is None or not retries_left:
                 break
             self._counts.retries[description.problem.kind] += 1
             problem = description.problem.message
         return description
 
-    def _row(self, index: int, final: _Final, truth: Truth, *, repeated: bool) -> RegionRow:
+    def _row(self, index: int, unique: _UniqueCaption, truth: Truth, *, repeated: bool) -> RegionRow:
         region = self._prepared.tree.regions[index]
-        true = truth.get(region.region_id)
-        not_unique = (NOT_UNIQUE,) if repeated or not final.verdict.passed else ()
+        attributes = truth.get(region.region_id)
+        not_unique = (NOT_UNIQUE,) if repeated or not unique.verdict.passed else ()
         return RegionRow.of(
             region,
             short_caption=self._short[index].result().text,
             long_caption=self._long[index].result().text,
-            caption=final.text,
-            distractors=final.verdict.distractors,
-            uniqueness=final.verdict.uniqueness,
-            flags=tuple(dict.fromkeys((*not_unique, *final.flags))),
-            attributes=None if true is None else dict(true),
+            caption=unique.text,
+            distractors=unique.verdict.distractors,
+            uniqueness=unique.verdict.uniqueness,
+            flags=tuple(dict.fromkeys((*not_unique, *unique.flags))),
+            attributes=None if attributes is None else dict(attributes),
         )

@@ -37,7 +37,7 @@ from ureca.viewer.plots import histograms
 PLOT_FILE = "mask_trees.png"
 
 _SHARE_STEPS_PER_DECADE = 40
-"""Image shares are counted in steps of 6 %, so quantiles need no list of all regions."""
+"""Area shares are counted in steps of 6 %, so quantiles need no list of all regions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class MaskTreesConfig(JobConfig):
     gpus_per_actor: float = 0.0
     """GPUs per worker process, for models that propose regions."""
     images_per_block: int = 64
-    """Images that are written, and after an interruption kept, together; a block becomes two small files."""
+    """Images per block. A block is written at once, as two small files; an interruption loses unfinished blocks only.
+    Raise it for fewer files, lower it to lose less work."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,8 +159,7 @@ def build_mask_trees(config: MaskTreesConfig, directory: str | os.PathLike[str])
             label="trees",
             num_images=num_images,
             images_per_block=config.images_per_block,
-            images_in_flight=2
-            * config.images_per_block,  # one block is built while the next arrives and another leaves
+            images_in_flight=2 * config.images_per_block,  # build one block while the next arrives and another leaves
             actors=config.actors,
             gpus_per_actor=config.gpus_per_actor,
             crash_attempts=config.crash_attempts,
@@ -225,7 +225,7 @@ class _Statistics:
     def summary(self, *, table: str, seconds: float, digest: str) -> MaskTreesSummary:
         regions = self.depths.total()
         dropped: dict[str, int] = {reason: self.notes[reason] for reason in DROP_REASONS if self.notes[reason]}
-        no_mending = {"merged", *DROP_REASONS}
+        not_repairs = {"merged", *DROP_REASONS}
         return MaskTreesSummary(
             table=table,
             images=self.images,
@@ -234,12 +234,12 @@ class _Statistics:
             regions=regions,
             merged=self.notes["merged"],
             dropped=dropped,
-            repaired={name: number for name, number in sorted(self.notes.items()) if name not in no_mending},
+            repaired={name: number for name, number in sorted(self.notes.items()) if name not in not_repairs},
             levels=dict(sorted(self.depths.items())),
-            levels_per_image=_spread(self.levels_per_image),
-            regions_per_image=_spread(self.regions_per_image),
-            children=_spread(self.children),
-            area_share=_spread({_share_of(step): number for step, number in self.area_steps.items()}),
+            levels_per_image=_distribution(self.levels_per_image),
+            regions_per_image=_distribution(self.regions_per_image),
+            children=_distribution(self.children),
+            area_share=_distribution({_share_of(step): number for step, number in self.area_steps.items()}),
             seconds=round(seconds, 1),
             digest=digest,
         )
@@ -254,8 +254,8 @@ class _Statistics:
             {
                 "regions by depth": {str(depth): number for depth, number in sorted(self.depths.items())},
                 "images by levels": {str(levels): number for levels, number in sorted(self.levels_per_image.items())},
-                "images by regions": _doubling(self.regions_per_image),
-                "regions by children": _doubling(self.children),
+                "images by regions": _count_by_doubling_ranges(self.regions_per_image),
+                "regions by children": _count_by_doubling_ranges(self.children),
                 "regions by share of the image": {
                     f"{100 * 10.0**decade:g} to {1000 * 10.0**decade:g} %": number
                     for decade, number in sorted(decades.items())
@@ -271,7 +271,7 @@ def _share_of(step: int) -> float:
     return float(10 ** (step / _SHARE_STEPS_PER_DECADE))
 
 
-def _doubling(counts: Counter[int]) -> dict[str, int]:
+def _count_by_doubling_ranges(counts: Counter[int]) -> dict[str, int]:
     """Count values in the ranges 2**k + 1 to 2**(k + 1)."""
     bins: Counter[int] = Counter()
     for value, number in counts.items():
@@ -284,7 +284,7 @@ def _doubling(counts: Counter[int]) -> dict[str, int]:
     return {name(power): bins[power] for power in sorted(bins)}
 
 
-def _spread(counts: Any) -> Distribution:
+def _distribution(counts: Any) -> Distribution:
     """Compute the distribution of values from their counts."""
     values = np.array(sorted(counts), dtype=np.float64)
     if not len(values):

@@ -74,8 +74,8 @@ class Preparer:
 
 
 def _children(parents: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    found: list[list[int]] = [[] for _ in parents]
+    children: list[list[int]] = [[] for _ in parents]
     for index, parent in enumerate(parents):
         if parent >= 0:
-            found[parent].append(index)
-    return tuple(tuple(each) for each in found)
+            children[parent].append(index)
+    return tuple(tuple(indices) for indices in children)

@@ -48,9 +48,9 @@ def verify_caption(
         reasons = untrue_claims(claims, distractor.index, regions) or ["order"]
         told_apart_by = None if distractor.index in confused else ", ".join(reasons)
         judged.append(replace(distractor, told_apart_by=told_apart_by))
-    picked = sum(distractor.told_apart_by is not None for distractor in judged)
+    num_ruled_out = sum(distractor.told_apart_by is not None for distractor in judged)
     return Verdict(
-        uniqueness=picked / len(judged) if judged else None,
+        uniqueness=num_ruled_out / len(judged) if judged else None,
         passed=not confused,
         confused_with=confused,
         distractors=tuple(judged),
@@ -60,10 +60,10 @@ def verify_caption(
 def blind_order(image_id: str, index: int, distractors: Sequence[Distractor]) -> tuple[int, ...]:
     """Return the region and its distractors in a neutral order, the same in every run."""
 
-    def place(candidate: int) -> bytes:
+    def sort_key(candidate: int) -> bytes:
         return hashlib.sha256(f"{image_id}\n{index}\n{candidate}".encode()).digest()
 
-    return tuple(sorted([index, *(distractor.index for distractor in distractors)], key=place))
+    return tuple(sorted([index, *(distractor.index for distractor in distractors)], key=sort_key))
 
 
 def judge_choice(

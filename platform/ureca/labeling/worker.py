@@ -87,7 +87,7 @@ class LabelWorker:
         Raises:
             JobStopped: no image can be labeled for now.
         """
-        return (await self._labeler.label(row, _true_attributes(row))).row
+        return await self._labeler.label(row, _true_attributes(row))
 
     def counts(self) -> Counter[str]:
         """Return no counts besides those in the rows."""

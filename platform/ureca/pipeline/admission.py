@@ -15,7 +15,7 @@ class AdmissionLimiter:
 
     def __init__(self, max_images: int) -> None:
         self.max_images = max_images
-        self._inside: list[int] = []
+        self._active_limits: list[int] = []
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
@@ -29,7 +29,7 @@ class AdmissionLimiter:
             yield
         finally:
             if turn.done() and not turn.cancelled():
-                self._inside.remove(limit)
+                self._active_limits.remove(limit)
             else:
                 turn.cancel()
             self._admit()
@@ -38,8 +38,8 @@ class AdmissionLimiter:
         while self._waiting:
             limit, turn = self._waiting[0]
             if not turn.cancelled():
-                if len(self._inside) + 1 > min(self.max_images, limit, *self._inside):
+                if len(self._active_limits) + 1 > min(self.max_images, limit, *self._active_limits):
                     return
-                self._inside.append(limit)
+                self._active_limits.append(limit)
                 turn.set_result(None)
             self._waiting.popleft()

@@ -46,7 +46,8 @@ class JobConfig:
     actors: int = 0
     """Worker processes. 0: as many as GPUs allow, or one per CPU of the cluster less two for reading and writing."""
     images_per_block: int = 4
-    """Images that are written, and after an interruption kept, together; a block becomes two small files."""
+    """Images per block. A block is written at once, as two small files; an interruption loses unfinished blocks only.
+    Raise it for fewer files, lower it to lose less work."""
     crash_attempts: int = 2
     """Crashes of a process that holds only one image before that image is quarantined."""
 

@@ -7,7 +7,7 @@
     stop      the reason why no further image can be processed for now
     stats     totals of the images that ended
 
-Nothing here grows with the corpus: an image that ended is forgotten.
+Memory does not grow with the corpus: an image that ended is forgotten.
 """
 
 import asyncio
@@ -84,54 +84,54 @@ class JobCoordinator:
 
     def __init__(self, spent_path: str = "", max_tokens: int = 0) -> None:
         self._spent_path, self._max_tokens = spent_path, max_tokens
-        self._account = JobStats()
+        self._stats = JobStats()
         if spent_path and io.exists(spent_path):
-            self._account.spent_tokens = int(io.read_json(spent_path)["tokens"])
-        self._written = self._account.spent_tokens
-        self._written_at = time.monotonic()
+            self._stats.spent_tokens = int(io.read_json(spent_path)["tokens"])
+        self._stored = self._stats.spent_tokens
+        self._stored_at = time.monotonic()
         self._reserved: Counter[str] = Counter()
-        self._begun: dict[str, bool] = {}
-        self._deaths: dict[str, CrashCounts] = {}
+        self._in_progress: dict[str, bool] = {}  # image id -> no other image is in its process
+        self._crashes: dict[str, CrashCounts] = {}
         self._idle_since = time.monotonic()
 
-    def ready(self, actor_id: str) -> None:
+    def register(self, actor_id: str) -> None:
         """Register a process. A restarted process has the same id, and reservations of its predecessor are released."""
-        self._account.actors.setdefault(actor_id, time.time())
+        self._stats.actors.setdefault(actor_id, time.time())
         self._reserved.pop(actor_id, None)
 
     def block_status(self, image_ids: list[str]) -> BlockStatus:
         """Return what a worker must know about a block; images of it that were in progress count as crashed."""
         for image_id in image_ids:
-            alone = self._begun.pop(image_id, None)
-            if alone is not None:
-                crashes = self._deaths.setdefault(image_id, CrashCounts())
+            was_alone = self._in_progress.pop(image_id, None)
+            if was_alone is not None:
+                crashes = self._crashes.setdefault(image_id, CrashCounts())
                 crashes.all += 1
-                crashes.alone += alone
-                self._account.counts["crashes"] += 1
-        stopped = self._account.stopped
-        idle = not self._begun and time.monotonic() - self._idle_since > _DRAINED_SECONDS
-        known = {image_id: self._deaths[image_id] for image_id in image_ids if image_id in self._deaths}
-        return BlockStatus(known, stopped, drained=stopped is not None and idle)
+                crashes.alone += was_alone
+                self._stats.counts["crashes"] += 1
+        stopped = self._stats.stopped
+        idle = not self._in_progress and time.monotonic() - self._idle_since > _DRAINED_SECONDS
+        crashes_of = {image_id: self._crashes[image_id] for image_id in image_ids if image_id in self._crashes}
+        return BlockStatus(crashes_of, stopped, drained=stopped is not None and idle)
 
     def begin(self, image_id: str, alone: bool) -> None:
         """Mark an image as in progress: from now on a crash of its process counts against it."""
-        self._begun[image_id] = alone
+        self._in_progress[image_id] = alone
 
     def end(self, image_id: str, counts: Counter[str]) -> None:
         """Mark an image as ended (labeled, quarantined or left for a later start) and add `counts` to the totals."""
-        self._begun.pop(image_id, None)
-        self._deaths.pop(image_id, None)
-        self._account.counts += counts
+        self._in_progress.pop(image_id, None)
+        self._crashes.pop(image_id, None)
+        self._stats.counts += counts
         self._idle_since = time.monotonic()
 
     def stop(self, reason: JobStopped) -> None:
         """Stop the job: no further image can be processed for now. The first reason is kept."""
-        self._account.stopped = self._account.stopped or reason
+        self._stats.stopped = self._stats.stopped or reason
 
     def reserve(self, actor_id: str, tokens: int) -> bool | None:
         """Reserve tokens. None: retry later, reservations may be released. False: the budget is spent."""
         reserved = self._reserved.total()
-        if not self._max_tokens or tokens <= self._max_tokens - self._account.spent_tokens - reserved:
+        if not self._max_tokens or tokens <= self._max_tokens - self._stats.spent_tokens - reserved:
             self._reserved[actor_id] += tokens
             return True
         return None if reserved else False
@@ -139,20 +139,20 @@ class JobCoordinator:
     def commit(self, actor_id: str, reserved: int, spent: int) -> None:
         """Release a reservation and count the tokens spent."""
         self._reserved[actor_id] = max(0, self._reserved[actor_id] - reserved)
-        self._account.spent_tokens += spent
-        if time.monotonic() - self._written_at > _WRITE_EVERY_SECONDS:
+        self._stats.spent_tokens += spent
+        if time.monotonic() - self._stored_at > _WRITE_EVERY_SECONDS:
             self.write()
 
     def write(self) -> None:
         """Store the tokens spent for the next start."""
-        if self._spent_path and self._written != self._account.spent_tokens:
-            io.write_json(self._spent_path, {"tokens": self._account.spent_tokens})
-            self._written, self._written_at = self._account.spent_tokens, time.monotonic()
+        if self._spent_path and self._stored != self._stats.spent_tokens:
+            io.write_json(self._spent_path, {"tokens": self._stats.spent_tokens})
+            self._stored, self._stored_at = self._stats.spent_tokens, time.monotonic()
 
     def stats(self) -> JobStats:
         """Return the totals so far."""
-        self._account.in_progress = len(self._begun)
-        return self._account
+        self._stats.in_progress = len(self._in_progress)
+        return self._stats
 
 
 class SharedBudget:
@@ -160,7 +160,7 @@ class SharedBudget:
 
     def __init__(self, coordinator: Any, actor_id: str, max_tokens: int) -> None:
         """Take the coordinator's actor handle and the id of the requesting actor."""
-        self._steward, self._actor_id, self._max_tokens = coordinator, actor_id, max_tokens
+        self._coordinator, self._actor_id, self._max_tokens = coordinator, actor_id, max_tokens
 
     async def reserve(self, tokens: int) -> None:
         """Reserve the maximum that the next request may take; wait while reservations of other requests may be
@@ -169,7 +169,7 @@ class SharedBudget:
         Raises:
             BudgetSpent: fewer tokens are left.
         """
-        while not (granted := await self._ask(tokens)):
+        while not (granted := await self._request(tokens)):
             if granted is False:
                 raise BudgetSpent(
                     f"the job's budget of {self._max_tokens:,} tokens is spent. Finished images are kept; the same "
@@ -179,18 +179,18 @@ class SharedBudget:
 
     def commit(self, reserved: int, spent: int) -> None:
         """Release a reservation and count the tokens that the request took."""
-        self._steward.commit.remote(self._actor_id, reserved, spent)
+        self._coordinator.commit.remote(self._actor_id, reserved, spent)
 
-    async def _ask(self, tokens: int) -> bool | None:
-        async def ask() -> bool | None:
-            granted: bool | None = await self._steward.reserve.remote(self._actor_id, tokens)
+    async def _request(self, tokens: int) -> bool | None:
+        async def request() -> bool | None:
+            granted: bool | None = await self._coordinator.reserve.remote(self._actor_id, tokens)
             return granted
 
-        asked = asyncio.create_task(ask())
+        pending = asyncio.create_task(request())
         try:
-            return await asyncio.shield(asked)
+            return await asyncio.shield(pending)
         except asyncio.CancelledError:  # a reservation granted to a canceled request would never be released
-            asked.add_done_callback(
+            pending.add_done_callback(
                 lambda task: self.commit(tokens, 0) if not task.cancelled() and task.result() else None
             )
             raise

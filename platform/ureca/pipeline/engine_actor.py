@@ -13,7 +13,7 @@ from ureca.pipeline.errors import EndpointLost
 
 logger = logging.getLogger(__name__)
 
-_DIED = 70
+_EXIT_CODE = 70
 """Exit code of a worker whose engine died (EX_SOFTWARE)."""
 
 
@@ -27,14 +27,14 @@ class StartedEngine(Protocol):
 
 def end_process() -> None:
     """End this process at once. Ray restarts it, and with it the engine."""
-    os._exit(_DIED)
+    os._exit(_EXIT_CODE)
 
 
 class EngineActor:
     """Starts an engine once and translates its failures into job errors."""
 
     def __init__(
-        self, engine: StartedEngine, *, model: str, section: str, when_engine_died: Callable[[], None] = end_process
+        self, engine: StartedEngine, *, model: str, section: str, on_engine_death: Callable[[], None] = end_process
     ) -> None:
         """Store the engine without starting it.
 
@@ -42,15 +42,15 @@ class EngineActor:
             engine: engine to start.
             model: its name in errors, e.g. "vllm.model=nano".
             section: section of the job's configuration to correct after a failed start.
-            when_engine_died: called when the engine died. The worker ends with its engine: Ray restarts both, runs the
+            on_engine_death: called when the engine died. The worker ends with its engine: Ray restarts both, runs the
                 unfinished images again, and identifies those that crash their worker each time.
         """
         self.start_seconds = 0.0
         self._engine, self._model, self._section = engine, model, section
-        self._when_engine_died = when_engine_died
+        self._on_engine_death = on_engine_death
         self._starting = asyncio.Lock()
         self._started = False
-        self._could_not_start: EndpointLost | None = None
+        self._start_error: EndpointLost | None = None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -60,15 +60,15 @@ class EngineActor:
             EndpointLost: the engine can't start, or died.
         """
         async with self._starting:
-            if self._could_not_start:
-                raise self._could_not_start
+            if self._start_error:
+                raise self._start_error
             if not self._started:
                 await self._start()
         try:
             yield
         except EngineDiedError as error:
             logger.error("%s; this worker ends with its engine", error)
-            self._when_engine_died()
+            self._on_engine_death()
             raise EndpointLost(f"{error}; run the same command again") from error
 
     async def close(self) -> None:
@@ -78,15 +78,15 @@ class EngineActor:
         self._started = False
 
     async def _start(self) -> None:
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             await self._engine.start()
         except Exception as error:  # any vLLM error: no image is at fault
             reason = " ".join(str(error).split())[:300]
-            self._could_not_start = EndpointLost(
+            self._start_error = EndpointLost(
                 f"{self._model}: vLLM could not start ({type(error).__name__}: {reason}); the worker's log has "
                 f"details. Correct {self._section}.* and run the same command again"
             )
-            raise self._could_not_start from error
-        self.start_seconds = time.monotonic() - began
+            raise self._start_error from error
+        self.start_seconds = time.monotonic() - started_at
         self._started = True

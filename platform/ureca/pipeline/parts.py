@@ -21,17 +21,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ureca.config import flatten
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.sources.manifest import iter_image_ids
 from ureca.corpus.table import write_regions
 from ureca.errors import ConfigError, InputError
 from ureca.storage import files as io
 
-_HASHED_AT_ONCE = 2**20
+_CHUNK_BYTES = 2**20
 
 
 class Parts:
-    """The folder TABLE.parts."""
+    """Paths and bookkeeping of the folder TABLE.parts."""
 
     def __init__(self, table: str) -> None:
         self.table = table
@@ -52,9 +53,9 @@ class Parts:
             ConfigError: the settings differ.
         """
         before = io.read_json(self._settings) if io.exists(self._settings) else settings
-        lost = set(before["sources"]) - set(settings["sources"])
-        changed = sorted(_flat({**before, "sources": ()}) ^ _flat({**settings, "sources": ()}))
-        names = list(dict.fromkeys([*(["sources"] if lost else []), *(name for name, _ in changed)]))
+        removed = set(before["sources"]) - set(settings["sources"])
+        changed = sorted(_leaves({**before, "sources": ()}) ^ _leaves({**settings, "sources": ()}))
+        names = list(dict.fromkeys([*(["sources"] if removed else []), *(name for name, _ in changed)]))
         if names and not overwrite:
             raise ConfigError(
                 f"{self.folder}: an earlier start used other settings; changed: {', '.join(names)}. Set another "
@@ -99,42 +100,42 @@ class Parts:
 
     def _rows_in_order(self) -> Iterator[ImageRow]:
         load = functools.lru_cache(maxsize=32)(_read)  # neighbors in id order were mostly written together
-        found = self._rows_by_id()
-        image_id, path, place = next(found, ("", "", 0))
+        written = self._rows_by_id()
+        image_id, path, index = next(written, ("", "", 0))
         for wanted in iter_image_ids(self.manifest):
             while path and image_id < wanted:
-                image_id, path, place = next(found, ("", "", 0))
+                image_id, path, index = next(written, ("", "", 0))
             assert image_id == wanted, f"{wanted} was neither labeled nor quarantined"
-            yield ImageRow.from_record(load(path).slice(place, 1).to_pylist()[0])
-            image_id, path, place = next(found, ("", "", 0))
+            yield ImageRow.from_record(load(path).slice(index, 1).to_pylist()[0])
+            image_id, path, index = next(written, ("", "", 0))
             assert image_id != wanted, f"{wanted} was labeled twice"
 
     def _rows_by_id(self) -> Iterator[tuple[str, str, int]]:
         """Yield (image id, file, row index) of every written row, sorted by id."""
-        closed = sorted((min(_ids(path), default=""), path) for path in io.list_files(self.rows, ".parquet"))
-        closed.reverse()
+        unopened = sorted((min(_ids(path), default=""), path) for path in io.list_files(self.rows, ".parquet"))
+        unopened.reverse()
         heads: list[tuple[str, str, int, Iterator[tuple[str, int]]]] = []
 
         def advance(path: str, rest: Iterator[tuple[str, int]]) -> None:
-            for image_id, place in rest:
-                heapq.heappush(heads, (image_id, path, place, rest))
+            for image_id, index in rest:
+                heapq.heappush(heads, (image_id, path, index, rest))
                 return
 
-        while heads or closed:
-            while closed and (not heads or closed[-1][0] <= heads[0][0]):
-                _, path = closed.pop()
+        while heads or unopened:
+            while unopened and (not heads or unopened[-1][0] <= heads[0][0]):
+                _, path = unopened.pop()
                 ids = _ids(path)
                 advance(path, iter(sorted(zip(ids, range(len(ids)), strict=True))))
             if heads:
-                image_id, path, place, rest = heapq.heappop(heads)
-                yield image_id, path, place
+                image_id, path, index, rest = heapq.heappop(heads)
+                yield image_id, path, index
                 advance(path, rest)
 
     def _finished_as(self, settings: dict[str, Any]) -> dict[str, Any]:
         digest = hashlib.sha256()
         with io.open_input(self.manifest) as file:
-            while piece := file.read(_HASHED_AT_ONCE):
-                digest.update(piece)
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
         return {"settings": settings, "manifest_sha256": digest.hexdigest()}
 
     def _delete(self, path: str) -> None:
@@ -157,8 +158,6 @@ def _ids(path: str) -> list[str]:
     return ids
 
 
-def _flat(settings: Any, name: str = "") -> set[tuple[str, str]]:
-    """Return (dotted name, value as text) of every leaf."""
-    if not isinstance(settings, dict) or not settings:
-        return {(name, io.to_json(settings))}
-    return {leaf for key, value in settings.items() for leaf in _flat(value, f"{name}.{key}" if name else key)}
+def _leaves(settings: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return (dotted name, value as JSON) of every setting."""
+    return {(name, io.to_json(value)) for name, value in flatten(settings).items()}

@@ -76,11 +76,11 @@ class RowWorker(Protocol):
         ...
 
 
-def shown_counts(stats: JobStats) -> dict[str, Any]:
+def default_progress_counts(stats: JobStats) -> dict[str, Any]:
     """Return the counts to show on the progress line, besides images."""
     counts = stats.counts
-    always = {"quarantined": counts["quarantined"]}
-    return always | {name: counts[name] for name in ("flagged", "retries", "crashes") if counts[name]}
+    shown = {"quarantined": counts["quarantined"]}
+    return shown | {name: counts[name] for name in ("flagged", "retries", "crashes") if counts[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class RowsPlan:
     """Crashes of a process that holds only one image before that image is quarantined."""
     max_tokens: int = 0
     """Token budget over all starts. 0: none."""
-    shown: Callable[[JobStats], dict[str, Any]] = shown_counts
+    progress_counts: Callable[[JobStats], dict[str, Any]] = default_progress_counts
     """Names and values to show on the progress line, besides images."""
 
     @property
@@ -121,8 +121,8 @@ class RowsPlan:
         """Return the number of actors for a cluster with these resources."""
         if self.actors:
             return self.actors
-        room = int(gpus / self.gpus_per_actor) if self.gpus_per_actor else int(cpus) - OTHER_CPUS
-        return max(1, min(room, self.num_blocks))
+        capacity = int(gpus / self.gpus_per_actor) if self.gpus_per_actor else int(cpus) - OTHER_CPUS
+        return max(1, min(capacity, self.num_blocks))
 
 
 MakeWorker = Callable[[Budget | None, float], RowWorker]
@@ -156,10 +156,10 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     from ray.data import ActorPoolStrategy, DataContext
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator: Any = (
         ray.remote(JobCoordinator)
-        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=driver_node)
         .remote(parts.spent if plan.max_tokens else "", plan.max_tokens)
     )
     filesystem, manifest = io.filesystem(parts.manifest)
@@ -169,7 +169,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     error: Exception | None = None
     interrupted = False
     try:
-        with DataContext.current(_data_context(parts, filesystem)), _watched(coordinator, plan, parts.num_rows()):
+        with DataContext.current(_data_context(parts, filesystem)), _progress_line(coordinator, plan, parts.num_rows()):
             (
                 ray.data.read_parquet(manifest, filesystem=filesystem)
                 .repartition(target_num_rows_per_block=plan.images_per_block)
@@ -195,8 +195,8 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
             )
     except KeyboardInterrupt:
         interrupted = True
-    except Exception as raised:
-        error = raised
+    except Exception as failure:
+        error = failure
     ray.get(coordinator.write.remote())
     stats: JobStats = ray.get(coordinator.stats.remote())
     stats.interrupted = interrupted
@@ -258,12 +258,12 @@ class _Stage:
     def __init__(self, make_worker: MakeWorker, coordinator: Any, plan: RowsPlan, share: float) -> None:
         import ray
 
-        self._steward, self._crash_attempts = coordinator, plan.crash_attempts
+        self._coordinator, self._crash_attempts = coordinator, plan.crash_attempts
         self._admission = AdmissionLimiter(plan.images_in_flight)
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         actor_id = str(ray.get_runtime_context().get_actor_id())
-        coordinator.ready.remote(actor_id)
+        coordinator.register.remote(actor_id)
         self._worker = make_worker(
             SharedBudget(coordinator, actor_id, plan.max_tokens) if plan.max_tokens else None, share
         )
@@ -271,40 +271,40 @@ class _Stage:
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         self._loop = asyncio.get_running_loop()
         rows = [ManifestRow.from_record(record) for record in block.to_pylist()]
-        situation: BlockStatus = await self._steward.block_status.remote([row.image_id for row in rows])
-        self._stopped = self._stopped or situation.stopped is not None
-        if situation.stopped and situation.drained:
-            raise situation.stopped  # finished rows are written by now; skip the remaining blocks
-        made = await asyncio.gather(
-            *(self._one(row, situation.crashes.get(row.image_id, CrashCounts())) for row in rows)
+        status: BlockStatus = await self._coordinator.block_status.remote([row.image_id for row in rows])
+        self._stopped = self._stopped or status.stopped is not None
+        if status.stopped and status.drained:
+            raise status.stopped  # finished rows are written by now; skip the remaining blocks
+        image_rows = await asyncio.gather(
+            *(self._process(row, status.crashes.get(row.image_id, CrashCounts())) for row in rows)
         )
-        yield rows_to_table(row for row in made if row is not None)
+        yield rows_to_table(row for row in image_rows if row is not None)
 
-    async def _one(self, row: ManifestRow, crashes: CrashCounts) -> ImageRow | None:
+    async def _process(self, row: ManifestRow, crashes: CrashCounts) -> ImageRow | None:
         """Return the image's row; None leaves it to a later start."""
         if crashes.alone >= self._crash_attempts:
-            quarantined = ImageRow.quarantined(row.image_id, row.image_path, "label", _crash(row, crashes))
-            await self._steward.end.remote(row.image_id, counts_of(quarantined))
+            quarantined = ImageRow.quarantined(row.image_id, row.image_path, "label", _crash_error(row, crashes))
+            await self._coordinator.end.remote(row.image_id, counts_of(quarantined))
             return quarantined
         limit = (self._admission.max_images, self._admission.max_images // _SUSPECT_FRACTION, 1)[min(crashes.all, 2)]
         async with self._admission.admit(max(1, limit)):
             if self._stopped:
                 return None
-            await self._steward.begin.remote(row.image_id, limit <= 1)
-            made: ImageRow | None = None
+            await self._coordinator.begin.remote(row.image_id, limit <= 1)
+            image_row: ImageRow | None = None
             try:
-                made = await self._worker.work(row)
+                image_row = await self._worker.work(row)
             except JobStopped as reason:
                 await self._stop(reason)
             except StorageError as error:  # not the image's fault: the next image would fail the same way
                 await self._stop(JobStopped(str(error)))
-            counts = self._worker.counts() + (counts_of(made) if made else Counter())
-            self._steward.end.remote(row.image_id, counts)
-            return made
+            counts = self._worker.counts() + (counts_of(image_row) if image_row else Counter())
+            self._coordinator.end.remote(row.image_id, counts)
+            return image_row
 
     async def _stop(self, reason: JobStopped) -> None:
         self._stopped = True
-        await self._steward.stop.remote(reason)
+        await self._coordinator.stop.remote(reason)
 
     def __del__(self) -> None:
         """Close the worker. Ray Data drops its stage in a separate thread when an actor ends."""
@@ -313,7 +313,7 @@ class _Stage:
                 asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(timeout=5)
 
 
-def _crash(row: ManifestRow, crashes: CrashCounts) -> ImageCrashError:
+def _crash_error(row: ManifestRow, crashes: CrashCounts) -> ImageCrashError:
     return ImageCrashError(
         f"{row.image_path}: the process working on this image crashed {crashes.all} times, {crashes.alone} of them "
         "with no other image in progress. Inspect the image and its masks; if the machine was short of memory, start "
@@ -322,30 +322,30 @@ def _crash(row: ManifestRow, crashes: CrashCounts) -> ImageCrashError:
 
 
 @contextlib.contextmanager
-def _watched(coordinator: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
+def _progress_line(coordinator: Any, plan: RowsPlan, done_before: int) -> Iterator[None]:
     """Show progress while the body runs."""
     import ray
 
     progress = Progress(plan.label, plan.num_images, unit="images")
     stop = threading.Event()
 
-    def look() -> None:
+    def update() -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be shutting down
             stats: JobStats = ray.get(coordinator.stats.remote(), timeout=30)
             # an image whose process crashed before its block was written ends twice
             done = min(done_before + stats.counts["images"], plan.num_images)
-            progress.update(done, in_progress=stats.in_progress, **plan.shown(stats))
+            progress.update(done, in_progress=stats.in_progress, **plan.progress_counts(stats))
 
-    def keep_looking() -> None:
+    def poll() -> None:
         while not stop.wait(_POLL_SECONDS):
-            look()
+            update()
 
-    watcher = threading.Thread(target=keep_looking, daemon=True)
-    watcher.start()
+    poller = threading.Thread(target=poll, daemon=True)
+    poller.start()
     try:
         yield
     finally:
         stop.set()
-        watcher.join()
-        look()
+        poller.join()
+        update()
         progress.close()

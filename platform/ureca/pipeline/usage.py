@@ -74,26 +74,28 @@ def counts_of(row: ImageRow) -> Counter[str]:
     for note, number in row.notes.items():
         counts[f"notes:{note}"] = number
     if row.provenance is not None:
-        made = row.provenance
-        for name, parts in (("requests", made.requests or {}), ("retries", made.retries or {})):
+        provenance = row.provenance
+        for name, parts in (("requests", provenance.requests or {}), ("retries", provenance.retries or {})):
             for part, number in parts.items():
                 counts[f"{name}:{part}"] += number
                 counts[name] += number
-        counts["prompt_tokens"] = made.prompt_tokens or 0
-        counts["completion_tokens"] = made.completion_tokens or 0
-        counts["describer_milliseconds"] = round(1000 * (made.describer_seconds or 0))
+        counts["prompt_tokens"] = provenance.prompt_tokens or 0
+        counts["completion_tokens"] = provenance.completion_tokens or 0
+        counts["describer_milliseconds"] = round(1000 * (provenance.describer_seconds or 0))
     return counts
 
 
 def quarantined_by(counts: Counter[str]) -> dict[str, int]:
     """Return error class -> quarantined images."""
-    of_kinds = {name.partition(":")[2]: number for name, number in counts.items() if name.startswith("quarantined:")}
-    return dict(sorted(of_kinds.items()))
+    by_kind = {name.partition(":")[2]: number for name, number in counts.items() if name.startswith("quarantined:")}
+    return dict(sorted(by_kind.items()))
 
 
 def check_not_all_quarantined(table: str, counts: Counter[str], done: str) -> None:
-    """Raise InputError with the first reason if no image of the table could be processed; `done` is the verb to
-    print."""
+    """Raise InputError with the first reason if no image of the table could be processed.
+
+    `done`: past participle for the message, e.g. "labeled".
+    """
     if counts["images"] == counts["quarantined"]:
         first = next((row.error.message for row in iter_images(table) if row.error), "")
         raise InputError(f"{table}: none of the {counts['images']} images could be {done}. The first error: {first}")
@@ -154,21 +156,21 @@ def make_usage(
         "projection": None,
     }
     if project_images and images:
-        share = project_images / images
-        more = HeldResources(
-            wall_seconds=held.wall_seconds * share,
-            gpu_seconds=held.gpu_seconds * share,
-            cpu_seconds=held.cpu_seconds * share,
+        scale = project_images / images
+        projected = HeldResources(
+            wall_seconds=held.wall_seconds * scale,
+            gpu_seconds=held.gpu_seconds * scale,
+            cpu_seconds=held.cpu_seconds * scale,
         )
-        prompt, completion = start["prompt_tokens"] * share, start["completion_tokens"] * share
+        prompt, completion = start["prompt_tokens"] * scale, start["completion_tokens"] * scale
         usage["projection"] = {
             "images": project_images,
-            "wall_hours_at_this_size": round(more.wall_seconds / 3600, 2),
-            "gpu_hours": round(more.gpu_seconds / 3600, 2),
-            "captions": round(start["captions"] * share),
+            "wall_hours_at_this_size": round(projected.wall_seconds / 3600, 2),
+            "gpu_hours": round(projected.gpu_seconds / 3600, 2),
+            "captions": round(start["captions"] * scale),
             "prompt_tokens": round(prompt),
             "completion_tokens": round(completion),
-            **_cost(prompt, completion, more, prices),
+            **_cost(prompt, completion, projected, prices),
         }
     return usage
 
@@ -190,12 +192,13 @@ def usage_lines(usage: Mapping[str, Any]) -> list[str]:
     ]
     if start["captions_per_gpu_hour"] is not None:
         lines.append(f"             {start['captions_per_gpu_hour']:,.0f} captions per GPU hour")
-    more = usage["projection"]
-    if more:
+    projected = usage["projection"]
+    if projected:
         lines.append(
-            f"projection   {more['images']:,} images: {more['wall_hours_at_this_size']:,.3g} hours at this size, "
-            f"{more['prompt_tokens']:,} + {more['completion_tokens']:,} tokens, {more['gpu_hours']:,.3g} GPU hours, "
-            f"about {more['estimated_kwh']:,.3g} kWh, {more['estimated_money']:,.4g} at the given prices"
+            f"projection   {projected['images']:,} images: {projected['wall_hours_at_this_size']:,.3g} hours at this "
+            f"size, {projected['prompt_tokens']:,} + {projected['completion_tokens']:,} tokens, "
+            f"{projected['gpu_hours']:,.3g} GPU hours, about {projected['estimated_kwh']:,.3g} kWh, "
+            f"{projected['estimated_money']:,.4g} at the given prices"
         )
     return lines
 
@@ -223,16 +226,16 @@ def _rate(number: float, per: float) -> float | None:
 
 def _nested(counts: Mapping[str, int]) -> dict[str, Any]:
     """Nest names with a colon below the name before it, as `NAME_by`."""
-    found: dict[str, Any] = {
+    nested: dict[str, Any] = {
         name: counts.get(name, 0)
         for name in ("images", "regions", "captions", "verified", "flagged", "quarantined", "requests", "retries")
     }
-    found |= {name: counts.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
-    found["describer_seconds"] = round(counts.get("describer_milliseconds", 0) / 1000, 1)
-    found["process_deaths"] = counts.get("crashes", 0)
-    totals = set(found)
+    nested |= {name: counts.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
+    nested["describer_seconds"] = round(counts.get("describer_milliseconds", 0) / 1000, 1)
+    nested["process_crashes"] = counts.get("crashes", 0)
+    totals = set(nested)
     for name, number in sorted(counts.items()):
-        whole, colon, part = name.partition(":")
+        total, colon, part = name.partition(":")
         if colon:
-            found.setdefault(f"{whole}_by" if whole in totals else whole, {})[part] = number
-    return found
+            nested.setdefault(f"{total}_by" if total in totals else total, {})[part] = number
+    return nested

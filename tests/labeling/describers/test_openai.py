@@ -94,10 +94,10 @@ def test_every_pass_is_asked_and_read(endpoint):
 def test_no_more_requests_are_under_way_than_allowed_and_no_fewer(endpoint):
     endpoint.set(slots=64, latency_s=0.3)
     ask(describer(endpoint, concurrency=12), questions(36))
-    assert endpoint.stats()["most_in_service"] == 12
+    assert endpoint.stats()["max_in_service"] == 12
     endpoint.reset()
     ask(describer(endpoint, concurrency=12, share=0.25), questions(9))
-    assert endpoint.stats()["most_in_service"] == 3, "a process of four has a quarter"
+    assert endpoint.stats()["max_in_service"] == 3, "a process of four has a quarter"
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "drop", "garbage"])
@@ -108,7 +108,7 @@ def test_what_passes_is_tried_again_until_it_has(endpoint, fault):
     stats = endpoint.stats()
     assert stats["by_outcome"]["200"] >= 4, "and a word to see whether it lives"
     assert stats["by_outcome"][fault] >= 8
-    assert stats["questions_answered_again"] == 0
+    assert stats["repeated_answers"] == 0
 
 
 def test_a_request_that_hangs_is_given_up_and_asked_again(endpoint):

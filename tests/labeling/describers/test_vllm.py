@@ -29,7 +29,7 @@ class Running:
     def __init__(self) -> None:
         self.crashes = 0
         config = VllmConfig(model="nano", max_num_seqs=8, max_model_len=3072)
-        self.describer = VllmDescriber(config, PromptSet.load(), when_engine_died=self._count)
+        self.describer = VllmDescriber(config, PromptSet.load(), on_engine_death=self._count)
         self._loop = asyncio.new_event_loop()
         self._others = set(engine_processes())
 

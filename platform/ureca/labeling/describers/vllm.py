@@ -36,7 +36,7 @@ class VllmDescriber(VlmDescriber):
     name = "vllm"
 
     def __init__(
-        self, config: VllmConfig, prompts: PromptSet, *, when_engine_died: Callable[[], None] = end_process
+        self, config: VllmConfig, prompts: PromptSet, *, on_engine_death: Callable[[], None] = end_process
     ) -> None:
         """Store the configuration without starting the engine.
 
@@ -62,7 +62,7 @@ class VllmDescriber(VlmDescriber):
             gpu_memory_utilization=config.gpu_memory_utilization,
         )
         self._own = EngineActor(
-            self._engine, model=f"vllm.model={config.model}", section="vllm", when_engine_died=when_engine_died
+            self._engine, model=f"vllm.model={config.model}", section="vllm", on_engine_death=on_engine_death
         )
 
     async def check(self) -> None:
