@@ -58,7 +58,7 @@ nano-benchmark: setup
 	@$(BIN)/python jobs/nano_benchmark.py
 
 faults: setup
-	$(BIN)/python tests/support/labeling_faults.py
+	$(BIN)/python benchmarks/labeling_faults.py
 	$(BIN)/python benchmarks/serving_faults.py
 	$(BIN)/python benchmarks/serving_orderly.py
 
