@@ -1,14 +1,14 @@
-"""Labeling at scale: use of a slow endpoint, memory, and losses.
+"""Labeling at scale: utilization of a slow endpoint, memory, and losses.
 
-    python benchmarks/labeling.py            (about 12 minutes on two cores that have nothing else to do)
-    python benchmarks/labeling.py walk       (one part; the other parts of the result stay)
+    python benchmarks/labeling.py                (about 12 minutes on two otherwise idle cores)
+    python benchmarks/labeling.py throughput     (one part; results of the other parts are kept)
 
-    walk      a labeling job on Ray against an HTTP endpoint of fixed latency and few places, over real photos' trees
-              (those of the package, or of the folder URECA_TEST_DATA) and drawn scenes; next to it, on the same
-              endpoint, the same questions level by level and pass by pass, and one call at a time as the paper's code
-    memory    jobs over 1, 4 and 16 times as many images: peak of the driver's and the actors' own memory
-    tree      mask trees at SA-1B's size (mask_trees.py)
-    faults    processes are killed (labeling_faults.py)
+    throughput    a labeling job on Ray against an HTTP endpoint of fixed latency and few slots, on photos (of the
+                  package, or of the folder URECA_TEST_DATA) and drawn scenes; then the same requests level by level
+                  and pass by pass, and one at a time as in the paper's code
+    memory        jobs over 1, 4 and 16 times as many images: peak memory of the driver and the actors
+    tree          mask trees at SA-1B's size (mask_trees.py)
+    faults        killed processes (labeling_faults.py)
 
 Prints a table and, as the last line, one JSON; writes runs/benchmarks/labeling.json.
 """
@@ -55,42 +55,42 @@ JOB = Path(__file__).parents[1] / "jobs" / "label_corpus.py"
 RESULT = Path("runs/benchmarks/labeling.json")
 
 SLOTS, LATENCY_SECONDS = 16, 1.5
-QUESTIONS = 1600
-"""Approximate number of requests in part `walk`: 150 s of a fully used endpoint."""
+REQUESTS = 1600
+"""Approximate number of requests in part `throughput`: 150 s of a fully used endpoint."""
 IN_FLIGHT = 32
-"""Images that the one actor works on at once."""
+"""Images that the only actor labels concurrently."""
 LEVELS_IMAGES = 8
-"""Images that the run level by level works on together."""
+"""Images that the level-by-level run processes together."""
 LOOP_CALLS = 20
-"""Calls of the loop that are timed."""
+"""Timed requests of the one-at-a-time run."""
 EDGE = 0.1
-"""Share of the run at each end that is not its steady part."""
+"""Share of the run at each end that does not count as its steady phase."""
 
 
-def walk_corpus(folder: Path) -> tuple[int, int]:
-    """Copy photos and draw scenes until there are enough questions; returns images and questions."""
+def write_corpus(folder: Path) -> tuple[int, int]:
+    """Copy photos and draw scenes until labeling needs `REQUESTS`; return the numbers of images and requests."""
     given = os.environ.get("URECA_TEST_DATA")
     photos = sorted([*Path(given, "clean").glob("*.jpg"), *Path(given, "coco").glob("*.jpg")]) if given else []
     photos = photos or sorted(photos_directory().glob("*.jpg"))
-    questions, images = 0, 0
+    requests, images = 0, 0
     for photo in photos:
-        if questions > QUESTIONS / 2:  # the other half is drawn
+        if requests > REQUESTS / 2:  # scenes supply the other half
             break
-        own = folder / photo.stem
-        own.mkdir(parents=True)
+        photo_folder = folder / photo.stem
+        photo_folder.mkdir(parents=True)
         for path in (photo, photo.with_suffix(".json")):
-            shutil.copy(path, own / path.name)
-        questions, images = questions + sum(map(num_questions, prepared_images(own))), images + 1
+            shutil.copy(path, photo_folder / path.name)
+        requests, images = requests + sum(map(num_requests, prepared_images(photo_folder))), images + 1
     seed = 0
-    while questions < QUESTIONS:
+    while requests < REQUESTS:
         write_scenes(folder / f"scenes_{seed}", range(seed, seed + 4))
-        questions += sum(map(num_questions, prepared_images(folder / f"scenes_{seed}")))
+        requests += sum(map(num_requests, prepared_images(folder / f"scenes_{seed}")))
         images, seed = images + 4, seed + 4
-    return images, questions
+    return images, requests
 
 
 def prepared_images(folder: Path) -> list[PreparedImage]:
-    """All images of a folder."""
+    """Prepare all images of a folder."""
     preparer = Preparer(LabelSettings(), uses_model=True)
     with tempfile.TemporaryDirectory() as scratch:
         write_manifest([str(folder)], f"{scratch}/manifest.parquet")
@@ -98,13 +98,13 @@ def prepared_images(folder: Path) -> list[PreparedImage]:
     return [preparer.arrange(preparer.loader.read(row)) for row in rows]
 
 
-def num_questions(image: PreparedImage) -> int:
-    """Number of requests of a walk without retries."""
+def num_requests(image: PreparedImage) -> int:
+    """Return the number of requests to label the image without retries."""
     return len(image.parents) + sum(map(bool, image.children)) + 2 * sum(map(bool, image.distractors))
 
 
-class Plain:
-    """The same questions as the walk asks, in the order of whoever calls."""
+class SequencedImage:
+    """Requests of one image, the same as labeling sends, in an order that the caller decides."""
 
     def __init__(self, image: PreparedImage, describer: Describer) -> None:
         self.image, self._describer = image, describer
@@ -112,13 +112,13 @@ class Plain:
         self._long: dict[int, str] = {}
         self._unique: dict[int, str] = {}
         self.depths = [region.depth for region in image.tree.regions]
-        self.asked = 0
+        self.num_sent = 0
 
     async def short(self, index: int) -> None:
-        """Top-down; the siblings before it must have been described."""
+        """Request a short caption; parent and earlier siblings must have theirs."""
         parent = self.image.parents[index]
         siblings = [k for k in range(index) if self.image.parents[k] == parent]
-        self._short[index] = await self._ask(
+        self._short[index] = await self._send(
             "short",
             index,
             parent_caption=self._short[parent] if parent >= 0 else None,
@@ -126,17 +126,17 @@ class Plain:
         )
 
     async def siblings(self, parent: int, depth: int) -> None:
-        """All short captions below one parent, each of which sees those before it."""
-        for index, depth_of_it in enumerate(self.depths):
-            if depth_of_it == depth and self.image.parents[index] == parent:
+        """Request the short captions below one parent, one after the other."""
+        for index, region_depth in enumerate(self.depths):
+            if region_depth == depth and self.image.parents[index] == parent:
                 await self.short(index)
 
     async def long(self, index: int) -> None:
-        """Bottom-up; that of a region without children is its short one."""
+        """Request a long caption; children must have theirs. A region without children keeps its short caption."""
         children = self.image.children[index]
         self._long[index] = self._short[index]
         if children:
-            self._long[index] = await self._ask(
+            self._long[index] = await self._send(
                 "long",
                 index,
                 own_caption=self._short[index],
@@ -145,25 +145,25 @@ class Plain:
             )
 
     async def unique(self, index: int) -> None:
-        """Only of regions that have distractors."""
+        """Request a unique caption if the region has distractors."""
         distractors = self.image.distractors[index]
         if distractors:
-            self._unique[index] = await self._ask(
+            self._unique[index] = await self._send(
                 "unique",
                 index,
                 own_caption=self._long[index],
                 distractors=distractors,
-                distractor_captions=tuple(self._long[each.index] for each in distractors),
+                distractor_captions=tuple(self._long[distractor.index] for distractor in distractors),
             )
 
     async def verify(self, index: int) -> None:
-        """Only of captions that were rewritten."""
+        """Request a choice among candidates if the caption was rewritten."""
         if index in self._unique:
             candidates = blind_order("", index, self.image.distractors[index])
-            await self._ask("choose", index, own_caption=self._unique[index], candidates=candidates)
+            await self._send("choose", index, own_caption=self._unique[index], candidates=candidates)
 
-    async def _ask(self, pass_name: Any, index: int, **facts: Any) -> str:
-        self.asked += 1
+    async def _send(self, pass_name: Any, index: int, **facts: Any) -> str:
+        self.num_sent += 1
         request = DescribeRequest(
             pass_name=pass_name,
             image=self.image.image,
@@ -175,8 +175,8 @@ class Plain:
         return (await self._describer.describe(request)).text
 
 
-async def level_by_level(images: Sequence[Plain]) -> None:
-    """Pass by pass, and in each pass level by level over all images: the next waits for the last of the one before."""
+async def level_by_level(images: Sequence[SequencedImage]) -> None:
+    """Caption pass by pass and, in each pass, level by level over all images, with a barrier after every level."""
     deepest = max(max(image.depths, default=0) for image in images)
     for depth in range(deepest + 1):
         chains = [
@@ -191,23 +191,23 @@ async def level_by_level(images: Sequence[Plain]) -> None:
         await asyncio.gather(*(getattr(i, name)(k) for i in images for k in range(len(i.depths))))
 
 
-async def one_at_a_time(image: Plain, most: int) -> None:
-    """As the paper's code: a loop in which every call waits for the one before; stops after `most` calls."""
+async def one_at_a_time(image: SequencedImage, max_requests: int) -> None:
+    """Send one request after another, as the paper's code does; stop after `max_requests`."""
     indices = range(len(image.depths))
-    for one_pass in (image.short, image.long, image.unique, image.verify):
-        for index in reversed(indices) if one_pass == image.long else indices:
-            if image.asked < most:
-                await one_pass(index)
+    for run_pass in (image.short, image.long, image.unique, image.verify):
+        for index in reversed(indices) if run_pass == image.long else indices:
+            if image.num_sent < max_requests:
+                await run_pass(index)
 
 
-def measure_walk(folder: Path) -> dict[str, Any]:
-    """Share of the endpoint's places that were busy, and how much other orders lose."""
-    num_images, questions = walk_corpus(folder / "corpus")
+def measure_throughput(folder: Path) -> dict[str, Any]:
+    """Measure the share of busy slots of the endpoint, and the speedup over other orders of requests."""
+    num_images, expected_requests = write_corpus(folder / "corpus")
     with SlowEndpoint(latency_s=LATENCY_SECONDS, slots=SLOTS) as endpoint:
         options = [f"--chat.base_url={endpoint.url}", f"--chat.model={endpoint.model}", f"--chat.concurrency={SLOTS}"]
         started = time.monotonic()
         run_job(
-            folder / "walk",
+            folder / "run",
             f"--sources={folder / 'corpus'}",
             "--describer=chat",
             "--actors=1",
@@ -217,51 +217,51 @@ def measure_walk(folder: Path) -> dict[str, Any]:
         )
         wall_seconds = time.monotonic() - started
         stats = endpoint.stats()
-        asked, timeline = stats["requests"], stats["timeline"]
-        walk_seconds = timeline[-1][0] - timeline[0][0]
-        whole, steady = endpoint.busy_fraction(), endpoint.busy_fraction(skip=EDGE)
-        others = asyncio.run(_other_orders(folder / "corpus", endpoint))
-    per_question = {"walk": walk_seconds / asked, **others}
+        requests, timeline = stats["requests"], stats["timeline"]
+        seconds = timeline[-1][0] - timeline[0][0]
+        entire, steady = endpoint.busy_fraction(), endpoint.busy_fraction(skip=EDGE)
+        other_orders = asyncio.run(_other_orders(folder / "corpus", endpoint))
+    per_request = {"labeling": seconds / requests, **other_orders}
     return {
         "images": num_images,
-        "questions": asked,
-        "questions_expected": questions,
+        "requests": requests,
+        "requests_expected": expected_requests,
         "slots": SLOTS,
         "latency_seconds": LATENCY_SECONDS,
         "images_in_flight": IN_FLIGHT,
         "images_level_by_level": LEVELS_IMAGES,
         "busy_fraction": round(steady, 3),
-        "busy_fraction_whole_run": round(whole, 3),
-        "seconds": round(walk_seconds, 1),
+        "busy_fraction_entire_run": round(entire, 3),
+        "seconds": round(seconds, 1),
         "seconds_with_start_and_table": round(wall_seconds, 1),
-        "milliseconds_per_question": {name: round(1000 * value, 1) for name, value in per_question.items()},
-        "speedup_over_levels": round(per_question["levels"] / per_question["walk"], 2),
-        "speedup_over_one_at_a_time": round(per_question["one_at_a_time"] / per_question["walk"], 2),
+        "milliseconds_per_request": {name: round(1000 * value, 1) for name, value in per_request.items()},
+        "speedup_over_levels": round(per_request["levels"] / per_request["labeling"], 2),
+        "speedup_over_one_at_a_time": round(per_request["one_at_a_time"] / per_request["labeling"], 2),
     }
 
 
 async def _other_orders(corpus: Path, endpoint: SlowEndpoint) -> dict[str, float]:
-    """Seconds a question of the other two orders, over a part of the corpus."""
+    """Return seconds per request of the other two orders, over part of the corpus."""
     chat = ChatConfig(base_url=endpoint.url, model=endpoint.model, concurrency=SLOTS)
     recipe = DescriberRecipe.read(LabelConfig(sources=(str(corpus),), describer="chat", chat=chat))
     images = prepared_images(corpus)
-    found = {}
+    seconds_per_request = {}
     for name in ("levels", "one_at_a_time"):
         describer = recipe.make()
         step = max(1, len(images) // LEVELS_IMAGES)
-        group = [Plain(image, describer) for image in images[::step][:LEVELS_IMAGES]]
+        group = [SequencedImage(image, describer) for image in images[::step][:LEVELS_IMAGES]]
         started = time.monotonic()
         if name == "levels":
             await level_by_level(group)
         else:
             await one_at_a_time(group[len(group) // 2], LOOP_CALLS)
-        found[name] = (time.monotonic() - started) / sum(each.asked for each in group)
+        seconds_per_request[name] = (time.monotonic() - started) / sum(image.num_sent for image in group)
         await describer.close()
-    return found
+    return seconds_per_request
 
 
 def run_job(out: Path, *options: str) -> tuple[int, int]:
-    """Run the labeling job by itself; peaks of all its processes' own memory and of what Ray put on disk, in MB."""
+    """Run the labeling job with its own Ray; return the peaks of unshared memory and of spilled objects, in MB."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, str(JOB), f"--run_directory={out}", *options]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -269,24 +269,24 @@ def run_job(out: Path, *options: str) -> tuple[int, int]:
     peak, spilled = 0.0, 0.0
     ended = threading.Event()
 
-    def watch() -> None:
+    def poll() -> None:
         nonlocal peak, spilled
         while not ended.wait(0.5):
-            peak = max(peak, _own_megabytes(psutil.Process(process.pid)))
+            peak = max(peak, _unshared_megabytes(psutil.Process(process.pid)))
             spilled = max(spilled, _spilled_megabytes(since))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    _, said = process.communicate()
+    poller = threading.Thread(target=poll)
+    poller.start()
+    _, stderr = process.communicate()
     ended.set()
-    watcher.join()
+    poller.join()
     if process.returncode:
-        raise RuntimeError(said)
+        raise RuntimeError(stderr)
     return round(peak), round(spilled)
 
 
 def _spilled_megabytes(since: float) -> float:
-    """Return the MB spilled by all Rays started after `since`."""
+    """Return the MB that Ray clusters started after `since` have spilled."""
     total = 0
     for folder in Path("/tmp/ray").glob("session_2*/ray_spilled*"):
         if folder.parent.stat().st_ctime < since:
@@ -297,8 +297,8 @@ def _spilled_megabytes(since: float) -> float:
     return total / 2**20
 
 
-def _own_megabytes(root: psutil.Process) -> float:
-    """Return the unshared memory of the driver and of the workers that its Ray has started, in MB."""
+def _unshared_megabytes(root: psutil.Process) -> float:
+    """Return the unshared memory of the driver and of its Ray workers, in MB."""
     total = 0
     try:
         processes = [root, *root.children(recursive=True)]
@@ -315,43 +315,43 @@ def _own_megabytes(root: psutil.Process) -> float:
 
 
 def measure_memory(folder: Path, num_images: int = 24) -> dict[str, Any]:
-    """Peak memory over 1, 4 and 16 times as many images."""
+    """Measure peak memory over 1, 4 and 16 times as many images."""
     peaks, rates, spilled = {}, {}, {}
-    for times in (1, 4, 16):
-        corpus, out = folder / f"scenes_{times}", folder / f"run_{times}"
-        write_scenes(corpus, range(times * num_images))
+    for factor in (1, 4, 16):
+        corpus, out = folder / f"scenes_{factor}", folder / f"run_{factor}"
+        write_scenes(corpus, range(factor * num_images))
         options = (f"--sources={corpus}", "--actors=2", "--images_in_flight=8", "--images_per_block=4")
-        peaks[str(times * num_images)], spilled[str(times * num_images)] = run_job(out, *options)
+        peaks[str(factor * num_images)], spilled[str(factor * num_images)] = run_job(out, *options)
         usage = read_json(out / "usage.json")
-        rates[str(times * num_images)] = round(usage["start"]["images"] / usage["start"]["cpu_seconds_held"], 2)
+        rates[str(factor * num_images)] = round(usage["start"]["images"] / usage["start"]["cpu_seconds_held"], 2)
         shutil.rmtree(corpus)
     return {"peak_mb_by_images": peaks, "images_per_actor_second": rates, "spilled_mb": spilled}
 
 
 def measure_faults(folder: Path) -> dict[str, Any]:
-    """Every kind of fault once."""
+    """Run every kind of fault once."""
     corpus = folder / "corpus"
     write_scenes(corpus, range(12))
     return labeling_faults.summarize(labeling_faults.run_all(corpus, folder, 1))
 
 
 def measure_tree(_: Path) -> dict[str, Any]:
-    """Mask trees at SA-1B's size."""
+    """Measure mask trees at SA-1B's size."""
     return mask_trees.measure()
 
 
-PARTS = {"walk": measure_walk, "memory": measure_memory, "tree": measure_tree, "faults": measure_faults}
+PARTS = {"throughput": measure_throughput, "memory": measure_memory, "tree": measure_tree, "faults": measure_faults}
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure the parts; print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
+    parser.add_argument("parts", nargs="*", help=f"parts to measure: {', '.join(PARTS)} (default: all)")
     payload: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {}
-    chosen = parser.parse_args().parts or list(PARTS)
-    if unknown := set(chosen) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}")
-    for name in chosen:
+    names = parser.parse_args().parts or list(PARTS)
+    if unknown := set(names) - set(PARTS):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    for name in names:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="ureca-labeling-") as folder:
             measured = PARTS[name](Path(folder))

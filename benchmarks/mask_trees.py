@@ -2,12 +2,12 @@
 
     python benchmarks/mask_trees.py
 
-Two cases. `compact`: drawn ellipses, boxes and rounded boxes, three levels of them. `real`: the outlines of real
-photos' masks, scaled up; those of the package, or of the folder URECA_TEST_DATA with coco/ and clean/ in SA-1B's form.
-What comes in are COCO's compressed strings, as in SA-1B's JSON, and decoding and checking them is part of the time.
-The plainer ways compute all overlaps from dense numpy masks, or by one call of pycocotools a pair, and build the same
-tree from them (which is checked). Times are CPU seconds of one thread: what one core does, whoever else is on it.
-Prints a table and, as the last line, one JSON; writes runs/benchmarks/mask_trees.json.
+Cases: `compact` has drawn ellipses, boxes and rounded boxes on three levels. `real` has outlines of photos' masks,
+scaled up: those of the package, or of the folder URECA_TEST_DATA with coco/ and clean/ in SA-1B's format. Inputs are
+COCO's compressed strings, as in SA-1B's JSON; the time includes decoding and checking them. The simpler methods compute
+all overlaps from dense numpy masks, or with one pycocotools call per pair; the trees must be equal. Times are CPU
+seconds of one thread, so they do not depend on other load. Prints a table and, as the last line, one JSON; writes
+runs/benchmarks/mask_trees.json.
 """
 
 import gc
@@ -40,7 +40,7 @@ Overlaps = Callable[..., np.ndarray]
 
 
 def measure(images_per_case: int = 16, dense_images_per_case: int = 1) -> dict[str, Any]:
-    """Both cases: `images_per_second_per_core` and `speedup_over_dense` are those of the slower one."""
+    """Measure both cases; rates and speedups at the top level are those of the slower case."""
     cases = {
         "compact": _measure_case(compact_images(images_per_case), dense_images_per_case),
         "real": _measure_case(real_images(images_per_case), dense_images_per_case),
@@ -56,7 +56,7 @@ def measure(images_per_case: int = 16, dense_images_per_case: int = 1) -> dict[s
 
 
 def compact_images(num_images: int) -> Iterator[list[Mask]]:
-    """Images of masks without frayed edges: a quarter on their own, the others inside one drawn before."""
+    """Yield images of masks with smooth edges: a quarter at random positions, the others inside an earlier one."""
     for seed in range(num_images):
         rng = np.random.default_rng(seed)
         centers: list[tuple[float, float, float, float]] = []
@@ -79,7 +79,7 @@ def compact_images(num_images: int) -> Iterator[list[Mask]]:
 
 
 def real_images(num_images: int) -> Iterator[list[Mask]]:
-    """Images of real outlines, those of the most masks first; fewer are filled up with the same, mirrored."""
+    """Yield images of real outlines, most masks first; images with too few repeat theirs, mirrored."""
     given = os.environ.get("URECA_TEST_DATA")
     folders = [Path(given, "coco"), Path(given, "clean")] if given else [photos_directory()]
     files = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.with_suffix(".jpg").exists()]
@@ -92,15 +92,15 @@ def real_images(num_images: int) -> Iterator[list[Mask]]:
             round_, index = divmod(number, len(segmentations))
             dense = decode_rle(segmentations[index])[:, :: -1 if round_ % 2 else 1]
             height, width = SIZE if dense.shape[0] < dense.shape[1] else SIZE[::-1]
-            # lying on its side: runs go down the columns, so that is how masks lie in memory
-            lying = Image.fromarray(np.ascontiguousarray(dense.T).view(np.uint8) * 255)
-            scaled = np.asarray(lying.resize((height, width), Image.Resampling.BILINEAR)) >= 128
+            # transposed, because runs go down the columns, so masks are column-major in memory
+            transposed = Image.fromarray(np.ascontiguousarray(dense.T).view(np.uint8) * 255)
+            scaled = np.asarray(transposed.resize((height, width), Image.Resampling.BILINEAR)) >= 128
             masks.append(Mask(str(number), encode_mask(scaled.T)))
         yield masks
 
 
 def _superellipse(y: float, x: float, half_height: float, half_width: float, *, power: float) -> Rle:
-    """The pixels around (y, x) with |dy / half_height|^power + |dx / half_width|^power <= 1, column by column."""
+    """Draw the pixels around (y, x) with |dy / half_height|^power + |dx / half_width|^power <= 1, column by column."""
     height, width = SIZE
     columns = np.arange(max(int(x - half_width) + 1, 0), min(int(x + half_width) + 1, width))
     reach = half_height * (1 - np.minimum(np.abs((columns - x) / half_width) ** power, 1)) ** (1 / power)
@@ -122,7 +122,7 @@ def _dense(rles: Sequence[Rle], areas: np.ndarray, *_: Any, **__: Any) -> np.nda
 
 
 def _pairwise(rles: Sequence[Rle], *_: Any, **__: Any) -> np.ndarray:
-    """The same by one call of pycocotools a pair."""
+    """Compute the same with one pycocotools call per pair."""
     shares = np.zeros((len(rles), len(rles)))
     for i in range(len(rles)):
         for j in range(i):
@@ -131,7 +131,7 @@ def _pairwise(rles: Sequence[Rle], *_: Any, **__: Any) -> np.ndarray:
 
 
 def _build(masks: Sequence[Mask], config: TreeConfig, overlaps: Overlaps | None = None) -> tuple[MaskTree, float]:
-    """The tree and the CPU seconds it took; with `overlaps` by the same code but for them."""
+    """Build the tree; return it with its CPU seconds. `overlaps` replaces the computation of overlaps."""
     height, width = masks[0].segmentation["size"]
     gc.collect()
     if overlaps is None:
@@ -153,13 +153,13 @@ def _measure_case(images: Iterator[list[Mask]], num_dense: int) -> dict[str, Any
         tree = _build(masks, default)[0]  # warm-up
         seconds.append(min(_build(masks, default)[1] for _ in range(REPEATS)))
         paper_seconds.append(min(_build(masks, paper)[1] for _ in range(REPEATS)))
-        others = [(_pairwise, pairwise_seconds)]
+        simpler_methods = [(_pairwise, pairwise_seconds)]
         if len(dense_seconds) < num_dense:
-            others.append((_dense, dense_seconds))
-        for overlaps, its_seconds in others:
-            other_tree, other_seconds = _build(masks, default, overlaps)
-            assert other_tree == tree, f"{overlaps.__name__} gives another tree"
-            its_seconds.append(other_seconds)
+            simpler_methods.append((_dense, dense_seconds))
+        for overlaps, method_seconds in simpler_methods:
+            method_tree, elapsed = _build(masks, default, overlaps)
+            assert method_tree == tree, f"{overlaps.__name__} gives another tree"
+            method_seconds.append(elapsed)
         num_runs += sum(_num_runs(mask.segmentation) for mask in masks)
         depth = max(depth, *(region.depth for region in tree.regions))
     return {
@@ -167,21 +167,21 @@ def _measure_case(images: Iterator[list[Mask]], num_dense: int) -> dict[str, Any
         "runs_per_image": round(num_runs / len(seconds)),
         "deepest": depth,
         "images_per_second_per_core": round(len(seconds) / sum(seconds), 1),
-        "milliseconds": _spread(seconds),
-        "paper_preset_milliseconds": _spread(paper_seconds),
-        "pairwise_milliseconds": _spread(pairwise_seconds),
-        "dense_milliseconds": _spread(dense_seconds),
+        "milliseconds": _summary(seconds),
+        "paper_preset_milliseconds": _summary(paper_seconds),
+        "pairwise_milliseconds": _summary(pairwise_seconds),
+        "dense_milliseconds": _summary(dense_seconds),
         "speedup_over_pairwise": round(sum(pairwise_seconds) / sum(seconds), 2),
         "speedup_over_dense": round(sum(dense_seconds) / sum(seconds[: len(dense_seconds)]), 1),
     }
 
 
 def _num_runs(rle: Rle) -> int:
-    """A number of COCO's string ends with a symbol below 80."""
+    """Count the numbers in COCO's string: each ends with a symbol below 80."""
     return sum(symbol < 80 for symbol in rle["counts"].encode())
 
 
-def _spread(seconds: Sequence[float]) -> dict[str, float]:
+def _summary(seconds: Sequence[float]) -> dict[str, float]:
     milliseconds = 1000 * np.asarray(seconds)
     return {
         "min": round(float(milliseconds.min()), 2),
@@ -192,27 +192,27 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _table(result: dict[str, Any]) -> str:
-    lines = [f"{'CPU ms an image':<34}{'min':>9}{'median':>9}{'p95':>9}{'max':>9}"]
+    lines = [f"{'CPU ms per image':<34}{'min':>9}{'median':>9}{'p95':>9}{'max':>9}"]
     for name, case in result["cases"].items():
-        lines.append(f"{name}: {case['images']} images, {case['runs_per_image']:,} runs an image")
+        lines.append(f"{name}: {case['images']} images, {case['runs_per_image']:,} runs per image")
         for label, key in (
             ("mask tree", "milliseconds"),
             ("mask tree, preset paper", "paper_preset_milliseconds"),
-            ("pycocotools pair by pair", "pairwise_milliseconds"),
+            ("pycocotools, one call per pair", "pairwise_milliseconds"),
             ("dense numpy", "dense_milliseconds"),
         ):
-            spread = case[key]
-            cells = "".join(f"{spread[column]:>9,.1f}" for column in ("min", "median", "p95", "max"))
+            summary = case[key]
+            cells = "".join(f"{summary[column]:>9,.1f}" for column in ("min", "median", "p95", "max"))
             lines.append(f"  {label:<32}{cells}")
         lines.append(
             f"  {case['images_per_second_per_core']} images/s per core; "
-            f"{case['speedup_over_pairwise']}x pair by pair, {case['speedup_over_dense']}x dense"
+            f"{case['speedup_over_pairwise']}x one call per pair, {case['speedup_over_dense']}x dense"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure; print and write the results."""
     payload = {"context": capture_context(), **measure()}
     write_json(RESULT, payload)
     print(_table(payload))
