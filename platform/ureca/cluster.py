@@ -40,10 +40,10 @@ def before_importing_ray() -> None:
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a Ray on this machine.
+    """Join the cluster in RAY_ADDRESS, or start Ray on this machine.
 
-    Does nothing if this process has already joined one. A Ray started here ends with the process. Other clusters on
-    this machine are ignored: set RAY_ADDRESS to use one.
+    `ray job submit` sets RAY_ADDRESS. Does nothing if this process has already joined one. A Ray started here ends with
+    the process. Other clusters on this machine are ignored: set RAY_ADDRESS to use one.
 
     Raises:
         ConfigError: no Ray could be started here, or the cluster that RAY_ADDRESS names can't be joined.
@@ -65,10 +65,10 @@ def connect() -> None:
             cpus = max(_MIN_LOGICAL_CPUS, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
     except Exception as error:  # Ray has no exception class for a failed start
-        raise ConfigError(f"{_what_to_do(address)} Ray says: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{_remedy(address)} Ray says: {' '.join(str(error).split())}") from error
 
 
-def _what_to_do(address: str | None) -> str:
+def _remedy(address: str | None) -> str:
     if address is not None:
         return (
             f"RAY_ADDRESS={address}: can't join this cluster. Set the address of a running cluster, or unset it to "

@@ -127,6 +127,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested mappings: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat.update({f"{key}.{below}": inner for below, inner in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
 # ------------------------------------------------------------------ arguments
 
 
@@ -189,7 +200,7 @@ def _nearest(name: str, names: Iterable[str], otherwise: str) -> str:
 
 
 def _build(cls: type[T], mapping: Mapping[str, Any], *, where: str, prefix: str, base: Any) -> T:
-    """Build `cls` over `base`, the field's default: a section given in part keeps the rest of it."""
+    """Build `cls` over `base`, the field's default: a section given in part keeps its other values."""
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {prefix or 'the file'} is a section, it can't be {mapping!r}.")
     values: dict[str, Any] = {}
@@ -306,6 +317,66 @@ def _shown(raw: Any) -> str:
     return f"the text {str(raw)!r}" if isinstance(raw, str) else f"{type(raw).__name__} {raw!r}"
 
 
+# ------------------------------------------------------------------ fields
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Return each field's resolved annotation."""
+    return typing.get_type_hints(cls)
+
+
+def dataclass_in(annotation: Any) -> type | None:
+    """Return the dataclass that a field holds, seen through Optional; None for a plain value."""
+    if dataclasses.is_dataclass(annotation):
+        return typing.cast(type, annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((typing.cast(type, arg) for arg in get_args(annotation) if dataclasses.is_dataclass(arg)), None)
+    return None
+
+
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """Return the field's default, from its factory if it has one; `dataclasses.MISSING` if none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def type_name(annotation: Any) -> str:
+    """Return the type's name for help texts and errors."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else type_name(a) for a in arguments)
+    if origin is Literal:
+        return "|".join(str(a) for a in arguments)
+    if origin in (list, tuple, dict):
+        return f"{origin.__name__}[{', '.join('...' if a is Ellipsis else type_name(a) for a in arguments)}]"
+    return getattr(annotation, "__name__", str(annotation)).lower()
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the docstring below each field, from the class's source; base classes included."""
+    docs: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        try:
+            source = textwrap.dedent(inspect.getsource(owner))
+        except (OSError, TypeError):  # created at run time: no source, no help texts
+            continue
+        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
+        for statement, following in zip(body, body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and isinstance(following.value.value, str)
+            ):
+                docs[statement.target.id] = inspect.cleandoc(following.value.value)
+    return docs
+
+
 # ------------------------------------------------------------------ help
 
 
@@ -341,72 +412,3 @@ def _flow(value: Any) -> str:
     """Return a default in command-line syntax."""
     text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("...\n").strip()
-
-
-def field_types(cls: Any) -> dict[str, Any]:
-    """Return each field's resolved annotation."""
-    return typing.get_type_hints(cls)
-
-
-def dataclass_in(annotation: Any) -> type | None:
-    """Return the dataclass that a field holds, seen through Optional; None for a plain value."""
-    if dataclasses.is_dataclass(annotation):
-        return typing.cast(type, annotation)
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((typing.cast(type, arg) for arg in get_args(annotation) if dataclasses.is_dataclass(arg)), None)
-    return None
-
-
-def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """Return the field's default, from its factory if it has one; `dataclasses.MISSING` without a
-    default."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def type_name(annotation: Any) -> str:
-    """Return the type's name for help texts and errors."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else type_name(a) for a in arguments)
-    if origin is Literal:
-        return "|".join(str(a) for a in arguments)
-    if origin in (list, tuple, dict):
-        return f"{origin.__name__}[{', '.join('...' if a is Ellipsis else type_name(a) for a in arguments)}]"
-    return getattr(annotation, "__name__", str(annotation)).lower()
-
-
-@functools.cache
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field, from the class's source; base classes included."""
-    docs: dict[str, str] = {}
-    for owner in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
-        try:
-            source = textwrap.dedent(inspect.getsource(owner))
-        except (OSError, TypeError):  # made at run time: no source, no help texts
-            continue
-        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-        for statement, following in zip(body, body[1:], strict=False):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(following, ast.Expr)
-                and isinstance(following.value, ast.Constant)
-                and isinstance(following.value.value, str)
-            ):
-                docs[statement.target.id] = inspect.cleandoc(following.value.value)
-    return docs
-
-
-def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested mappings: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            flat.update({f"{key}.{below}": each for below, each in flatten(value).items()})
-        else:
-            flat[key] = value
-    return flat

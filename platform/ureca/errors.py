@@ -39,4 +39,4 @@ class StorageError(UrecaError):
 
 
 class CheckpointError(UrecaError):
-    """A checkpoint or model directory is incomplete or does not match the model it is loaded into."""
+    """A checkpoint or model directory is incomplete or does not match its model."""

@@ -1,4 +1,10 @@
-"""Describe the machine and the versions that a figure was measured with.
+"""Hardware and installed versions: this machine's, and a table of GPUs by name.
+
+`capture_context` records command, commit, machine and versions next to a measurement. `ACCELERATORS` gives memory and
+peak FLOP/s of GPUs, for the plan of a training run and for MFU while it runs. Peaks are the makers' figures for dense
+matrix products (half of the printed figures with sparsity): bfloat16 with accumulation in float32, and float32 without
+TF32, which torch does not use by default. Memory is the amount that a process can allocate, as
+`torch.cuda.get_device_properties` reports it; it is less than the number on the label.
 
 Standard library only, so that `ureca doctor` works before anything is installed.
 """
@@ -33,6 +39,10 @@ _VERSIONED = (
     "pyarrow",
     "pycocotools",
 )
+"""Packages whose versions `capture_context` records."""
+
+
+# ------------------------------------------------------------------ this machine
 
 
 def capture_context() -> dict[str, Any]:
@@ -97,15 +107,20 @@ def list_gpus() -> list[str]:
 
 
 def installed_version(name: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
+# ------------------------------------------------------------------ GPUs by name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
+    """A kind of GPU, with its memory and peak rates."""
+
     name: str
     """Name on the command line, `A100-80GB`."""
     memory_gib: float
@@ -156,7 +171,6 @@ ACCELERATORS = _table(
     """
 )
 
-# Names that drivers report, most specific first.
 _DRIVER_NAMES = (
     (r"B200", "B200"),
     (r"H200", "H200"),
@@ -179,6 +193,7 @@ _DRIVER_NAMES = (
     (r"V100", "V100-16GB"),
     (r"\bT4\b", "T4"),
 )
+"""Pattern of the name that a driver reports -> name in ACCELERATORS; most specific first."""
 
 
 def find_accelerator(device_name: str) -> Accelerator | None:

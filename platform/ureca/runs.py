@@ -1,6 +1,6 @@
 """Run folder of a job, its progress line, and its exit codes.
 
-    runs/<job>/config.yaml     the whole configuration, defaults included
+    runs/<job>/config.yaml     the complete configuration, defaults included
                env.json        command, commit, machine, versions
                metrics.jsonl   one line per `Run.log`
                summary.json    written last and atomically: present only if the job finished
@@ -53,7 +53,7 @@ class Run:
         except OSError as error:
             raise ConfigError(f"{folder}: can't create a run folder there ({error.strerror}).") from error
         (folder / "summary.json").unlink(missing_ok=True)  # this start has not finished yet
-        _tell_changes(folder / "config.yaml", config_to_dict(config))
+        _report_changes(folder / "config.yaml", config_to_dict(config))
         save_config(config, folder / "config.yaml")
         write_json(folder / "env.json", capture_context())
         return cls(job, folder, _last_seconds(folder / "metrics.jsonl"))
@@ -93,7 +93,7 @@ def _last_seconds(metrics: Path) -> float:
     return last
 
 
-def _tell_changes(path: Path, config: dict[str, Any]) -> None:
+def _report_changes(path: Path, config: dict[str, Any]) -> None:
     if not path.is_file():
         return
     try:
@@ -143,8 +143,10 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create a progress line: `unit` follows the numbers and has a rate; `counted` precedes them, without a
-        rate."""
+        """Create a progress line.
+
+        `unit` follows the numbers and has a rate; `counted` precedes them, without a rate.
+        """
         self._label, self._total, self._unit, self._counted = label, total, unit, counted
         self._every, self._clock = every_seconds, clock
         self._stream = stream
@@ -153,8 +155,10 @@ class Progress:
         self._printed = self._latest = ""
 
     def update(self, done: int, *notes: str, **fields: Any) -> None:
-        """Report that `done` of the total are done, followed by notes and `fields` as `name value`, underscores as
-        spaces."""
+        """Report that `done` of the total are done.
+
+        The line continues with `notes` and with `fields` as `name value`, underscores shown as spaces.
+        """
         now = self._clock()
         if self._first is None:
             self._first = (now, done)

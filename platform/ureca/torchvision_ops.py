@@ -1,9 +1,9 @@
 """Make torchvision importable with a CPU build of torch.
 
 The CPU build of vLLM requires a torchvision that was compiled for CUDA. With CPU torch its compiled library does not
-load, its operators `nms` and `qnms` are never declared, and `import torchvision` fails with "operator torchvision::nms
-does not exist". transformers imports torchvision for InternVL, peft imports transformers, so all three fail. Declaring
-the two schemas is enough: nothing here calls them.
+load, and its operators `nms` and `qnms` are never declared. `import torchvision` then fails with "operator
+torchvision::nms does not exist". transformers imports torchvision for InternVL, peft imports transformers, so all three
+fail. Declaring the two schemas is enough: nothing here calls them.
 
 Called before transformers is imported (`ureca.model`) and in each vLLM process through the entry point
 `vllm.platform_plugins`: vLLM asks those first whether they are its platform (None: no), while its general plugins run

@@ -8,7 +8,7 @@ import pytest
 from ureca.attributes.claims import Claims, Order, parse_claims
 from ureca.attributes.measure import GRID, MOST
 from ureca.attributes.vocabulary import PLACES, SHADES, SHAPES, SIZES, TEXTURES, base_color
-from ureca.attributes.wording import listed, say
+from ureca.attributes.wording import describe_claims, join_list
 
 PLACE_NAMES = list(itertools.chain(*PLACES))
 
@@ -39,7 +39,7 @@ def test_everything_said_is_read_again(article, of_the_picture):
     rng = random.Random(0)
     for trial in range(500):
         claims = any_claims(rng, depth=trial % 3)
-        text = say(claims, article=article, of_the_picture=of_the_picture)
+        text = describe_claims(claims, article=article, of_the_picture=of_the_picture)
         assert parse_claims(text) == claims, text
 
 
@@ -48,13 +48,13 @@ def test_every_order_is_read_again(by):
     for count in range(2, 11):
         for rank in range(1, count + 1):
             claims = Claims(noun="part", color="red", order=Order(rank, by, count))
-            assert parse_claims(say(claims)) == claims
+            assert parse_claims(describe_claims(claims)) == claims
 
 
 def test_every_cell_is_read_again():
     for cell in itertools.product(range(1, GRID + 1), repeat=2):
         claims = Claims(noun="part", color="red", place="top", cell=cell)
-        assert parse_claims(say(claims)) == claims
+        assert parse_claims(describe_claims(claims)) == claims
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_every_cell_is_read_again():
     ],
 )  # fmt: skip
 def test_wording(claims, article, text):
-    assert say(claims, article=article) == text
+    assert describe_claims(claims, article=article) == text
 
 
 def test_lists_read_as_english():
-    assert [listed(items) for items in (["x"], ["x", "y"], ["x", "y", "z"])] == ["x", "x and y", "x, y and z"]
+    assert [join_list(items) for items in (["x"], ["x", "y"], ["x", "y", "z"])] == ["x", "x and y", "x, y and z"]

@@ -8,9 +8,9 @@ from ureca.proposals.config import ProposalConfig, SamConfig
 
 
 def test_a_proposer_has_its_own_number_of_regions_unless_told():
-    assert ProposalConfig().most_regions == 24
-    assert ProposalConfig(kind="sam").most_regions == 100
-    assert ProposalConfig(kind="sam", max_regions=7).most_regions == 7
+    assert ProposalConfig().region_limit == 24
+    assert ProposalConfig(kind="sam").region_limit == 100
+    assert ProposalConfig(kind="sam", max_regions=7).region_limit == 7
 
 
 def test_configuration_goes_through_yaml_s_types():

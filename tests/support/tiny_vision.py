@@ -8,7 +8,7 @@ from ureca.torchvision_ops import declare_missing_operators
 _DECODER = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
 
 
-def _livelier(network: Any) -> Any:
+def _randomize(network: Any) -> Any:
     """As transformers begins them, models of this size answer with zeros but for rounding, whatever they see."""
     import torch
 
@@ -36,7 +36,7 @@ def save_sam(folder: Path) -> None:
     }
     prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
     config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_DECODER)
-    _livelier(SamModel(config)).save_pretrained(folder)
+    _randomize(SamModel(config)).save_pretrained(folder)
     SamImageProcessor(
         size={"longest_edge": 64},
         pad_size={"height": 64, "width": 64},
@@ -57,7 +57,7 @@ def save_sam2(folder: Path) -> None:
     vision |= {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
     prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
     config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_DECODER)
-    _livelier(Sam2Model(config)).save_pretrained(folder)
+    _randomize(Sam2Model(config)).save_pretrained(folder)
     processor = Sam2ImageProcessor(size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16})
     processor.save_pretrained(folder)
 
@@ -70,6 +70,6 @@ def save_dinov2(folder: Path, side: int) -> None:
     config = Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=side, patch_size=14, mlp_ratio=2
     )
-    _livelier(Dinov2Model(config)).save_pretrained(folder)
+    _randomize(Dinov2Model(config)).save_pretrained(folder)
     crop = {"height": side, "width": side}
     BitImageProcessor(size={"shortest_edge": 48}, crop_size=crop, image_mean=[0.5, 0.4, 0.3]).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Parse a caption's claims about its region, and find the region of an image that they fit best.
+"""Parse a caption's claims, and find the region that they fit best.
 
     "the small dark blue striped round part in the lower left, at the top of the large red object, the second
      from the left of two alike"
@@ -82,7 +82,7 @@ class Claims:
     place_in_parent: str | None = None
     order: Order | None = None
     cell: tuple[int, int] | None = None
-    """(column, row), from 1, of the centroid on the measurement's 9 x 9 grid of the image."""
+    """Column and row (from 1) of the centroid on the image's 9 x 9 grid."""
     parent: Claims | None = None
 
     def __bool__(self) -> bool:
@@ -230,7 +230,7 @@ def order_keys(region: RegionAttributes) -> dict[OrderBy, float]:
 
 
 def picked_region(text: str, regions: Sequence[RegionAttributes]) -> int | None:
-    """Return the region of an image that `text` fits best, or None on a tie or without claims."""
+    """Return the region that `text` fits best; None on a tie or without claims."""
     scores = fit_scores(parse_claims(text), regions)
     best = max(scores, default=0.0)
     fitting = [index for index, score in enumerate(scores) if score > best - 1e-9]
@@ -246,23 +246,21 @@ def picks_own_region(text: str, index: int, regions: Sequence[RegionAttributes])
 
 
 def attribute_hits(caption: str, reference: str, truth: Mapping[str, str]) -> dict[str, bool]:
-    """Return, for each attribute that the reference states and the truth knows, whether the caption states it
-    correctly.
+    """Return, for each attribute, whether the caption states it correctly.
 
-    `truth` maps names of ATTRIBUTES to words. An attribute that is not stated is wrong. A color is correct if its name
-    matches without "dark " or "light ".
+    Only attributes that the reference states and the truth knows are judged. `truth` maps names of ATTRIBUTES to words.
+    An attribute that is not stated is wrong. A color is correct if its name matches without "dark " or "light ".
     """
-    said, stated = parse_claims(caption), parse_claims(reference)
+    stated, expected = parse_claims(caption), parse_claims(reference)
     hits = {}
     for name in ATTRIBUTES:
-        if name in truth and getattr(stated, name):
-            claimed = getattr(said, name) or ""
+        if name in truth and getattr(expected, name):
+            claimed = getattr(stated, name) or ""
             hits[name] = base_color(claimed) == base_color(truth[name])
     return hits
 
 
 def attribute_accuracy(caption: str, reference: str, truth: Mapping[str, str]) -> float | None:
-    """Return the fraction of `attribute_hits` that are correct; None if the reference states nothing the truth
-    knows."""
+    """Return the fraction of correct `attribute_hits`; None if no attribute is judged."""
     hits = attribute_hits(caption, reference, truth)
     return sum(hits.values()) / len(hits) if hits else None

@@ -1,6 +1,6 @@
 """Names of colors: a table from RGB to the vocabulary's shades, and the one or two that a region shows.
 
-The table assigns each of 32x32x32 RGB cells the nearest shade in OKLab (Björn Ottosson, 2020), with the two color axes
+The table assigns each of 32x32x32 RGB cells the nearest shade in OKLab (Björn Ottosson, 2020). The two color axes are
 stretched, because a tint is named long before it is as far from gray as the pure color. A few additional centers stand
 for muted colors common in photos (skin, wood, leaves, night sky). Neighboring shades vote for each other, so that a
 surface whose pixels fall on both sides of a border still gets one name. Black, gray and white have slightly less weight
@@ -82,7 +82,7 @@ def _votes() -> np.ndarray:
 
 
 @cache
-def _loudness() -> np.ndarray:
+def _shade_weights() -> np.ndarray:
     """Return float64 (S,): weight of a pixel of each shade when the main color is selected."""
     return np.array([0.75 if base_color(name) in ("black", "gray", "white") else 1.0 for name in SHADE_NAMES])
 
@@ -105,7 +105,7 @@ def name_colors(counts: np.ndarray) -> tuple[str, str | None]:
     The second differs from the first in more than "dark" or "light".
     """
     votes = _votes()
-    first = int(np.argmax(votes @ (counts * _loudness())))
+    first = int(np.argmax(votes @ (counts * _shade_weights())))
     other = np.array([base_color(name) != base_color(SHADE_NAMES[first]) for name in SHADE_NAMES])
     rest = counts * other * (1 - votes[first])
     second = int(np.argmax(votes @ rest))

@@ -177,7 +177,10 @@ def _shrink(mask: np.ndarray) -> np.ndarray:
 
 
 def _features(counts: np.ndarray, share: float, elongation: float, harmonics: np.ndarray) -> np.ndarray:
-    """Return colors, then size and shape as directions, so that each adds to the cosine by its weight."""
+    """Return the features of one region: colors, then size and shape.
+
+    Size and shape are directions, so that every part adds to the cosine by its weight.
+    """
     size_angle = np.clip(np.log2(max(share, 2**-12)) / -12, 0, 1) * np.pi / 2
     long_angle = np.clip(np.log2(elongation) / 3, 0, 1) * np.pi / 2
     form = np.concatenate([[1.0], 6 * harmonics[2:5]])

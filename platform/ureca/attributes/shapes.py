@@ -1,7 +1,7 @@
 """Name the shape of a mask.
 
-The mask is rotated, moved and stretched until its second moments are those of a disc, which makes every ellipse a disc,
-every rectangle a square and every triangle equilateral. The remaining outline is a distance per direction, r(θ); the
+The mask is rotated, moved and stretched until its second moments are those of a disc. Every ellipse becomes a disc,
+every rectangle a square, and every triangle equilateral. The remaining outline is a distance per direction, r(θ); the
 strengths of its first harmonics identify it at any rotation.
 
     disc 0, 0, 0 …      square: the 4th and 8th      triangle: the 3rd and 6th      five-pointed star: the 5th
@@ -74,7 +74,7 @@ def _harmonics(profile: np.ndarray) -> np.ndarray:
 
 
 def reduced(mask: np.ndarray) -> np.ndarray:
-    """Crop a bool (H, W) mask to its box and take every n-th pixel, so that its longest side is at most 128."""
+    """Crop a mask to its box and subsample it to at most 128 pixels a side."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     step = max(1, -(-max(inside.shape) // _SHAPE_PX))
@@ -83,7 +83,7 @@ def reduced(mask: np.ndarray) -> np.ndarray:
 
 
 def shape_of(mask: np.ndarray) -> str:
-    """Return the vocabulary's word for the shape of a bool (H, W) mask with at least one pixel set."""
+    """Name the shape of a bool (H, W) mask with at least one pixel set."""
     small = reduced(mask)
     return name_shape(outline(small), int(small.sum()))
 

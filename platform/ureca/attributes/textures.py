@@ -1,7 +1,7 @@
 """Name the texture of a region from its autocorrelation.
 
-A window well inside the region is reduced to one number per pixel (OKLab projected on the axis along which it varies
-most, with slow changes of light removed). Its autocorrelation, without pixels outside the mask, separates the textures:
+A window well inside the region is reduced to one number per pixel: OKLab projected on the axis along which it varies
+most, with slow changes of light removed. Its autocorrelation, without pixels outside the mask, separates the textures:
 
     striped     stays high along one direction
     checkered   a lattice of peaks; halfway to the next peak, along a band, still above zero
@@ -30,7 +30,10 @@ _LIGHT_PX = 19  # window for averaging the light
 
 
 def name_texture(crop: np.ndarray, usable: np.ndarray) -> str | None:
-    """Return the texture of the pixels marked in `usable` (bool (H, W)) of `crop` (uint8 (H, W, 3), RGB)."""
+    """Return the texture of the usable pixels of a crop; None if no word fits.
+
+    `crop` is uint8 (H, W, 3), RGB; `usable` is bool (H, W).
+    """
     rows, columns = _fullest_window(usable)
     mask = usable[rows, columns]
     if mask.sum() < MIN_PIXELS:
@@ -46,7 +49,7 @@ def name_texture(crop: np.ndarray, usable: np.ndarray) -> str | None:
 
 
 def _is_even(signal: np.ndarray, mask: np.ndarray) -> bool:
-    """Return True if each quarter of the window with enough pixels has about the contrast of the whole."""
+    """Return True if every quarter with enough pixels has about the window's contrast."""
     squares = np.stack([signal**2, mask.astype(np.float64)])
     halves = [part for rows in np.array_split(squares, 2, axis=1) for part in np.array_split(rows, 2, axis=2)]
     sums = np.array([part.sum((1, 2)) for part in halves])
@@ -102,7 +105,10 @@ def _autocorrelation(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 @cache
 def _directions() -> np.ndarray:
-    """Return shifts (24, _MAX_SHIFT, 2), one row per direction over half a turn, as (y, x) from the middle."""
+    """Return shifts (24, _MAX_SHIFT, 2) as (y, x), one row per direction over half a turn.
+
+    They are indices into the autocorrelation, whose middle is shift zero.
+    """
     angles = np.arange(24) * np.pi / 24
     steps = np.arange(1, _MAX_SHIFT + 1)
     lines = np.stack([np.outer(np.sin(angles), steps), np.outer(np.cos(angles), steps)], axis=-1)

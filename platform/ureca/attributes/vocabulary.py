@@ -1,7 +1,7 @@
 """Closed vocabulary of visual attributes, with the numeric meaning of each word.
 
 Synthetic scenes take their true attributes from it, the measurement names its findings with it, and claims are looked
-up in it, so a word has one meaning everywhere:
+up in it. A word therefore has one meaning everywhere:
 
     color     one of 12 names, some with "dark " or "light "; SHADES gives the RGB value at each name's center
     texture   smooth, striped (parallel bands), checkered (two crossing sets of bands), dotted (equal spots
@@ -47,8 +47,11 @@ SHADES: dict[str, tuple[int, int, int]] = {
     "light brown": (192, 152, 106),
     "light gray": (192, 192, 192),
 }
-"""Every allowed color name. There is no dark orange (brown), dark pink, light red (pink), or shade of black or white:
-those would be other names' colors."""
+"""Every allowed color name.
+
+There is no dark orange (brown), dark pink, light red (pink), or shade of black or white: other names cover these
+colors.
+"""
 
 TEXTURES: tuple[str, ...] = ("smooth", "striped", "checkered", "dotted", "speckled")
 
@@ -86,6 +89,6 @@ def size_of(share: float) -> str:
 
 
 def place_of(cx: float, cy: float) -> str:
-    """Return the name of a place from a centroid in 0..1, x from left to right, y from top to bottom."""
+    """Return the name of a centroid's place; both are in 0..1, from the upper left."""
     column, row = (min(2, max(0, int(3 * value))) for value in (cx, cy))
     return PLACES[row][column]

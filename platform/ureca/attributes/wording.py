@@ -4,7 +4,7 @@
     the small dark blue striped round part in the lower left, at the top of the red object, the second from
     the left of two alike
 
-`parse_claims(say(claims)) == claims` for all valid claims (tests/attributes/test_wording.py).
+`parse_claims(describe_claims(claims)) == claims` for all valid claims (tests/attributes/test_wording.py).
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ _PREPOSITIONS = {name: "in" for row in PLACES for name in row}
 _PREPOSITIONS |= {"top": "at", "bottom": "at", "left": "on", "right": "on"}
 
 
-def say(claims: Claims, *, article: str = "a", of_the_picture: bool = False) -> str:
-    """Return the claims as a noun phrase. `of_the_picture` adds what the place refers to."""
+def describe_claims(claims: Claims, *, article: str = "a", of_the_picture: bool = False) -> str:
+    """Return the claims as a noun phrase; `of_the_picture` adds "of the picture" to the place."""
     words = [claims.size, _colors(claims), claims.texture, claims.shape, claims.noun or "part"]
     text = with_article(" ".join(word for word in words if word), article)
     if claims.place:
         text += f" {at_place(claims.place)}" + (" of the picture" if of_the_picture else "")
     if claims.place_in_parent and claims.parent:
         comma = "," if claims.place else ""
-        text += f"{comma} {at_place(claims.place_in_parent)} of {say(claims.parent, article='the')}"
+        text += f"{comma} {at_place(claims.place_in_parent)} of {describe_claims(claims.parent, article='the')}"
     if claims.order:
         text += f", {_order(claims.order)} of {NUMBERS[claims.order.count - 1]} alike"
     if claims.cell:
@@ -40,11 +40,11 @@ def at_place(place: str, owner: str = "the") -> str:
 
 
 def with_article(phrase: str, article: str) -> str:
-    """`article` "a" becomes "an" before a vowel."""
+    """Prefix the article; "a" becomes "an" before a vowel."""
     return f"an {phrase}" if article == "a" and phrase[0] in "aeiou" else f"{article} {phrase}"
 
 
-def listed(items: Sequence[str]) -> str:
+def join_list(items: Sequence[str]) -> str:
     """Return "x", "x and y", "x, y and z"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ureca.attributes.claims import Claims
-from ureca.attributes.wording import say
+from ureca.attributes.wording import describe_claims
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import load_image
 from ureca.evaluation.evaluate import score
@@ -115,7 +115,7 @@ def oracle_captions(
     if region.parent >= 0:
         parent = Claims(noun=regions[region.parent].noun, color=commonest_color)
         guess = replace(guess, place_in_parent=region.place_in_parent, parent=parent)
-    captions = (true_words, say(guess, article="the"), say(place_and_size, article="the"))
+    captions = (true_words, describe_claims(guess, article="the"), describe_claims(place_and_size, article="the"))
     return dict(zip(ORACLES, captions, strict=True))
 
 

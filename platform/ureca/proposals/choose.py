@@ -15,7 +15,7 @@ def choose_masks(ranked: Iterable[Rle], config: ProposalConfig) -> list[Mask]:
     """
     kept: list[tuple[int, Rle]] = []
     for rle in ranked:
-        if len(kept) == config.most_regions:
+        if len(kept) == config.region_limit:
             break
         area = rle_area(rle)
         height, width = rle["size"]

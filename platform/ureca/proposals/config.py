@@ -7,7 +7,7 @@ from typing import Literal
 
 from ureca.errors import ConfigError
 
-_MOST_REGIONS = {"segments": 24, "sam": 100}
+_DEFAULT_MAX_REGIONS = {"segments": 24, "sam": 100}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class SamConfig:
     points_per_side: int = 32
     """Points of the prompt grid per side; more points find smaller regions and take longer."""
     points_per_batch: int = 64
-    """Points per forward pass. Their masks take 12 bytes for each point and pixel of the image: 2.6 GB at 1500 x
-    2250."""
+    """Points per forward pass. Lower it if memory runs out: masks take 12 bytes per point and pixel of the image,
+    2.6 GB at 1500 x 2250."""
     min_iou: float = 0.88
     """Minimum predicted IoU of a mask, from 0 to 1."""
     min_stability: float = 0.95
@@ -66,6 +66,6 @@ class ProposalConfig:
             raise ConfigError(f"proposals.max_iou={self.max_iou}: give a share above 0, at most 1")
 
     @property
-    def most_regions(self) -> int:
-        """`max_regions`, or the default of the proposer."""
-        return self.max_regions or _MOST_REGIONS[self.kind]
+    def region_limit(self) -> int:
+        """`max_regions`, or the proposer's default."""
+        return self.max_regions or _DEFAULT_MAX_REGIONS[self.kind]

@@ -30,7 +30,7 @@ from transformers.pipelines import MaskGenerationPipeline  # noqa: E402
 
 
 class SamProposer:
-    """Proposes masks of images with one model in this process; thread-safe."""
+    """Mask proposer with one model in this process; thread-safe."""
 
     def __init__(self, config: ProposalConfig) -> None:
         """Load the model.

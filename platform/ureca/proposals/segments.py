@@ -28,7 +28,7 @@ from ureca.regions.tree import Mask
 
 _LONGEST_PX = 320  # the photo is shrunk to this for segmenting; takes a third of a second per photo
 _GRAIN, _SMALLEST_PX = 20.0, 16  # superpixel scale and minimum size: a few hundred of them at that size
-_LEAST_PROMINENCE = 0.5
+_MIN_PROMINENCE = 0.5
 _NOISE = 2.0  # a just noticeable difference of color, in Lab
 
 
@@ -54,7 +54,7 @@ def _best_first(
         node: tree.prominence(node) + 0.5 * math.log(tree.area[node] / total)
         for node in range(tree.num_nodes)
         if config.min_area_share <= tree.area[node] / total <= config.max_area_share
-        and tree.prominence(node) >= _LEAST_PROMINENCE
+        and tree.prominence(node) >= _MIN_PROMINENCE
     }
     rows = np.arange(size[0]) * superpixels.shape[0] // size[0]
     columns = np.arange(size[1]) * superpixels.shape[1] // size[1]

@@ -15,11 +15,10 @@ from ureca.regions.rle import Rle
 def containments(
     rles: Sequence[Rle], areas: np.ndarray, boxes: Sequence[tuple[float, float, float, float]], *, at_least: float
 ) -> np.ndarray:
-    """Return float64 (n, n): [i, j] = area(i ∩ j) / area(i) for j < i, and 0 wherever that is certainly below
-    `at_least`.
+    """Return float64 (n, n): [i, j] = area(i ∩ j) / area(i) for j < i.
 
+    Pairs that are certainly below `at_least` are 0. Nonzero values are exact; some of them may be below `at_least`.
     `rles` are sorted largest first and not empty; `areas` (n,) and `boxes` (x, y, width, height) belong to them.
-    Nonzero values are exact; some of them may be below `at_least`.
     """
     shares = np.zeros((len(rles), len(rles)))
     if len(rles) < 2:

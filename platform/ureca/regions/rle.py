@@ -26,13 +26,13 @@ Size = tuple[int, int]
 _SYMBOLS = bytes(range(48, 48 + 64))
 """Characters of COCO's string."""
 
-_LONGEST_NUMBER = 8
+_MAX_SYMBOLS = 8
 """Symbols per number; 40 bits exceed any image's pixel count."""
 
-_TEXTS_AT_ONCE = 8
-"""Larger batches allocate new memory pages in every operation, which costs half as much again."""
+_DECODE_BATCH = 8
+"""Strings decoded together; larger batches allocate new memory pages in every operation, which costs 50% more."""
 
-_SIGN_OF_LENGTH = np.array([0, *[16 << (5 * place) for place in range(_LONGEST_NUMBER)]], dtype=np.int64)
+_SIGN_OF_LENGTH = np.array([0, *[16 << (5 * digit) for digit in range(_MAX_SYMBOLS)]], dtype=np.int64)
 """Sign bit of a number, by its number of symbols."""
 
 
@@ -161,10 +161,10 @@ def box_to_rle(box_xyxy: Sequence[float], size: Size) -> Rle:
 
 
 def polygon_to_rle(polygon: Sequence[Any], size: Size) -> Rle:
-    """Fill a polygon, [x1, y1, x2, y2, …] or [[x1, y1], …], or several as a list of flat lists (COCO).
+    """Fill a polygon, or several, and return the mask.
 
-    Coordinates are pixels of an image of `size` (height, width); what lies outside it is cut off. Several
-    polygons are united.
+    A polygon is [x1, y1, x2, y2, …] or [[x1, y1], …]; several are a list of flat lists (COCO). Coordinates are pixels
+    of an image of `size` (height, width); what lies outside it is cut off. Several polygons are united.
 
     Raises:
         EmptyMaskError: no pixel inside.
@@ -226,7 +226,7 @@ def _counts_of(rle: Mapping[str, Any], size: Size, where: str) -> bytes | list[i
 def _read_runs(all_counts: Sequence[bytes | list[int]], where: Sequence[str]) -> list[np.ndarray]:
     """Return the run lengths of each mask, int64 (n,), all >= 0."""
     texts = [counts for counts in all_counts if isinstance(counts, bytes)]
-    groups = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
+    groups = (texts[start : start + _DECODE_BATCH] for start in range(0, len(texts), _DECODE_BATCH))
     runs_of_texts = (runs for group in groups for runs in _read_texts(group))
     runs = []
     for counts, name in zip(all_counts, where, strict=True):
@@ -243,9 +243,9 @@ def _read_runs(all_counts: Sequence[bytes | list[int]], where: Sequence[str]) ->
 def _read_texts(texts: Sequence[bytes]) -> list[np.ndarray | None]:
     """Return the runs of each COCO string, int64; None for a malformed one.
 
-    A number is a group of 6-bit symbols, lowest first: 5 bits of value, bit 32 says that more follow; the last symbol's
-    bit 16 is the sign. From the fourth number on it is the difference to the number two before. Strings are read in
-    batches: for a single one, numpy's call overhead exceeds the work.
+    A number is a group of 6-bit symbols, lowest first: 5 bits of value, bit 32 means that more follow; the last
+    symbol's bit 16 is the sign. From the fourth number on it is the difference to the number two before. Strings are
+    read in batches: for a single one, numpy's call overhead exceeds the work.
     """
     sound = [
         index
@@ -261,20 +261,20 @@ def _read_texts(texts: Sequence[bytes]) -> list[np.ndarray | None]:
     values = symbols & 31
     numbers = values[first].astype(np.int64)
     longer = np.arange(len(numbers))
-    for place in range(1, min(int(lengths.max()), _LONGEST_NUMBER)):
-        longer = longer[lengths[longer] > place]
-        numbers[longer] |= values[first[longer] + place].astype(np.int64) << (5 * place)
-    sign = _SIGN_OF_LENGTH[np.minimum(lengths, _LONGEST_NUMBER)]
+    for digit in range(1, min(int(lengths.max()), _MAX_SYMBOLS)):
+        longer = longer[lengths[longer] > digit]
+        numbers[longer] |= values[first[longer] + digit].astype(np.int64) << (5 * digit)
+    sign = _SIGN_OF_LENGTH[np.minimum(lengths, _MAX_SYMBOLS)]
     numbers = (numbers ^ sign) - sign
 
     stops = np.searchsorted(last, np.cumsum([len(texts[index]) for index in sound])).tolist()
-    too_long = set(np.searchsorted(stops, np.flatnonzero(lengths > _LONGEST_NUMBER), side="right").tolist())
+    too_long = set(np.searchsorted(stops, np.flatnonzero(lengths > _MAX_SYMBOLS), side="right").tolist())
     found: list[np.ndarray | None] = [None] * len(texts)
-    for place, (index, start, stop) in enumerate(zip(sound, [0, *stops[:-1]], stops, strict=True)):
+    for position, (index, start, stop) in enumerate(zip(sound, [0, *stops[:-1]], stops, strict=True)):
         runs = numbers[start:stop]
         np.cumsum(runs[1::2], out=runs[1::2])
         np.cumsum(runs[2::2], out=runs[2::2])
-        if place not in too_long:
+        if position not in too_long:
             found[index] = runs
     return found
 

@@ -1,8 +1,8 @@
 """Cut a mask into the tiles its image is cut into.
 
-The grid depends on the image's shape alone: the whole image is resized to cols x rows tiles without keeping its aspect
-ratio, and cut row by row; with more than one tile a thumbnail of the whole image comes last. A mask's tiles correspond
-one to one to its image's.
+The grid depends on the image's shape alone: the complete image is resized to cols x rows tiles without keeping its
+aspect ratio, and cut row by row; with more than one tile a thumbnail of the complete image comes last. A mask's tiles
+correspond one to one to its image's.
 
 Mask tiles are area averages, in the grid and in the thumbnail: each value is the fraction of its cell that the mask
 covers. Nearest-neighbor sampling, which keeps tiles binary, loses thin and small regions of large photos; an average
@@ -19,10 +19,10 @@ from ureca.regions.rle import Rle, Size, rle_bbox, rle_runs
 
 
 def tile_grid(size: Size, tile_px: int, max_tiles: int, min_tiles: int = 1) -> tuple[int, int]:
-    """Return (cols, rows) for an image of `size` (height, width): the grid whose aspect ratio is nearest to the
-    image's.
+    """Return (cols, rows) for an image of `size` (height, width).
 
-    Of two equally near grids, the larger wins if the image has more than half of its pixels.
+    The grid is the one whose aspect ratio is nearest to the image's. Of two equally near grids, the larger wins if the
+    image has more than half of its pixels.
 
     Raises:
         ConfigError: max_tiles < min_tiles, or one of them < 1.
@@ -88,14 +88,14 @@ def mask_tiles(rle: Rle, *, tile_px: int, max_tiles: int) -> tuple[np.ndarray, n
     tiles = np.zeros((len(touched), 1, tile_px, tile_px), dtype=np.float32)
     for tile, (_, y0, x0, part) in zip(tiles[:, 0], touched, strict=True):
         tile[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
-    return tiles, np.array([place for place, *_ in touched])
+    return tiles, np.array([index for index, *_ in touched])
 
 
 def _average_down_columns(rle: Rle, box: tuple[int, int, int, int], num_cells: int) -> tuple[int, np.ndarray]:
-    """Average the columns of a mask's box (x, y, w, h) over those of `num_cells` cells that the box touches.
+    """Average the columns of a mask's box over the cells that the box touches.
 
-    Works on the runs: a large photo's mask has about a thousand of them, but millions of pixels. Returns the first
-    touched cell and float32 (w, k).
+    `box` is (x, y, w, h); `num_cells` cells divide the image's height. Works on the runs: a large photo's mask has
+    about a thousand of them, but millions of pixels. Returns the first touched cell and float32 (w, k).
     """
     height = rle["size"][0]
     x, y, box_width, box_height = box
@@ -128,13 +128,13 @@ def _average_last_axis(values: np.ndarray, start: int, length: int, num_cells: i
         return first, values
     # A cell's sum is the difference of the running sum at its borders; a border inside a position splits that position.
     # Integers, because a border off by a rounding error would let a region touch the neighboring tile.
-    places, parts = np.divmod(np.arange(first, stop + 1) * length, num_cells)
+    positions, parts = np.divmod(np.arange(first, stop + 1) * length, num_cells)
     behind_shares = ((num_cells - parts) / num_cells).astype(np.float32)
-    behind_shares[places < start] = 1
-    behind_shares[places >= start + num_values] = 0
-    places = np.clip(places - start, 0, num_values - 1)
+    behind_shares[positions < start] = 1
+    behind_shares[positions >= start + num_values] = 0
+    indices = np.clip(positions - start, 0, num_values - 1)
     running = np.cumsum(values, axis=1, dtype=np.float64)
-    behind = behind_shares * np.take(values, places, axis=1)
-    gained = np.diff(np.take(running, places, axis=1), axis=1).astype(np.float32)
+    behind = behind_shares * np.take(values, indices, axis=1)
+    gained = np.diff(np.take(running, indices, axis=1), axis=1).astype(np.float32)
     averages = (gained - np.diff(behind, axis=1)) * np.float32(num_cells / length)
     return first, np.clip(averages, 0, 1)

@@ -161,6 +161,7 @@ def build_mask_tree(masks: Sequence[Mask], size: Size, config: TreeConfig | None
         MaskError: a mask that is empty or no RLE, or an id used twice.
     """
     config = TreeConfig() if config is None else config
+    # check the masks and sort them: largest first
     names = [mask.region_id for mask in masks]
     if len(set(names)) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
@@ -174,6 +175,7 @@ def build_mask_tree(masks: Sequence[Mask], size: Size, config: TreeConfig | None
     areas = unordered_areas[order]
     boxes = rle_bboxes(rles)
 
+    # merge near-duplicates, find the parents of the others, and filter
     thresholds = [config.containment] if config.merge_iou is None else [config.containment, config.merge_iou]
     containment = containments(rles, areas, boxes, at_least=min(thresholds))
     merged = _merge_duplicates(ious(containment, areas), config.merge_iou)
@@ -182,17 +184,18 @@ def build_mask_tree(masks: Sequence[Mask], size: Size, config: TreeConfig | None
     parents = find_parents(containment[np.ix_(kept, kept)], config)
     reasons = _admit(parents, areas[kept], size, config)
 
+    # number the kept nodes: their index among the regions differs from that among the nodes
     regions: list[Region] = []
     dropped: list[Dropped] = []
-    place = {-1: -1}
+    index_of = {-1: -1}
     for node, k in enumerate(kept):
         duplicates = tuple(ids[j] for j in merged[k])
         reason = reasons[node]
         if reason is not None:
             dropped += [Dropped(region_id, reason) for region_id in (ids[k], *duplicates)]
             continue
-        parent = place[parents[node]]
-        place[node] = len(regions)
+        parent = index_of[parents[node]]
+        index_of[node] = len(regions)
         regions.append(
             Region(
                 region_id=ids[k],

@@ -1,10 +1,10 @@
 """Files on a local disk or in S3, behind the same functions.
 
 A path is a local path, `file:///…`, `s3://bucket/key`, or a part of such a file (`part_of`): a member of a tar is read
-like a separate file. S3 uses `pyarrow.fs`, which takes credentials, region and endpoint from the environment as the AWS
-tools do (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …), and boto3 for what pyarrow lacks: paged listing of large
-folders, and aborting an incomplete upload. Writes are atomic on a local disk and in S3: a reader sees the old content
-or the new, never a mixture.
+like a separate file. S3 uses `pyarrow.fs`, and boto3 for what pyarrow lacks: paged listing of large folders, and
+aborting an incomplete upload. Both take credentials, region and endpoint from the environment as the AWS tools do
+(AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …). Writes are atomic on a local disk and in S3: a reader sees the old
+content or the new, never a mixture.
 """
 
 import contextlib
@@ -51,7 +51,9 @@ def _s3(bucket: str) -> fs.FileSystem:
 
 
 def filesystem(path: AnyPath) -> tuple[fs.FileSystem, str]:
-    """Return the file system that holds `path`, and the path inside it (absolute for a local one).
+    """Return the file system that holds `path`, and the path inside it.
+
+    The inner path of a local file is absolute.
 
     Raises:
         ConfigError: the path has a scheme other than `file` or `s3`.
@@ -71,7 +73,7 @@ def filesystem(path: AnyPath) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(path: AnyPath) -> str:
-    """Return the path in a form that is valid in any working folder, without a trailing slash."""
+    """Return the path, valid in any working folder, without a trailing slash."""
     where, inner = filesystem(path)
     return inner if _is_local(where) else f"s3://{inner}"
 
@@ -82,7 +84,7 @@ def _is_local(filesystem_: fs.FileSystem) -> bool:
 
 @contextlib.contextmanager
 def reading(path: AnyPath) -> Iterator[None]:
-    """Convert exceptions from reading `path` in the body to an error that names it and the remedy.
+    """Convert read errors in the body to errors naming `path` and the remedy.
 
     Raises:
         InputError: there is no such file, or a local one can't be read.
@@ -167,11 +169,11 @@ def read_bytes(path: AnyPath, *, length: int | None = None) -> bytes:
         if part is None:
             with where.open_input_stream(inner, compression=None) as stream:
                 return stream.read(length)
-        whole = int(part["length"])
+        size = int(part["length"])
         with where.open_input_file(inner) as file:
-            data = file.read_at(whole if length is None else min(length, whole), int(part["offset"]))
-    if len(data) < whole and len(data) != length:
-        raise InputError(f"{path}: the file ends {whole - len(data)} bytes before this part does. Copy it again.")
+            data = file.read_at(size if length is None else min(length, size), int(part["offset"]))
+    if len(data) < size and len(data) != length:
+        raise InputError(f"{path}: the file ends {size - len(data)} bytes before this part does. Copy it again.")
     return data
 
 

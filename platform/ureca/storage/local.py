@@ -27,7 +27,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 class JsonlTail:
-    """Reads the complete lines of a growing JSON-lines file that are new since the last call.
+    """Reader of the new complete lines of a growing JSON-lines file.
 
     An incomplete last line is left for the next call. A file that another process replaced is read from its start.
     """

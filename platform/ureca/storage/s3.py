@@ -15,11 +15,11 @@ _UPLOAD_BYTES = 16 * 2**20
 def finding(path: str | os.PathLike[str], error: Exception) -> str:
     """Describe S3's error for `path` and the remedy in one line. Accepts pyarrow's errors and boto3's."""
     text = " ".join(str(error).split())
-    said = _said(text)
+    summary = _summarize(text)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if re.search(r"NETWORK_CONNECTION|REQUEST_TIMEOUT|Could not connect|[Cc]onnect(ion)? ?timeout|resolve host", text):
         return (
-            f"{path}: no answer from S3 at {endpoint or 'Amazon'} ({said}). Check the network, AWS_ENDPOINT_URL and "
+            f"{path}: no answer from S3 at {endpoint or 'Amazon'} ({summary}). Check the network, AWS_ENDPOINT_URL and "
             "AWS_REGION, then run the same command again; it resumes."
         )
     if re.search(r"status 301|PermanentRedirect|AuthorizationHeaderMalformed|bucket is located in", text):
@@ -30,18 +30,18 @@ def finding(path: str | os.PathLike[str], error: Exception) -> str:
         return f"{path}: there is no such bucket. Check its name, AWS_REGION and AWS_ENDPOINT_URL."
     if not _has_credentials():
         return (
-            f"{path}: S3 denies access ({said}), and no AWS credentials were found. Set AWS_ACCESS_KEY_ID and "
+            f"{path}: S3 denies access ({summary}), and no AWS credentials were found. Set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         )
     if re.search(r"ACCESS_DENIED|AccessDenied|ACCESS_KEY|AccessKey|SIGNATURE|Signature|TOKEN|Token|403", text):
         return (
-            f"{path}: S3 denies access with the AWS credentials that were found ({said}). Check that they belong to "
+            f"{path}: S3 denies access with the AWS credentials that were found ({summary}). Check that they belong to "
             "this bucket and allow list, read and write."
         )
-    return f"{path}: S3 failed ({said}). Run the same command again later; it resumes."
+    return f"{path}: S3 failed ({summary}). Run the same command again later; it resumes."
 
 
-def _said(text: str) -> str:
+def _summarize(text: str) -> str:
     """Extract the core of a long error: curl's message, or S3's error code."""
     for pattern in (r"curlCode: \d+, ([^;]*)", r"AWS Error (.*?) during", r"An error occurred \((\w+)\)"):
         found = re.search(pattern, text)
@@ -72,7 +72,7 @@ def list_objects(inner: str) -> Iterator[tuple[str, str]]:
 class Upload:
     """A multipart upload to S3: the file appears with its last part or not at all.
 
-    pyarrow's own stream completes the file when an exception closes it, so half a file would replace the old one.
+    pyarrow's own stream completes the file when an exception closes it, so a partial file would replace the old one.
     """
 
     closed = False

@@ -17,7 +17,7 @@ from itertools import combinations
 
 from ureca.attributes.claims import NUMBERS, Claims, Order, OrderBy, in_order, match_score, order_keys
 from ureca.attributes.measure import MOST, RegionAttributes
-from ureca.attributes.wording import at_place, listed, say, with_article
+from ureca.attributes.wording import at_place, describe_claims, join_list, with_article
 from ureca.labeling.describers.base import Describer, DescribeRequest, Description
 
 MAX_LONG_WORDS = 40
@@ -45,11 +45,11 @@ class AttributesDescriber(Describer):
     async def describe(self, request: DescribeRequest) -> Description:
         regions, index = request.attributes, request.index
         if request.pass_name == "short":
-            return Description(say(_short_claims(index, regions)))
+            return Description(describe_claims(_short_claims(index, regions)))
         if request.pass_name == "long":
             return Description(_long_caption(index, request.children, regions))
         claims = _unique_claims(index, regions, say_all=bool(request.confused_with))
-        return Description(say(claims, article="the"))
+        return Description(describe_claims(claims, article="the"))
 
 
 def _looks(region: RegionAttributes) -> Claims:
@@ -90,12 +90,12 @@ def _long_caption(index: int, children: Sequence[int], regions: Regions) -> str:
     )
     if claims.parent:
         claims = replace(claims, parent=replace(claims.parent, size=regions[region.parent].size))
-    text = say(claims, of_the_picture=True)
+    text = describe_claims(claims, of_the_picture=True)
     groups = _child_groups(children, regions)
     for count in range(len(groups), 0, -1):
         more = sum(size for _, size in groups[count:])
         rest = [f"{_number(more)} more part{'s' if more > 1 else ''}"] if more else []
-        whole = f"{text}; it has {listed([phrase for phrase, _ in groups[:count]] + rest)}"
+        whole = f"{text}; it has {join_list([phrase for phrase, _ in groups[:count]] + rest)}"
         if len(whole.split()) <= MAX_LONG_WORDS:
             return whole
     return text
@@ -113,11 +113,11 @@ def _child_groups(children: Sequence[int], regions: Regions) -> list[tuple[str, 
         groups.setdefault((region.size, region.color, region.shape), []).append(region)
     phrases = []
     for (size, color, shape), members in groups.items():
-        uses_model = f"{size} {color} {shape} part"
-        slots = {member.place_in_parent for member in members}
-        place = slots.pop() if len(slots) == 1 else None
+        noun_phrase = f"{size} {color} {shape} part"
+        places = {member.place_in_parent for member in members}
+        place = places.pop() if len(places) == 1 else None
         many = len(members) > 1
-        phrase = f"{_number(len(members))} {uses_model}s" if many else with_article(uses_model, "a")
+        phrase = f"{_number(len(members))} {noun_phrase}s" if many else with_article(noun_phrase, "a")
         if place:
             phrase += " over most of it" if place == MOST else f" {at_place(place, owner='its')}"
         phrases.append((phrase, len(members)))
