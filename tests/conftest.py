@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 
-os.environ.pop("RAY_ADDRESS", None)  # it would win over every address that a test gives
+os.environ.pop("RAY_ADDRESS", None)  # would override every address that a test passes
 os.environ.update(
     {
-        # Set on purpose: Ray's default writes a token into the home folder; here Ray is on loopback only.
+        # Ray's default would write a token into the home folder; here Ray listens on loopback only.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ureca.serving.proxy:middlewares",
@@ -26,7 +26,7 @@ pytest_plugins = ["support.tiny", "support.exports", "support.measuring_backend"
 
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
-    """`s3://…` of an empty bucket, on an S3 server on loopback that the environment points at."""
+    """Yield `s3://…` of an empty bucket on a loopback S3 server, set up in the environment."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -46,9 +46,10 @@ def s3_bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """Address of the one Ray that all tests share; this process has joined it, others may with RAY_ADDRESS.
+    """Yield the address of the Ray shared by all tests.
 
-    Four logical CPUs however few there are: workers mostly wait for each other.
+    This process has joined it; other processes join with RAY_ADDRESS. Always four logical CPUs, because workers mostly
+    wait for each other.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""Without a usable Ray, one line says so."""
+"""Connecting to Ray: errors."""
 
 import subprocess
 import sys
@@ -7,18 +7,18 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "expected"),
     [
         ("RAY_TMPDIR", 120 * "x", "started"),
         ("RAY_ADDRESS", "no address", "RAY_ADDRESS=no"),
     ],
 )
-def test_a_ray_that_can_t_be_had_is_one_clear_line(variable, value, said, tmp_path):
+def test_connect_failure_exits_2_with_one_line(variable, value, expected, tmp_path):
     program = "from ureca.cluster import connect; from ureca.runs import run_job; run_job(connect)"
     environment = {"PATH": "", "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0", variable: value}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert said in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Configuration: layers, types, refusals, help, and that every shipped file loads."""
+"""Configuration: precedence, types, errors, help, and every shipped recipe."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ import pytest
 from support.job_configs import config_class
 from support.paths import JOBS
 
-from ureca.config import config_from_dict, config_to_dict, field_docs, load_config, read_config, save_config
+from ureca.config import config_from_dict, config_to_dict, field_docs, flatten, load_config, read_config, save_config
 from ureca.errors import ConfigError
 
 
@@ -44,13 +44,13 @@ def load(*argv: str) -> TrainConfig:
     return load_config(TrainConfig, ["--data=x", *argv])
 
 
-def test_later_wins_default_then_file_then_arguments(tmp_path):
+def test_load_config_arguments_override_file_and_defaults(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("data: table.parquet\nsteps: 5\noptimizer: {warmup_steps: 7}\n")
     config = load_config(TrainConfig, ["--config", str(file), "--steps=6", "--steps", "8"])
     assert config.data == Path("table.parquet")
     assert config.steps == 8
-    # A section given in part keeps the rest of the field's default, not of its class's.
+    # A partial section keeps the other values of the field's default, not of its class's.
     assert config.optimizer == OptimizerConfig(learning_rate=2e-4, warmup_steps=7)
 
 
@@ -74,7 +74,7 @@ def test_later_wins_default_then_file_then_arguments(tmp_path):
         ("--note=[1, x]", "note", [1, "x"]),
     ],
 )
-def test_value_on_the_command_line_takes_the_type_of_its_field(argument, key, value):
+def test_command_line_value_gets_the_field_type(argument, key, value):
     result: Any = load(argument)
     for name in key.split("."):
         result = getattr(result, name)
@@ -85,39 +85,26 @@ def test_value_on_the_command_line_takes_the_type_of_its_field(argument, key, va
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--stesp=1"], "command line: unknown key 'stesp'. Did you mean steps?"),
-        (
-            ["--optimizer.lr=1"],
-            "command line: unknown key 'optimizer.lr'. It has: learning_rate, betas, warmup_steps.",
-        ),
-        (
-            ["--steps.more=1"],
-            "command line: --steps.more: steps is a value, not a section. Set --steps itself.",
-        ),
-        (["--steps=1.5"], "command line: steps=1.5: expected int, got the text '1.5'."),
-        (["--steps=0"], "steps=0: at least one step is needed"),
-        (["--resume=maybe"], "command line: resume=maybe: expected bool, got the text 'maybe'."),
-        (
-            ["--dtype=float64"],
-            "command line: dtype=float64: not one of the choices. Did you mean bfloat16 or float32?",
-        ),
-        (["--optimizer.betas=1"], "command line: optimizer.betas=1: expected 2 values, got 1."),
-        (["--optimizer=7"], "command line: optimizer is a section, it can't be 7."),
-        (
-            ["--optimizer.warmup_steps=x"],
-            "command line: optimizer.warmup_steps=x: expected int, got the text 'x'.",
-        ),
-        (["--steps"], "--steps: needs a value, as --steps=VALUE or --steps VALUE."),
-        (["steps=1"], "'steps=1': arguments are --config FILE or --section.key=value; --help lists them."),
+        (["--stesp=1"], r"^command line: .*'stesp'.* steps\?"),
+        (["--optimizer.lr=1"], r"^command line: .*'optimizer\.lr'.*: learning_rate, betas, warmup_steps\."),
+        (["--steps.more=1"], r"^command line: .*--steps\.more: steps .*--steps\b"),
+        (["--steps=1.5"], r"^command line: .*steps=1\.5: .*\bint\b.*'1\.5'"),
+        (["--steps=0"], "steps=0"),
+        (["--resume=maybe"], r"^command line: .*resume=maybe: .*\bbool\b.*'maybe'"),
+        (["--dtype=float64"], r"^command line: .*dtype=float64: .*bfloat16 or float32\?"),
+        (["--optimizer.betas=1"], r"^command line: .*optimizer\.betas=1: .*\b2 values.*\b1\b"),
+        (["--optimizer=7"], "^command line: optimizer .*section.* 7"),
+        (["--optimizer.warmup_steps=x"], r"^command line: .*optimizer\.warmup_steps=x: .*\bint\b.*'x'"),
+        (["--steps"], "--steps: .*--steps=VALUE"),
+        (["steps=1"], "'steps=1': .*--help"),
     ],
 )
-def test_wrong_argument_is_refused_with_its_remedy(argv, message):
-    with pytest.raises(ConfigError) as refused:
+def test_invalid_argument_is_refused(argv, message):
+    with pytest.raises(ConfigError, match=message):
         load(*argv)
-    assert str(refused.value) == message
 
 
-def test_missing_value_is_named():
+def test_missing_value_error_names_the_option():
     with pytest.raises(ConfigError, match="--data=VALUE"):
         load_config(TrainConfig, [])
 
@@ -134,7 +121,7 @@ def test_missing_value_is_named():
         ("data: [\n", "YAML"),
     ],
 )
-def test_wrong_file_is_refused_naming_the_file(tmp_path, text, message):
+def test_invalid_file_error_names_the_file(tmp_path, text, message):
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as refused:
@@ -155,7 +142,7 @@ def test_saved_config_loads_back_equal(tmp_path):
     assert config_from_dict(TrainConfig, config_to_dict(config), where="test") == config
 
 
-def test_help_shows_docstring_type_and_the_default_that_holds(capsys):
+def test_help_shows_docstring_type_and_effective_default(capsys):
     with pytest.raises(SystemExit) as ended:
         load_config(TrainConfig, ["--help"], description="Train it.")
     assert ended.value.code == 0
@@ -167,7 +154,7 @@ def test_help_shows_docstring_type_and_the_default_that_holds(capsys):
     assert "--storage  str or null, default null\n" in text
 
 
-def test_docs_of_a_base_class_are_kept():
+def test_field_docs_include_base_class():
     @dataclass(frozen=True, kw_only=True)
     class Tuned(OptimizerConfig):
         decay: float = 0.0
@@ -176,11 +163,16 @@ def test_docs_of_a_base_class_are_kept():
     assert field_docs(Tuned) == {"learning_rate": "Peak learning rate.", "decay": "Weight decay."}
 
 
+def test_flatten_joins_nested_keys_and_keeps_empty_sections():
+    nested = {"a": {"b": 1, "c": {"d": [2], "e": {}}}, "f": None}
+    assert flatten(nested) == {"a.b": 1, "a.c.d": [2], "a.c.e": {}, "f": None}
+
+
 CONFIGS = JOBS / "configs"
 
 
 def job_of(file: Path) -> str:
-    """The job that a recipe's head names: `python jobs/<job>.py --config …`."""
+    """Return the job in a recipe's head comment: `python jobs/<job>.py --config …`."""
     head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
     named = re.search(r"python jobs/(\w+)\.py", head)
     assert named, f"{file.name}: its head comment must give the command `python jobs/<job>.py --config …`"
@@ -188,11 +180,11 @@ def job_of(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_shipped_recipe_loads(file):
+def test_shipped_recipe_loads(file):
     cls = config_class(job_of(file))
     assert dataclasses.is_dataclass(cls)
     config_from_dict(cls, read_config(file), where=file.name)
 
 
-def test_there_are_recipes():
+def test_recipes_exist():
     assert list(CONFIGS.glob("*.yaml"))

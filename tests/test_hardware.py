@@ -1,4 +1,4 @@
-"""GPUs by name: as people write them and as drivers do."""
+"""GPUs by name, from the command line and from drivers."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from ureca.hardware import ACCELERATORS, find_accelerator, parse_gpus
         ("rtx6000", 1, "RTX6000-Ada"),
     ],
 )
-def test_number_and_kind(text, number, name):
+def test_parse_gpus_reads_number_and_kind(text, number, name):
     assert parse_gpus(text) == (number, ACCELERATORS[name])
 
 
@@ -34,7 +34,7 @@ def test_number_and_kind(text, number, name):
         ("8", "number"),
     ],
 )
-def test_what_is_no_gpu_is_refused(text, message):
+def test_parse_gpus_invalid_text_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_gpus(text)
 
@@ -57,16 +57,16 @@ def test_what_is_no_gpu_is_refused(text, message):
         ("Tesla V100-SXM2-32GB", "V100-32GB"),
     ],
 )
-def test_names_of_drivers(driver, name):
+def test_find_accelerator_maps_driver_names(driver, name):
     assert find_accelerator(driver) == ACCELERATORS[name]
 
 
 @pytest.mark.parametrize("driver", ["NVIDIA L40", "NVIDIA A10", "NVIDIA GeForce RTX 4090 D", "Radeon VII", ""])
-def test_a_gpu_of_another_kind_is_not_taken_for_a_known_one(driver):
+def test_find_accelerator_unknown_kind_returns_none(driver):
     assert find_accelerator(driver) is None
 
 
-def test_every_kind_has_a_driver_s_name_and_sensible_figures():
+def test_accelerators_have_driver_names_and_sane_figures():
     from ureca.hardware import _DRIVER_NAMES
 
     assert {name for _, name in _DRIVER_NAMES} == set(ACCELERATORS)

@@ -1,4 +1,4 @@
-"""The run folder, the progress line, and how a job ends."""
+"""Run folder, progress line and exit codes of a job."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def metrics(run: Run) -> list[dict]:
     return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_its_config_context_metrics_and_summary(tmp_path, capsys):
+def test_run_writes_config_context_metrics_and_summary(tmp_path, capsys):
     run = Run.start("train", Config(), directory=tmp_path / "r")
     run.log(step=1, loss=0.5)
     assert not (run.directory / "summary.json").exists()
@@ -35,12 +35,12 @@ def test_a_run_leaves_its_config_context_metrics_and_summary(tmp_path, capsys):
     assert table.endswith("written to " + str(run.directory / "summary.json") + "\n")
 
 
-def test_default_folder_is_named_after_the_job(tmp_path, monkeypatch):
+def test_run_default_folder_is_named_after_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Run.start("export", Config()).directory.resolve() == tmp_path / "runs" / "export"
 
 
-def test_a_second_start_goes_on_in_the_same_folder(tmp_path, capsys):
+def test_run_second_start_resumes_in_same_folder(tmp_path, capsys):
     first = Run.start("train", Config(steps=3), directory=tmp_path)
     first.log(step=1)
     first.finish({})
@@ -55,7 +55,7 @@ def test_a_second_start_goes_on_in_the_same_folder(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in lines if line.endswith("}")] == [1, 2, 3]
 
 
-def test_a_run_in_a_bucket_is_refused(tmp_path):
+def test_run_folder_in_bucket_or_on_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="^s3://b/r"):
         Run.start("train", Config(), directory="s3://b/r")
     (tmp_path / "file").touch()
@@ -73,10 +73,10 @@ class Clock:
 def test_progress_line_has_rate_fields_and_time_left():
     clock, stream = Clock(), io.StringIO()
     progress = Progress("label", 10_000, unit="images", stream=stream, clock=clock)
-    clock.now = 60  # warming up: must not count
+    clock.now = 60  # warm-up: does not count towards the rate
     progress.update(200, quarantined=0)
     clock.now = 65
-    progress.update(201, quarantined=1)  # too soon for a line
+    progress.update(201, quarantined=1)  # within every_seconds: no line
     clock.now = 160
     progress.update(1200, quarantined=3, slots_busy="94%")
     clock.now = 161
@@ -90,7 +90,7 @@ def test_progress_line_has_rate_fields_and_time_left():
     ]
 
 
-def test_progress_line_of_what_is_counted_in_steps():
+def test_progress_counted_in_steps_omits_rate():
     clock, stream = Clock(), io.StringIO()
     progress = Progress("train", 2000, counted="step", stream=stream, clock=clock, every_seconds=0)
     progress.update(1)
@@ -100,7 +100,7 @@ def test_progress_line_of_what_is_counted_in_steps():
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(9, "9s"), (300, "5m"), (7200, "2h00m"), (100_000, "27h47m")])
-def test_time_left_is_said_as_a_person_says_it(seconds, text):
+def test_progress_time_left_is_readable(seconds, text):
     clock, stream = Clock(), io.StringIO()
     progress = Progress("x", 1 + 1 + seconds, unit="steps", stream=stream, clock=clock, every_seconds=0)
     progress.update(1)
@@ -109,7 +109,7 @@ def test_time_left_is_said_as_a_person_says_it(seconds, text):
     assert stream.getvalue().splitlines()[-1].endswith(f"left {text}")
 
 
-def test_context_says_command_machine_and_versions():
+def test_capture_context_has_command_machine_and_versions():
     context = capture_context()
     assert context["cores"] >= 1
     assert context["memory_bytes"] > 0
@@ -119,14 +119,14 @@ def test_context_says_command_machine_and_versions():
 
 
 def raised_in_a_ray_task(error: Exception) -> Exception:
-    """As `ray.get` raises it: of the original's class too, but its text is a remote traceback."""
+    """Wrap an error like `ray.get`: same class, but its text is a remote traceback."""
     from ray.exceptions import RayTaskError
 
     return RayTaskError("task", "Traceback\n  remote frames\n", error).as_instanceof_cause()
 
 
 @pytest.mark.parametrize("wrap", [lambda error: error, raised_in_a_ray_task])
-def test_an_error_of_the_user_ends_with_code_2_and_one_line(wrap, capsys):
+def test_run_job_user_error_exits_2_with_one_line(wrap, capsys):
     def main() -> None:
         raise wrap(InputError("a.jpg: no such file."))
 
@@ -136,17 +136,18 @@ def test_an_error_of_the_user_ends_with_code_2_and_one_line(wrap, capsys):
     assert capsys.readouterr().err == "error: a.jpg: no such file.\n"
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(capsys):
+def test_run_job_ctrl_c_exits_130_with_remedy(capsys):
     def main() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
         run_job(main)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
+    [line] = capsys.readouterr().err.splitlines()
+    assert "resume" in line
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
+def test_run_job_bug_keeps_its_traceback():
     def main() -> None:
         raise ZeroDivisionError
 
@@ -154,7 +155,7 @@ def test_a_fault_of_ours_keeps_its_traceback():
         run_job(main)
 
 
-def test_a_job_that_ends_well_ends_with_0():
+def test_run_job_success_exits_0():
     with pytest.raises(SystemExit) as ended:
         run_job(lambda: None)
     assert ended.value.code == 0

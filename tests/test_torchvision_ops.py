@@ -1,4 +1,4 @@
-"""torchvision next to a CPU build of torch."""
+"""torchvision with a CPU build of torch."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ def python(code: str) -> str:
     return done.stdout
 
 
-def test_torchvision_and_what_needs_it_import_afterwards_and_twice_does_no_harm():
+def test_torchvision_imports_after_repeated_declaration():
     python(
         "from ureca.torchvision_ops import declare_missing_operators as declare\n"
         "declare(); declare()\n"
@@ -20,8 +20,8 @@ def test_torchvision_and_what_needs_it_import_afterwards_and_twice_does_no_harm(
     )
 
 
-def test_vllm_s_processes_declare_them_before_they_import_transformers():
+def test_vllm_plugin_declares_operators_in_fresh_process():
     [plugin] = [each for each in entry_points(group="vllm.platform_plugins") if "ureca" in each.name]
-    assert plugin.load()() is None, "None: vLLM takes it that this is no platform"
-    # What vLLM runs in a fresh process to look at a model's class, and what its engine process starts with.
+    assert plugin.load()() is None, "None means: not a platform of vLLM"
+    # vLLM imports this in a fresh process to inspect a model's class; its engine process starts with it too.
     python("import vllm.model_executor.models.registry, torchvision")

@@ -1,4 +1,4 @@
-"""Regions with given looks, for tests of what captions claim about them."""
+"""Regions with given attributes, for tests of captions' claims."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,4 +28,5 @@ PLAIN = RegionAttributes(
 
 @pytest.fixture
 def region() -> Callable[..., RegionAttributes]:
+    """Return a function that builds PLAIN with some attributes changed."""
     return lambda **changes: replace(PLAIN, **changes)

@@ -1,4 +1,4 @@
-"""Reading captions, and which region they fit."""
+"""Parsing of claims, and retrieval of the region that they fit."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from ureca.attributes.claims import (
 )
 
 
-def test_a_full_caption_is_read():
+def test_parse_claims_full_caption():
     claims = parse_claims(
         "the small dark blue and white striped round part in the lower left, at the top of the large red "
         "object, the second from the left of three alike"
@@ -53,20 +53,20 @@ def test_a_full_caption_is_read():
         ("", Claims()),
     ],
 )  # fmt: skip
-def test_words_are_found_in_broken_sentences_too(text, expected):
+def test_parse_claims_incomplete_sentences(text, expected):
     assert parse_claims(text) == expected
 
 
-def test_what_is_said_of_the_parts_is_no_claim_about_the_whole():
+def test_parse_claims_ignores_description_of_parts():
     claims = parse_claims("a large red object in the middle of the picture; it has two black round parts on its left")
     assert claims == Claims(size="large", color="red", noun="object", place="middle")
 
 
-def test_left_and_right_are_words_not_syllables():
+def test_parse_claims_ignores_words_inside_words():
     assert parse_claims("a bright leftover stopper") == Claims()
 
 
-def test_score_is_the_share_of_true_claims(region):
+def test_match_score_is_the_fraction_of_true_claims(region):
     regions = [region(color="dark red", place="top")]
     assert match_score(parse_claims("a small dark red object at the top"), 0, regions) == 1
     assert match_score(parse_claims("a blue object at the bottom"), 0, regions) == pytest.approx(1 / 3)
@@ -75,7 +75,7 @@ def test_score_is_the_share_of_true_claims(region):
     assert match_score(parse_claims("well"), 0, regions) == 0
 
 
-def test_parents_are_looked_up(region):
+def test_picked_region_checks_the_parent(region):
     regions = [
         region(color="red"),
         region(color="blue"),
@@ -89,33 +89,33 @@ def test_parents_are_looked_up(region):
     assert untrue_claims(parse_claims(text), 2, regions) == ["parent's color"]
 
 
-def test_a_caption_that_fits_two_regions_picks_none(region):
+def test_picked_region_of_a_tie_is_none(region):
     assert picked_region("a red round object", [region(), region()]) is None
 
 
-def test_a_caption_without_claims_picks_none(region):
+def test_picked_region_without_claims_is_none(region):
     assert picked_region("something", [region()]) is None
 
 
-def test_order_chooses_among_those_that_the_rest_fits(region):
+def test_picked_region_order_selects_among_the_best(region):
     regions = [region(cx=0.8), region(cx=0.2), region(cx=0.5), region(cx=0.1, color="blue")]
     assert picked_region("a red object, the first from the left of three alike", regions) == 1
     assert picked_region("a red object, the third from the left of three alike", regions) == 0
     assert picked_region("a red object, the second from the left", regions) == 2
 
 
-def test_order_among_another_number_chooses_nothing(region):
+def test_picked_region_order_of_wrong_count_is_ignored(region):
     regions = [region(cx=0.8), region(cx=0.2)]
     assert picked_region("a red object, the first from the left of three alike", regions) is None
 
 
-def test_size_order_counts_from_the_largest(region):
+def test_picked_region_size_order_counts_from_the_largest(region):
     regions = [region(share=0.02), region(share=0.028)]
     assert picked_region("the small red object, the largest of two alike", regions) == 1
     assert picked_region("the small red object, the second largest of two alike", regions) == 0
 
 
-def test_hits_are_asked_for_what_the_reference_states_and_the_truth_knows():
+def test_attribute_hits_judge_only_stated_and_known_attributes():
     truth = {"color": "dark blue", "shape": "round", "size": "small", "place": "top", "texture": "smooth"}
     reference = "a small dark blue round object"
     caption = "a large blue object at the top"

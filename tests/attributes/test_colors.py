@@ -1,4 +1,4 @@
-"""Naming colors."""
+"""Names of colors."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ def pixels(*parts: tuple[tuple[int, int, int], int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SHADES)
-def test_every_shade_is_called_by_its_name(name):
+def test_name_colors_names_each_shade(name):
     assert name_colors(shade_counts(pixels((SHADES[name], 50)))) == (name, None)
 
 
 @pytest.mark.parametrize("name", SHADES)
-def test_noise_does_not_change_the_name(name):
+def test_name_colors_is_robust_to_noise(name):
     noise = np.random.default_rng(0).normal(0, 5, (500, 3))
     noisy = np.clip(np.array(SHADES[name]) + noise, 0, 255).astype(np.uint8)
     assert name_colors(shade_counts(noisy))[0] == name
@@ -34,28 +34,28 @@ def test_noise_does_not_change_the_name(name):
         ("concrete", (130, 130, 126), {"gray"}),
     ],
 )
-def test_muted_colors_of_photos_have_the_names_people_give(what, rgb, names):
+def test_name_colors_of_muted_photo_colors(what, rgb, names):
     assert name_colors(shade_counts(pixels((rgb, 50))))[0] in names, what
 
 
-def test_second_color_needs_its_share():
+def test_name_colors_second_color_needs_its_share():
     red, white = SHADES["red"], SHADES["white"]
     assert name_colors(shade_counts(pixels((red, 70), (white, 30)))) == ("red", "white")
     assert name_colors(shade_counts(pixels((red, 90), (white, 10)))) == ("red", None)
 
 
-def test_a_shade_of_the_same_color_is_no_second_color():
+def test_name_colors_second_color_is_not_a_shade_of_the_first():
     counts = shade_counts(pixels((SHADES["blue"], 60), (SHADES["dark blue"], 40)))
     assert name_colors(counts) == ("blue", None)
 
 
-def test_oklab_of_white_and_red_as_published():
+def test_to_oklab_equals_published_white_and_red():
     # Björn Ottosson, "A perceptual color space for image processing"; red from its reference code.
     np.testing.assert_allclose(to_oklab(np.array([255, 255, 255])), [1, 0, 0], atol=1e-3)
     np.testing.assert_allclose(to_oklab(np.array([255, 0, 0])), [0.628, 0.225, 0.126], atol=1e-3)
 
 
-def test_features_are_nearer_for_a_shade_than_for_another_color():
+def test_color_features_are_closest_for_shades_of_one_color():
     blue, dark_blue, yellow = (
         color_features(shade_counts(pixels((SHADES[name], 9)))) for name in ("blue", "dark blue", "yellow")
     )

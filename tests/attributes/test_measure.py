@@ -1,4 +1,4 @@
-"""Measuring regions: against the truth of drawn scenes, and its laws."""
+"""Measured attributes compared with the truth of drawn scenes, and special cases."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -35,28 +35,28 @@ def measured(scenes: list[Scene]) -> list[list[RegionAttributes]]:
 
 
 def accuracy(scenes: Sequence[Scene], measured: Sequence[Sequence[RegionAttributes]]) -> dict[str, float]:
-    right: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
     num_regions = 0
     for scene, attributes in zip(scenes, measured, strict=True):
         for region, found in zip(scene.regions, attributes, strict=True):
             num_regions += 1
             for name in FLOORS:
                 value = getattr(found, name) or ""
-                right[name] += base_color(value) == base_color(region.attributes[name])
-    return {name: right[name] / num_regions for name in FLOORS}
+                correct[name] += base_color(value) == base_color(region.attributes[name])
+    return {name: correct[name] / num_regions for name in FLOORS}
 
 
-def test_drawn_scenes_are_measured_truly(scenes, measured):
+def test_measure_of_drawn_scenes_is_accurate(scenes, measured):
     found = accuracy(scenes, measured)
     assert all(found[name] >= floor for name, floor in FLOORS.items()), found
 
 
-def test_a_measurement_of_other_regions_is_noticed(scenes, measured):
+def test_accuracy_detects_swapped_regions(scenes, measured):
     found = accuracy(scenes, [list(reversed(attributes)) for attributes in measured])
     assert all(found[name] < floor for name, floor in FLOORS.items()), found
 
 
-def test_textured_regions_are_seen_as_such(scenes, measured):
+def test_measure_recognizes_textured_regions(scenes, measured):
     pairs = [
         (region.attributes["texture"], found.texture)
         for scene, attributes in zip(scenes, measured, strict=True)
@@ -73,7 +73,7 @@ def square(top: int, left: int, side: int, size: int = 100) -> np.ndarray:
     return mask
 
 
-def test_a_parent_s_color_is_its_own_not_its_children_s():
+def test_measure_parent_color_excludes_children():
     image = np.full((100, 100, 3), COLORS["gray"], np.uint8)
     whole, part = square(20, 20, 40), square(30, 30, 20)
     image[whole] = COLORS["green"]
@@ -86,30 +86,30 @@ def test_a_parent_s_color_is_its_own_not_its_children_s():
 @pytest.mark.parametrize(
     ("top", "left", "side", "place"), [(20, 20, 6, "upper left"), (50, 37, 8, "bottom"), (22, 22, 36, MOST)]
 )
-def test_place_in_parent(top, left, side, place):
+def test_measure_place_in_parent(top, left, side, place):
     image = np.zeros((100, 100, 3), np.uint8)
     masks = [encode_mask(square(20, 20, 40)), encode_mask(square(top, left, side))]
     assert [region.place_in_parent for region in measure_tree(image, masks, [-1, 0])] == [None, place]
 
 
-def test_a_huge_region_at_the_top_level_is_an_area():
+def test_measure_huge_top_level_region_is_an_area():
     region = measure(np.zeros((100, 100, 3), np.uint8), encode_mask(square(0, 0, 90)))
     assert (region.noun, region.size, region.share) == ("area", "huge", pytest.approx(0.81))
 
 
 @pytest.mark.parametrize("mask", [square(5, 5, 1), square(0, 0, 100)])
-def test_a_pixel_and_the_whole_picture_can_be_measured(mask):
+def test_measure_of_one_pixel_and_of_the_complete_image(mask):
     region = measure(np.full((100, 100, 3), 255, np.uint8), encode_mask(mask))
     assert region.color == "white"
     assert np.linalg.norm(region.features) == pytest.approx(1)
 
 
-def test_mask_of_another_size_is_refused():
+def test_measure_mask_of_other_size_is_refused():
     with pytest.raises(MaskSizeError, match=r"\[100, 100\].*\[50, 60\]"):
         measure(np.zeros((50, 60, 3), np.uint8), encode_mask(square(0, 0, 9)))
 
 
-def test_true_words_replace_measured_ones_and_nothing_else(scenes, measured):
+def test_with_truth_replaces_only_words(scenes, measured):
     truth = scenes[0].regions[0].attributes | {"color": "pink"}
     found = measured[0][0]
     true = found.with_truth(truth)

@@ -1,4 +1,4 @@
-"""Naming shapes from masks."""
+"""Names of shapes."""
 
 from collections.abc import Callable
 from math import cos, pi, sin
@@ -65,16 +65,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_shape_of(case):
+def test_name_shape_of_drawn_masks(case):
     draw, name = CASES[case]
     mask = mask_of(draw)
     assert name_shape(outline(mask), int(mask.sum())) == name
 
 
-def test_elongation_of_a_box_is_its_sides_ratio():
+def test_outline_elongation_of_a_box_is_its_aspect_ratio():
     assert outline(mask_of(box(5, 30, 64, 49))).elongation == pytest.approx(60 / 20, rel=0.01)
 
 
 @pytest.mark.parametrize("mask", [np.ones((1, 1), bool), np.ones((1, 9), bool), np.eye(7, dtype=bool)])
-def test_masks_of_a_few_pixels_have_a_shape(mask):
+def test_name_shape_of_tiny_masks(mask):
     assert name_shape(outline(mask), int(mask.sum())) in ("square", "round", "thin", "irregular")

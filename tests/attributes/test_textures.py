@@ -1,4 +1,4 @@
-"""Naming textures."""
+"""Names of textures."""
 
 import numpy as np
 import pytest
@@ -27,29 +27,29 @@ def painted(pattern: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", PATTERNS)
-def test_texture_of(case):
+def test_name_texture_of_patterns(case):
     pattern, name = PATTERNS[case]
     assert name_texture(painted(pattern), np.ones(pattern.shape, bool)) == name
 
 
 @pytest.mark.parametrize("case", ["upright stripes", "crossing bands", "dots", "grains"])
-def test_texture_inside_a_round_mask(case):
+def test_name_texture_inside_a_round_mask(case):
     pattern, name = PATTERNS[case]
     mask = (X - 32) ** 2 + (Y - 32) ** 2 < 26**2
     image = np.where(mask[..., None], painted(pattern), 0).astype(np.uint8)
     assert name_texture(image, mask) == name
 
 
-def test_a_slope_of_light_is_smooth():
+def test_name_texture_of_a_light_gradient_is_smooth():
     image = (RED + (X + Y)[..., None] * 0.3).astype(np.uint8)
     assert name_texture(image, np.ones(X.shape, bool)) == "smooth"
 
 
-def test_a_region_of_few_pixels_is_smooth():
+def test_name_texture_of_few_pixels_is_smooth():
     image = painted(PATTERNS["grains"][0])[:8, :8]
     assert name_texture(image, np.ones((8, 8), bool)) == "smooth"
 
 
-def test_faint_grain_has_no_word():
+def test_name_texture_of_faint_grain_is_none():
     image = np.clip(RED + RNG.normal(0, 14, X.shape)[..., None], 0, 255).astype(np.uint8)
     assert name_texture(image, np.ones(X.shape, bool)) is None

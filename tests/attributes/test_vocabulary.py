@@ -1,4 +1,4 @@
-"""Words and what they mean in numbers."""
+"""Numeric meaning of the vocabulary's words."""
 
 import pytest
 
@@ -9,16 +9,16 @@ from ureca.attributes.vocabulary import COLORS, SHADES, base_color, place_of, si
     ("cx", "cy", "place"),
     [(0.0, 0.0, "upper left"), (0.5, 0.5, "middle"), (0.34, 0.1, "top"), (1.0, 1.0, "lower right")],
 )
-def test_places_are_thirds_of_width_and_height(cx, cy, place):
+def test_place_of_uses_thirds_of_width_and_height(cx, cy, place):
     assert place_of(cx, cy) == place
 
 
 @pytest.mark.parametrize(
     ("share", "size"), [(0.0005, "tiny"), (0.01, "small"), (0.0299, "small"), (0.1, "large"), (1.0, "huge")]
 )
-def test_sizes_start_at_their_threshold(share, size):
+def test_size_of_starts_at_its_threshold(share, size):
     assert size_of(share) == size
 
 
-def test_every_shade_belongs_to_a_color():
+def test_shades_belong_to_colors():
     assert {base_color(name) for name in SHADES} == set(COLORS)

@@ -1,4 +1,4 @@
-"""Saying claims, so that they can be read again."""
+"""Claims in English, and parsing of these texts back into claims."""
 
 import itertools
 import random
@@ -35,7 +35,7 @@ def any_claims(rng: random.Random, depth: int) -> Claims:
 
 @pytest.mark.parametrize("article", ["a", "the"])
 @pytest.mark.parametrize("of_the_picture", [False, True])
-def test_everything_said_is_read_again(article, of_the_picture):
+def test_described_claims_parse_back(article, of_the_picture):
     rng = random.Random(0)
     for trial in range(500):
         claims = any_claims(rng, depth=trial % 3)
@@ -44,14 +44,14 @@ def test_everything_said_is_read_again(article, of_the_picture):
 
 
 @pytest.mark.parametrize("by", ["left", "top", "size"])
-def test_every_order_is_read_again(by):
+def test_described_order_parses_back(by):
     for count in range(2, 11):
         for rank in range(1, count + 1):
             claims = Claims(noun="part", color="red", order=Order(rank, by, count))
             assert parse_claims(describe_claims(claims)) == claims
 
 
-def test_every_cell_is_read_again():
+def test_described_cell_parses_back():
     for cell in itertools.product(range(1, GRID + 1), repeat=2):
         claims = Claims(noun="part", color="red", place="top", cell=cell)
         assert parse_claims(describe_claims(claims)) == claims
@@ -72,9 +72,9 @@ def test_every_cell_is_read_again():
         (Claims(noun="part", order=Order(1, "size", 2)), "the", "the part, the largest of two alike"),
     ],
 )  # fmt: skip
-def test_wording(claims, article, text):
+def test_describe_claims_wording(claims, article, text):
     assert describe_claims(claims, article=article) == text
 
 
-def test_lists_read_as_english():
+def test_join_list_reads_as_english():
     assert [join_list(items) for items in (["x"], ["x", "y"], ["x", "y", "z"])] == ["x", "x and y", "x, y and z"]

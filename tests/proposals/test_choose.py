@@ -1,4 +1,4 @@
-"""Which proposed masks are kept."""
+"""Selection of proposed masks."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def frame():
 EVERYTHING = ProposalConfig(min_area_share=0.0, max_area_share=1.0)
 
 
-def test_of_two_alike_the_better_one_stays_whichever_is_larger():
+def test_choose_masks_keeps_the_better_of_two_duplicates():
     small, large = box(10, 10, 50, 50), box(9, 9, 51, 51)
     assert [mask.segmentation for mask in choose_masks([small, large], EVERYTHING)] == [small]
     assert [mask.segmentation for mask in choose_masks([large, small], EVERYTHING)] == [large]
@@ -30,19 +30,19 @@ def test_of_two_alike_the_better_one_stays_whichever_is_larger():
     assert len(choose_masks([small, large], strict)) == 2, "their IoU is 0.91"
 
 
-def test_parts_that_fill_the_box_of_their_whole_stay():
+def test_choose_masks_keeps_parts_that_fill_their_whole_s_box():
     whole, pane = box(10, 10, 50, 50), box(12, 10, 38, 50)
     kept = choose_masks([whole, frame(), pane], EVERYTHING)
     assert [mask.segmentation for mask in kept] == [whole, pane, frame()]
 
 
-def test_ids_count_from_the_largest_and_the_best_are_taken_first():
+def test_choose_masks_takes_the_best_and_numbers_by_size():
     ranked = [box(0, 0, 10, 10), box(20, 20, 60, 60), box(70, 70, 90, 90)]
     kept = choose_masks(ranked, ProposalConfig(max_regions=2))
     assert [(mask.region_id, mask.segmentation) for mask in kept] == [("1", ranked[1]), ("2", ranked[0])]
 
 
-def test_specks_and_grounds_are_left_out():
+def test_choose_masks_drops_too_small_and_too_large_masks():
     ranked = [box(0, 0, 100, 99), box(0, 0, 5, 5), box(50, 50, 80, 80)]
     kept = choose_masks(ranked, ProposalConfig(min_area_share=0.01, max_area_share=0.9))
     assert [mask.segmentation for mask in kept] == ranked[2:]

@@ -1,4 +1,4 @@
-"""Regions from models of the SAM family: the real classes of transformers, tiny, with random weights."""
+"""Proposals from the SAM family: transformers' own classes, tiny, with random weights."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +20,6 @@ SIDE = 5
 
 @pytest.fixture(scope="module", params=[save_sam, save_sam2], ids=["sam", "sam2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-
     folder = tmp_path_factory.mktemp("weights")
     request.param(folder)
     return str(folder)
@@ -32,7 +31,7 @@ def photo() -> np.ndarray:
 
 
 def config(model: str, *, min_iou: float = 0.0, points_per_batch: int = 64, **settings) -> ProposalConfig:
-    """Random weights are sure of nothing, so nothing is asked of quality unless said; nor of size and likeness."""
+    """Return settings without filters by default: random weights predict low quality everywhere."""
     sam = SamConfig(
         model=model,
         device="cpu",
@@ -47,11 +46,11 @@ def config(model: str, *, min_iou: float = 0.0, points_per_batch: int = 64, **se
 
 
 ROUNDED_PIXELS = 5
-"""Pixels out of a mask's 15,000."""
+"""Maximum different pixels, of a mask's 15,000, that rounding explains."""
 
 
-def asked_directly(model: str, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Each point's masks, bool (H, W), and the quality expected of them, from the model itself."""
+def model_masks(model: str, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the model's masks, bool (H, W), and predicted IoUs, of all points of the grid."""
     import torch
     from transformers import AutoImageProcessor, AutoModelForMaskGeneration
 
@@ -60,7 +59,7 @@ def asked_directly(model: str, image: np.ndarray) -> tuple[list[np.ndarray], np.
     inputs = processor(Image.fromarray(image), return_tensors="pt")
     height, width = (inputs.get("reshaped_input_sizes", torch.tensor([[64, 64]]))[0]).tolist()
     grid = (np.arange(SIDE) + 0.5) / SIDE
-    points = [[[x * width, y * height]] for y in grid for x in grid]  # where the model sees each part of the photo
+    points = [[[x * width, y * height]] for y in grid for x in grid]  # in the model's coordinates
     with torch.inference_mode():
         outputs = network(
             pixel_values=inputs["pixel_values"],
@@ -72,46 +71,46 @@ def asked_directly(model: str, image: np.ndarray) -> tuple[list[np.ndarray], np.
     return list(masks.flatten(0, 1).numpy()), outputs.iou_scores.flatten().numpy()
 
 
-def test_masks_are_those_of_the_model_asked_at_each_point(model, photo):
-    masks, _ = asked_directly(model, photo)
+def test_proposals_equal_the_model_s_masks_per_point(model, photo):
+    masks, _ = model_masks(model, photo)
     distinct = {mask.tobytes() for mask in masks if mask.any()}
     proposed = make_proposer(config(model, max_regions=10_000))(photo)
     assert len(proposed) > 30
     found = {decode_rle(mask.segmentation).tobytes() for mask in proposed}
-    # All points at once, as here, are summed in another order than batches of them: on some CPUs a pixel of a random
-    # model's logits, which are near 0 everywhere, falls on the other side.
+    # `model_masks` evaluates all points at once, which sums in another order than batches do. A random model's logits
+    # are near 0 everywhere, so on some CPUs a pixel changes its sign.
     for some, others in ((found, distinct), (distinct, found)):
-        assert max(fewest_pixels_apart(mask, others) for mask in some) <= ROUNDED_PIXELS
+        assert max(min_pixel_difference(mask, others) for mask in some) <= ROUNDED_PIXELS
 
 
-def fewest_pixels_apart(mask: bytes, others: set[bytes]) -> int:
-    """In how many pixels a mask differs from the one that is nearest to it."""
+def min_pixel_difference(mask: bytes, others: set[bytes]) -> int:
+    """Return the number of pixels in which a mask differs from the nearest other."""
     pixels = np.frombuffer(mask, bool)
     return min(int((pixels != np.frombuffer(other, bool)).sum()) for other in others)
 
 
-def test_masks_of_another_model_are_noticed(model, photo):
-    masks, _ = asked_directly(model, np.ascontiguousarray(photo[:, ::-1]))
+def test_comparison_detects_masks_of_a_mirrored_image(model, photo):
+    masks, _ = model_masks(model, np.ascontiguousarray(photo[:, ::-1]))
     mirrored = {mask.tobytes() for mask in masks if mask.any()}
     proposed = make_proposer(config(model, max_regions=10_000))(photo)
     found = {decode_rle(mask.segmentation).tobytes() for mask in proposed}
-    assert max(fewest_pixels_apart(mask, mirrored) for mask in found) > ROUNDED_PIXELS
+    assert max(min_pixel_difference(mask, mirrored) for mask in found) > ROUNDED_PIXELS
 
 
-def test_the_points_of_a_batch_do_not_matter(model, photo):
+def test_proposals_are_independent_of_the_batch_size(model, photo):
     few, many = (make_proposer(config(model, points_per_batch=size, max_regions=10_000))(photo) for size in (4, 64))
     assert {mask.segmentation["counts"] for mask in few} == {mask.segmentation["counts"] for mask in many}
 
 
-def test_masks_below_the_expected_quality_are_left_out(model, photo):
-    _, scores = asked_directly(model, photo)
+def test_proposals_below_min_iou_are_dropped(model, photo):
+    _, scores = model_masks(model, photo)
     middle = float(np.median(scores))
-    assert middle > 0, "a threshold of 0 asks for nothing: seed the weights otherwise"
+    assert middle > 0, "a threshold of 0 filters nothing: change the weights' seed"
     count = len(make_proposer(config(model, max_regions=10_000))(photo))
     assert 0 < len(make_proposer(config(model, max_regions=10_000, min_iou=middle))(photo)) < 0.8 * count
 
 
-def test_proposals_make_a_mask_tree(model, photo):
+def test_proposals_form_a_mask_tree(model, photo):
     limits = {"max_regions": 12, "min_area_share": 0.05, "max_area_share": 0.6, "max_iou": 0.75}
     masks = make_proposer(config(model, **limits))(photo)
     assert 1 <= len(masks) <= 12
@@ -122,7 +121,7 @@ def test_proposals_make_a_mask_tree(model, photo):
     assert {each.region_id for each in tree.regions} <= {mask.region_id for mask in masks}
 
 
-def test_threads_get_what_one_alone_gets(model, photo):
+def test_proposals_in_threads_equal_sequential_ones(model, photo):
     proposer = make_proposer(config(model, max_regions=20))
     mirrored = np.ascontiguousarray(photo[:, ::-1])
     alone = [proposer(photo), proposer(mirrored)]
@@ -130,9 +129,9 @@ def test_threads_get_what_one_alone_gets(model, photo):
         assert list(threads.map(proposer, [photo, mirrored] * 2)) == alone * 2
 
 
-@pytest.mark.parametrize("what", ["nothing", "another"])
-def test_a_model_that_can_not_propose_is_refused(tmp_path, what):
-    if what == "another":
+@pytest.mark.parametrize("content", ["nothing", "another model"])
+def test_unusable_model_is_refused(tmp_path, content):
+    if content == "another model":
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
         (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="facebook/sam2") as raised:

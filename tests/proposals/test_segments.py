@@ -1,4 +1,4 @@
-"""Regions by color."""
+"""Region proposals by color."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 300, 400
 
 @pytest.fixture(scope="module")
 def nested() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A disc on a square on gray, and a bar; with noise as a camera's."""
+    """Draw a disc on a square on gray, and a bar, with camera-like noise."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     masks = {
         "square": (rows > 40) & (rows < 220) & (columns > 60) & (columns < 240),
@@ -29,7 +29,7 @@ def nested() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return image.clip(0, 255).astype(np.uint8), masks
 
 
-def test_what_stands_out_is_found_and_nested(nested):
+def test_segments_find_prominent_nested_regions(nested):
     image, truth = nested
     masks = propose_segments(image)
     tree = build_mask_tree(masks, (HEIGHT, WIDTH))
@@ -42,7 +42,7 @@ def test_what_stands_out_is_found_and_nested(nested):
     assert tree.regions[found["bar"]].parent not in (found["square"], found["disc"])
 
 
-def test_a_region_has_no_holes(nested):
+def test_segments_have_no_holes(nested):
     image, truth = nested
     square = max(
         propose_segments(image),
@@ -51,22 +51,22 @@ def test_a_region_has_no_holes(nested):
     assert decode_rle(square.segmentation)[130, 150], "the disc's middle belongs to the square"
 
 
-def test_the_same_photo_gives_the_same_masks(nested):
+def test_segments_are_deterministic(nested):
     assert propose_segments(nested[0]) == propose_segments(nested[0].copy())
 
 
-def test_an_image_of_one_color_has_no_region():
+def test_segments_of_a_uniform_image_are_empty():
     assert propose_segments(np.full((50, 80, 3), 90, np.uint8)) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 7), (20, 900)])
-def test_small_and_thin_images_do_no_harm(size):
+def test_segments_of_small_and_thin_images(size):
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     assert all(tuple(mask.segmentation["size"]) == size for mask in propose_segments(image))
 
 
 @pytest.mark.parametrize("name", ["astronaut", "china", "flower"])
-def test_photos_get_a_dozen_regions_of_sensible_size(name):
+def test_segments_of_photos_have_sensible_number_and_size(name):
     image = np.asarray(Image.open(photos_directory() / f"{name}.jpg").convert("RGB"))
     masks = propose_segments(image)
     shares = [rle_area(mask.segmentation) / (image.shape[0] * image.shape[1]) for mask in masks]

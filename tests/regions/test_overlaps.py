@@ -1,4 +1,4 @@
-"""Overlaps of masks against dense ones, and what the boxes may leave out."""
+"""Overlaps of masks compared with dense ones, and the pairs that boxes exclude."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ureca.regions.rle import encode_mask, rle_areas, rle_bboxes
 
 
 def nested_masks(seed: int) -> list[np.ndarray]:
-    """Ragged boxes of all sizes, largest first."""
+    """Return ragged boxes of all sizes, largest first."""
     rng = np.random.default_rng(seed)
     masks = []
     for _ in range(25):
@@ -20,7 +20,7 @@ def nested_masks(seed: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("at_least", [0.0, 0.5, 0.8, 1.0])
-def test_containment_and_iou_equal_dense_ones_where_they_reach_the_threshold(at_least: float):
+def test_overlaps_equal_dense_ones_above_the_threshold(at_least: float):
     num_given = num_left_out = 0
     for seed in range(20):
         masks = nested_masks(seed)
@@ -43,7 +43,7 @@ def test_containment_and_iou_equal_dense_ones_where_they_reach_the_threshold(at_
 
 
 @pytest.mark.parametrize("num_inside", range(1, 10))
-def test_a_pair_exactly_at_the_threshold_is_not_lost_to_rounding(num_inside: int):
+def test_containments_keep_pairs_exactly_at_the_threshold(num_inside: int):
     outer, inner = np.zeros((2, 1, 100), dtype=bool)
     outer[0, :50] = True
     inner[0, 50 - num_inside : 60 - num_inside] = True
@@ -52,7 +52,7 @@ def test_a_pair_exactly_at_the_threshold_is_not_lost_to_rounding(num_inside: int
     assert shares[1, 0] == num_inside / 10
 
 
-def test_none_and_one():
+def test_containments_of_zero_and_one_mask():
     assert containments([], rle_areas([]), [], at_least=0.8).shape == (0, 0)
     one = [encode_mask(np.ones((3, 3), dtype=bool))]
     np.testing.assert_array_equal(containments(one, rle_areas(one), rle_bboxes(one), at_least=0.8), [[0.0]])

@@ -1,4 +1,4 @@
-"""Run-length masks: what comes from outside is refused with a clear text, what is accepted is exact."""
+"""Run-length masks: malformed input is refused, accepted input is exact."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def random_masks(num: int, seed: int) -> list[np.ndarray]:
 
 
 def runs_of(mask: np.ndarray) -> list[int]:
-    """Uncompressed COCO counts, pixel by pixel: down the columns, background first."""
+    """Return uncompressed COCO counts, pixel by pixel: down the columns, background first."""
     runs, value = [0], False
     for pixel in mask.T.ravel():
         if pixel != value:
@@ -34,7 +34,7 @@ def runs_of(mask: np.ndarray) -> list[int]:
     return runs
 
 
-def test_encoding_area_and_box_equal_those_of_the_dense_mask():
+def test_encoding_area_and_box_equal_the_dense_mask():
     for mask in random_masks(300, seed=0):
         rle = encode_mask(mask)
         np.testing.assert_array_equal(decode_rle(rle), mask)
@@ -47,7 +47,7 @@ def test_encoding_area_and_box_equal_those_of_the_dense_mask():
 
 
 @pytest.mark.parametrize("form", ["str", "bytes", "list", "list with empty runs"])
-def test_every_form_of_counts_reads_as_the_same_mask(form: str):
+def test_check_rle_forms_of_counts_give_the_same_mask(form: str):
     for mask in random_masks(300, seed=1):
         if not mask.any():
             continue
@@ -56,7 +56,7 @@ def test_every_form_of_counts_reads_as_the_same_mask(form: str):
             "str": lambda rle=rle: rle["counts"],
             "bytes": lambda rle=rle: rle["counts"].encode(),
             "list": lambda mask=mask: runs_of(mask),
-            # each run cut in two by an empty one
+            # an empty run splits every run in two
             "list with empty runs": lambda mask=mask: [
                 part for run in runs_of(mask) for part in (run // 2, 0, run - run // 2)
             ],
@@ -64,7 +64,7 @@ def test_every_form_of_counts_reads_as_the_same_mask(form: str):
         assert check_rle({"size": list(mask.shape), "counts": counts}, mask.shape, where="test") == rle
 
 
-def test_compressed_string_with_empty_runs_is_written_anew():
+def test_check_rle_rewrites_string_with_empty_runs():
     with_empty_runs = coco_mask.frPyObjects({"size": [4, 4], "counts": [2, 3, 0, 2, 0, 1, 8]}, 4, 4)
     assert len(with_empty_runs["counts"]) == 7
     mask = np.zeros(16, dtype=bool)
@@ -72,7 +72,7 @@ def test_compressed_string_with_empty_runs_is_written_anew():
     assert check_rle(with_empty_runs, (4, 4), where="test") == encode_mask(mask.reshape(4, 4, order="F"))
 
 
-def test_large_image_uses_multi_symbol_runs():
+def test_check_rle_reads_multi_symbol_runs_of_large_image():
     mask = np.zeros((3000, 4000), dtype=bool)
     mask[100:2900, 1500] = mask[7, 3000:] = True
     rle = encode_mask(mask)
@@ -80,16 +80,13 @@ def test_large_image_uses_multi_symbol_runs():
     assert rle_area(rle) == 2800 + 1000
 
 
-def test_rle_of_another_size_names_both_sizes_and_the_usual_cause():
-    with pytest.raises(MaskSizeError) as error:
+def test_check_rle_of_other_size_names_both_sizes_and_cause():
+    message = r"^sa_1\.json: region '7' .*\[5, 4\].*\[4, 5\] \(height, width\).*EXIF"
+    with pytest.raises(MaskSizeError, match=message):
         check_rle(encode_mask(np.ones((5, 4), dtype=bool)), (4, 5), where="sa_1.json: region '7'")
-    assert str(error.value) == (
-        "sa_1.json: region '7' has an RLE of size [5, 4], its image is [4, 5] (height, width). "
-        "Encode the mask at the image's stored size; EXIF rotation of only one of them is a common cause."
-    )
 
 
-def test_empty_mask_is_refused():
+def test_check_rle_empty_mask_is_refused():
     with pytest.raises(MaskError, match="Remove"):
         check_rle(encode_mask(np.zeros((4, 5), dtype=bool)), (4, 5), where="here")
 
@@ -115,16 +112,16 @@ GOOD = encode_mask(np.pad(np.ones((20, 30), dtype=bool), 10))["counts"]
         (None, "NoneType"),
     ],
 )
-def test_damaged_counts_are_refused_before_pycocotools_sees_them(counts: object, text: str):
+def test_check_rle_damaged_counts_are_refused(counts: object, text: str):
     with pytest.raises(MaskError, match=text):
         check_rle({"size": [40, 50], "counts": counts}, (40, 50), where="test")
 
 
 def coco_string(runs: list[int]) -> str:
-    """COCO's string of runs of any length; pycocotools writes 32 bits."""
+    """Encode runs of any length as COCO's string; pycocotools writes 32 bits."""
     text = ""
-    for place, run in enumerate(runs):
-        value = run - runs[place - 2] if place > 2 else run
+    for index, run in enumerate(runs):
+        value = run - runs[index - 2] if index > 2 else run
         while True:
             symbol, value = value & 31, value >> 5
             more = value != (-1 if symbol & 16 else 0)
@@ -134,9 +131,9 @@ def coco_string(runs: list[int]) -> str:
     return text
 
 
-def test_runs_that_sum_up_past_64_bits_to_the_image_s_size_are_refused():
+def test_check_rle_runs_overflowing_64_bits_are_refused():
     step, num_steps = 1 << 36, 1024
-    ramp = [step * (place // 2 + 1) for place in range(2 * num_steps)]
+    ramp = [step * (index // 2 + 1) for index in range(2 * num_steps)]
     runs = [step, *ramp]
     missing = (1 << 64) + 6 * 4 - sum(runs) - sum(ramp)
     runs += [step * num_steps] * (missing // (step * num_steps))
@@ -150,24 +147,24 @@ def test_runs_that_sum_up_past_64_bits_to_the_image_s_size_are_refused():
         coco_string([4, 6, 10, 4])
         == coco_mask.frPyObjects({"size": [6, 4], "counts": [4, 6, 10, 4]}, 6, 4)["counts"].decode()
     )
-    with pytest.raises(MaskError, match=f"runs sum to {sum(runs)}, its image has 24 pixels"):
+    with pytest.raises(MaskError, match=f"{sum(runs)}.* 24 pixels"):
         check_rle({"size": [6, 4], "counts": text}, (6, 4), where="a")
 
 
-def test_every_cut_of_a_string_is_refused():
+def test_check_rle_truncated_strings_are_refused():
     for length in range(len(GOOD)):
         with pytest.raises(MaskError):
             check_rle({"size": [40, 50], "counts": GOOD[:length]}, (40, 50), where="test")
 
 
 @pytest.mark.parametrize("segmentation", [[[1, 2, 3, 4, 5, 6]], {"counts": "x"}, {"size": 5, "counts": "x"}, "x"])
-def test_polygon_or_other_json_in_place_of_an_rle_is_refused(segmentation: object):
+def test_check_rle_polygon_or_other_json_is_refused(segmentation: object):
     with pytest.raises(MaskError, match="RLE"):
         check_rle(segmentation, (4, 5), where="test")  # type: ignore[arg-type]
 
 
-def test_masks_checked_together_come_out_as_checked_one_by_one():
-    """More than are read in one go, in every form, mixed."""
+def test_check_rles_equals_check_rle_per_mask():
+    """Mixed forms, and more masks than one decode batch holds."""
     rng = np.random.default_rng(5)
     masks = [rng.random((13, 17)) < rng.uniform(0.1, 0.9) for _ in range(40)]
     forms = [
@@ -184,17 +181,17 @@ def test_masks_checked_together_come_out_as_checked_one_by_one():
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-1], lambda _: "P" * 40, lambda _: "", lambda _: "n" * 20 + "0"])
-def test_of_masks_checked_together_the_damaged_one_is_named(damage):
+def test_check_rles_names_the_damaged_mask(damage):
     rles = [{"size": [40, 50], "counts": GOOD} for _ in range(20)]
     where = [f"mask {number}" for number in range(20)]
     for wrong in (0, 7, 8, 19):
         some = [dict(rle) for rle in rles]
         some[wrong]["counts"] = damage(GOOD)
-        with pytest.raises(MaskError, match=f"^mask {wrong} has an RLE"):
+        with pytest.raises(MaskError, match=f"^mask {wrong} .*RLE"):
             check_rles(some, (40, 50), where=where)
 
 
-def test_iou_equals_the_dense_one():
+def test_iou_matrix_equals_the_dense_one():
     rng = np.random.default_rng(2)
     masks = [rng.random((9, 11)) < share for share in (0, 0.1, 0.4, 0.7, 1)]
     rles = [encode_mask(mask) for mask in masks]
@@ -204,7 +201,7 @@ def test_iou_equals_the_dense_one():
     assert iou_matrix([]).shape == (0, 0)
 
 
-def test_box_covers_the_pixels_it_touches():
+def test_box_to_rle_covers_the_pixels_it_touches():
     rng = np.random.default_rng(3)
     for _ in range(300):
         height, width = rng.integers(1, 12, 2)
@@ -221,13 +218,13 @@ def test_box_covers_the_pixels_it_touches():
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 8), (20, 0, 30, 5), (8, 0, 2, 5), (-9, -9, 0, 0)])
-def test_box_without_pixels_is_refused(box: tuple[float, ...]):
+def test_box_to_rle_without_pixels_is_refused(box: tuple[float, ...]):
     with pytest.raises(MaskError, match=r"\[10, 20\]"):
         box_to_rle(box, (10, 20))
 
 
 @pytest.mark.parametrize("box", [(1, 2, 3), (0, 0, float("nan"), 5), "abcd", None, (0, 0, float("inf"), 1)])
-def test_box_that_is_not_four_numbers_is_refused(box: object):
+def test_box_to_rle_without_four_numbers_is_refused(box: object):
     with pytest.raises(MaskError, match="numbers"):
         box_to_rle(box, (10, 20))  # type: ignore[arg-type]
 
@@ -246,7 +243,7 @@ def test_polygon_forms_fill_the_same_rectangle(polygon: list):
     np.testing.assert_array_equal(decode_rle(polygon_to_rle(polygon, (10, 20))), expected)
 
 
-def test_polygon_is_cut_at_the_border():
+def test_polygon_is_clipped_to_the_image():
     mask = decode_rle(polygon_to_rle([-5, -5, 4, -5, 4, 4, -5, 4], (10, 20)))
     assert mask[:4, :4].all()
     assert mask.sum() == 16
@@ -263,11 +260,11 @@ def test_polygon_is_cut_at_the_border():
         ([-8, -8, -6, -8, -6, -6], "covers"),
     ],
 )
-def test_polygon_that_cannot_be_a_mask_is_refused(polygon: list, text: str):
+def test_polygon_without_a_mask_is_refused(polygon: list, text: str):
     with pytest.raises(MaskError, match=text):
         polygon_to_rle(polygon, (10, 20))
 
 
-def test_mask_with_a_channel_axis_is_refused():
+def test_encode_mask_with_channel_axis_is_refused():
     with pytest.raises(MaskError, match=r"\(4, 5, 1\)"):
         encode_mask(np.ones((4, 5, 1), dtype=bool))

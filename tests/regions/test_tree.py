@@ -1,4 +1,4 @@
-"""The mask tree against a plain reading of its rules on dense masks."""
+"""The mask tree compared with a direct implementation of its rules on dense masks."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from ureca.regions.tree import Mask, MaskTree, TreeConfig, build_mask_tree
 
 NUM_SETS = 1000
 SIZE = (24, 28)
-# the sets are small, so one speck rule must speak of few pixels
+# the test images are small, so the minimum area is too
 PRESETS = {
     "default": replace(TreeConfig.preset("default"), min_area_px=5),
     "paper": TreeConfig.preset("paper"),
@@ -26,7 +26,7 @@ PRESETS = {
 
 
 def draw_nested(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
-    """Boxes and discs inside each other, with ragged edges, near-copies, copies, equal areas and strays."""
+    """Draw nested boxes and discs: ragged edges, near-copies, copies, equal areas, strays."""
     height, width = SIZE
     yy, xx = np.mgrid[:height, :width]
     boxes = [(0.0, 0.0, float(height), float(width))]
@@ -35,7 +35,7 @@ def draw_nested(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
         top, left, bottom, right = boxes[rng.integers(max(0, len(boxes) - 3), len(boxes))]
         y0, y1 = np.sort(rng.uniform(top - 1, bottom + 1, 2))
         x0, x1 = np.sort(rng.uniform(left - 1, right + 1, 2))
-        if rng.random() < 0.5:  # most of the box, so that chains get long
+        if rng.random() < 0.5:  # most of the box, for long chains
             y0, y1 = top + rng.uniform(-1, 2), bottom + rng.uniform(-2, 1)
             x0, x1 = left + rng.uniform(-1, 2), right + rng.uniform(-2, 1)
         if y1 - y0 < 1.5 or x1 - x0 < 1.5:
@@ -61,7 +61,7 @@ def mask_sets() -> list[list[tuple[str, np.ndarray]]]:
 
 
 def dense_tree(masks: list[tuple[str, np.ndarray]], config: TreeConfig) -> tuple[dict, dict]:
-    """The rules read out loud: ({id: (parent id, merged ids)} of kept regions, {id: reason} of the rest)."""
+    """Apply the rules directly; return ({id: (parent id, merged ids)} kept, {id: reason} dropped)."""
 
     def share_inside(inner: np.ndarray, outer: np.ndarray) -> float:
         return (inner & outer).sum() / inner.sum()
@@ -69,6 +69,7 @@ def dense_tree(masks: list[tuple[str, np.ndarray]], config: TreeConfig) -> tuple
     ordered = sorted(masks, key=lambda item: (-item[1].sum(), int(item[0])))
     pixels = dict(ordered)
 
+    # merge near-duplicates
     survivors: list[str] = []
     merged: dict[str, list[str]] = {}
     for name, mask in ordered:
@@ -80,6 +81,7 @@ def dense_tree(masks: list[tuple[str, np.ndarray]], config: TreeConfig) -> tuple
             survivors.append(name)
             merged[name] = []
 
+    # find parents
     children: dict[str | None, list[str]] = {None: []}
     parent_of: dict[str, str | None] = {}
 
@@ -92,13 +94,13 @@ def dense_tree(masks: list[tuple[str, np.ndarray]], config: TreeConfig) -> tuple
         parent_of[name] = node
         return None
 
-    for place, name in enumerate(survivors):
+    for index, name in enumerate(survivors):
         if config.parent_rule == "first":
             insert(name, None)
             continue
         holders = [
             (share, other)
-            for other in survivors[:place]
+            for other in survivors[:index]
             if (share := share_inside(pixels[name], pixels[other])) >= config.containment
         ]
         parent_of[name] = None
@@ -109,6 +111,7 @@ def dense_tree(masks: list[tuple[str, np.ndarray]], config: TreeConfig) -> tuple
         children[parent_of[name]].append(name)
         children[name] = []
 
+    # drop by level, area and share
     def height(name: str) -> int:
         return 1 + max((height(child) for child in children[name]), default=0)
 
@@ -161,20 +164,20 @@ def num_different(mask_sets: list, built_with: TreeConfig, expected_of: TreeConf
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_tree_equals_the_dense_reference_on_random_nested_sets(preset: str, mask_sets: list):
-    met: Counter[str] = Counter()
+def test_tree_equals_dense_reference_on_random_sets(preset: str, mask_sets: list):
+    seen: Counter[str] = Counter()
     for masks in mask_sets:
         tree = build_mask_tree(as_masks(masks), SIZE, PRESETS[preset])
         assert outline(tree) == dense_tree(masks, PRESETS[preset])
-        met.update(f"depth {region.depth}" for region in tree.regions)
-        met.update("merged" for region in tree.regions for _ in region.merged_ids)
-        met.update(item.reason for item in tree.dropped)
-    # the sets must have led through every rule, else the equality says little
+        seen.update(f"depth {region.depth}" for region in tree.regions)
+        seen.update("merged" for region in tree.regions for _ in region.merged_ids)
+        seen.update(item.reason for item in tree.dropped)
+    # without a case for every rule, the equality would prove little
     expected = {
         "default": {"depth 0", "depth 4", "merged", "too_small"},
         "paper": {"depth 0", "depth 4", "too_small", "too_large", "too_few_levels", "parent_dropped"},
     }[preset]
-    assert all(met[rule] >= 10 for rule in expected), met
+    assert all(seen[rule] >= 10 for rule in expected), seen
 
 
 @pytest.mark.parametrize(
@@ -193,12 +196,12 @@ def test_tree_equals_the_dense_reference_on_random_nested_sets(preset: str, mask
         ("paper", {"max_area_share": 0.8}),
     ],
 )
-def test_wrong_setting_is_noticed_by_the_comparison(preset: str, wrong: dict, mask_sets: list):
+def test_comparison_detects_a_wrong_setting(preset: str, wrong: dict, mask_sets: list):
     assert num_different(mask_sets[:300], replace(PRESETS[preset], **wrong), PRESETS[preset]) > 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_containment_read_the_wrong_way_round_is_noticed(preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch):
+def test_comparison_detects_swapped_containment(preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch):
     def of_the_outer(rles, areas, boxes, *, at_least):
         return containments(rles, areas, boxes, at_least=at_least) * areas[:, np.newaxis] / areas
 
@@ -207,7 +210,7 @@ def test_containment_read_the_wrong_way_round_is_noticed(preset: str, mask_sets:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_leaving_out_too_many_pairs_is_noticed(preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch):
+def test_comparison_detects_missing_pairs(preset: str, mask_sets: list, monkeypatch: pytest.MonkeyPatch):
     def of_too_few(rles, areas, boxes, *, at_least):
         return containments(rles, areas, boxes, at_least=at_least + 0.1)
 
@@ -216,7 +219,7 @@ def test_leaving_out_too_many_pairs_is_noticed(preset: str, mask_sets: list, mon
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_order_of_the_masks_does_not_matter(preset: str, mask_sets: list):
+def test_tree_is_independent_of_mask_order(preset: str, mask_sets: list):
     rng = np.random.default_rng(1)
     for masks in mask_sets[:100]:
         tree = build_mask_tree(as_masks(masks), SIZE, PRESETS[preset])
@@ -225,7 +228,7 @@ def test_order_of_the_masks_does_not_matter(preset: str, mask_sets: list):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_id_is_accounted_for_once_and_parents_stand_first(preset: str, mask_sets: list):
+def test_tree_accounts_for_each_id_once_with_parents_first(preset: str, mask_sets: list):
     for masks in mask_sets[:200]:
         tree = build_mask_tree(as_masks(masks), SIZE, PRESETS[preset])
         ids = [region.region_id for region in tree.regions] + [item.region_id for item in tree.dropped]
@@ -244,7 +247,7 @@ def box_mask(name: str, top: int, left: int, bottom: int, right: int) -> Mask:
     return Mask(name, encode_mask(mask))
 
 
-def test_walking_the_tree():
+def test_tree_children_ancestors_and_descendants():
     masks = [
         box_mask("room", 0, 0, 100, 100),
         box_mask("table", 10, 10, 90, 60),
@@ -264,7 +267,7 @@ def test_walking_the_tree():
     assert tree.descendants(2) == []
 
 
-def test_of_near_duplicates_the_largest_survives_and_of_equal_ones_the_smallest_id():
+def test_merge_keeps_the_largest_then_the_smallest_id():
     masks = [
         box_mask("10", 10, 10, 50, 50),
         box_mask("9", 10, 10, 50, 50),
@@ -278,7 +281,7 @@ def test_of_near_duplicates_the_largest_survives_and_of_equal_ones_the_smallest_
     assert [region.depth for region in unmerged] == [0, 1, 2, 3]  # the chain that merging prevents
 
 
-def test_duplicates_of_a_dropped_region_are_dropped_with_it():
+def test_duplicates_of_a_dropped_region_are_dropped():
     masks = [box_mask("1", 0, 0, 3, 3), box_mask("2", 0, 0, 3, 3)]
     tree = build_mask_tree(masks, (100, 100))
     assert tree.regions == ()
@@ -288,20 +291,20 @@ def test_duplicates_of_a_dropped_region_are_dropped_with_it():
     ]
 
 
-def test_no_masks_make_an_empty_tree():
+def test_tree_of_no_masks_is_empty():
     for preset in ("default", "paper"):
         assert build_mask_tree([], (10, 10), TreeConfig.preset(preset)) == MaskTree((10, 10), (), ())
 
 
-def test_a_thousand_masks_make_a_tree():
-    """More than fit into the byte that pycocotools counts them in."""
+def test_tree_of_a_thousand_masks():
+    """pycocotools counts masks in one byte: 1,000 exceed it."""
     masks = [box_mask(f"{row}-{column}", 0, 0, row, column) for row in range(60, 100) for column in range(75, 100)]
     tree = build_mask_tree(masks, (100, 100))
     assert len(tree.regions) + sum(len(region.merged_ids) for region in tree.regions) == 1000
     assert tree.regions[0].area == 99 * 99
 
 
-def test_errors_name_the_region():
+def test_tree_errors_name_the_region():
     good = box_mask("7", 0, 0, 50, 50)
     with pytest.raises(MaskError, match="region"):
         build_mask_tree([good, good], (100, 100))
@@ -311,7 +314,7 @@ def test_errors_name_the_region():
         build_mask_tree([good, box_mask("8", 5, 5, 5, 5)], (100, 100))
 
 
-def test_unknown_preset_and_impossible_settings_are_refused():
+def test_tree_config_unknown_preset_or_value_is_refused():
     with pytest.raises(ConfigError, match="'papre'"):
         TreeConfig.preset("papre")
     with pytest.raises(ConfigError, match="tree.containment=1.5:.*0.*1"):
@@ -351,9 +354,7 @@ def test_trees_of_real_photos(name: str):
         ("coffee", "handle of the spoon", "spoon", "cup, plate and spoon"),
     ],
 )
-def test_part_that_sticks_out_by_some_pixels_stays_with_its_whole(
-    photo: str, part: str, whole: str, without_margin: str
-):
+def test_tree_margin_keeps_protruding_part_with_its_whole(photo: str, part: str, whole: str, without_margin: str):
     names = json.loads((photos_directory() / "provenance.json").read_text())[f"{photo}.jpg"]
 
     def parent_name(config: TreeConfig) -> str:

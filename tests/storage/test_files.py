@@ -1,4 +1,4 @@
-"""Files, local and in S3."""
+"""Files on a local disk and in S3."""
 
 import errno
 import json
@@ -38,7 +38,7 @@ from ureca.storage.files import (
 )
 
 
-def test_written_bytes_are_read_back_and_folders_are_made(tmp_path):
+def test_write_bytes_creates_folders_and_reads_back(tmp_path):
     path = tmp_path / "a" / "b.bin"
     write_bytes(path, b"\x00\x01")
     write_bytes(str(path), b"\x02")
@@ -47,14 +47,14 @@ def test_written_bytes_are_read_back_and_folders_are_made(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["b.bin"]
 
 
-def run_with_files_of_at_most(limit_bytes: int, code: str) -> str:
-    """Standard output of Python code in a process whose files can't grow beyond a limit, as on a full disk."""
+def run_with_file_limit(limit_bytes: int, code: str) -> str:
+    """Run Python code whose files can't exceed a size, like on a full disk; return its stdout."""
     head = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
     done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=True)
     return done.stdout
 
 
-def test_full_disk_is_named_and_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_full_disk_is_reported_and_keeps_old_file(tmp_path):
     old = tmp_path / "old.parquet"
     write_bytes(old, b"old")
     images = [{"id": number, "file_name": f"{number}-{'long' * 50}.jpg"} for number in range(8000)]
@@ -82,12 +82,12 @@ for write in (
     except StorageError as error:
         print(error)
 """
-    said = run_with_files_of_at_most(1_000_000, code).splitlines()
-    assert said[0].startswith(f"{old}: can't be written, the disk is full")
-    assert "(File too large)" in said[0]
-    assert said[1] == said[0]
-    assert re.match(r"/.*/ureca-manifest-\w+: can't be written \(.*\). The list of images needs", said[2])
-    assert len(said) == 3
+    errors = run_with_file_limit(1_000_000, code).splitlines()
+    assert re.match(rf"{old}: .*disk is full", errors[0])
+    assert "(File too large)" in errors[0]
+    assert errors[1] == errors[0]
+    assert re.match(r"/.*/ureca-manifest-\w+: .*\(.*\).* list of images", errors[2])
+    assert len(errors) == 3
     assert read_bytes(old) == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coco", "old.parquet"]
 
@@ -99,10 +99,10 @@ def write_and_fail(path: Path | str) -> None:
 
 
 PART_BYTES = 5 * 2**20
-"""The smallest part that S3 takes, but for a last one."""
+"""Minimum part size of S3, except for the last part."""
 
 
-def test_write_that_fails_halfway_leaves_the_old_content(tmp_path, s3_bucket, monkeypatch):
+def test_open_output_failed_body_keeps_old_content(tmp_path, s3_bucket, monkeypatch):
     monkeypatch.setattr("ureca.storage.s3._UPLOAD_BYTES", PART_BYTES)
     for path in (tmp_path / "a.json", f"{s3_bucket}/halfway/a.json"):
         write_bytes(path, b"old")
@@ -115,7 +115,7 @@ def test_write_that_fails_halfway_leaves_the_old_content(tmp_path, s3_bucket, mo
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, PART_BYTES, PART_BYTES + 5])
-def test_files_written_piece_by_piece_in_s3(s3_bucket, monkeypatch, num_bytes):
+def test_open_output_in_pieces_writes_to_s3(s3_bucket, monkeypatch, num_bytes):
     monkeypatch.setattr("ureca.storage.s3._UPLOAD_BYTES", PART_BYTES)
     data = bytes(num_bytes // 2) + bytes([7]) * (num_bytes - num_bytes // 2)
     with open_output(f"{s3_bucket}/pieces/{num_bytes}") as file:
@@ -124,13 +124,13 @@ def test_files_written_piece_by_piece_in_s3(s3_bucket, monkeypatch, num_bytes):
     assert read_bytes(f"{s3_bucket}/pieces/{num_bytes}") == data
 
 
-def test_path_that_can_not_be_written_is_named(tmp_path):
+def test_write_bytes_unwritable_path_is_named(tmp_path):
     write_bytes(tmp_path / "file", b"")
     with pytest.raises(StorageError, match="file/a"):
         write_bytes(tmp_path / "file" / "a", b"")
 
 
-def test_machine_without_free_descriptors_is_not_held_for_a_bad_file(tmp_path):
+def test_read_bytes_without_descriptors_is_a_storage_error(tmp_path):
     write_bytes(tmp_path / "a", b"")
     code = f"""
 import resource
@@ -144,30 +144,30 @@ except StorageError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{tmp_path}/a: can't be read (Too many open files). The file itself may be in")
+    assert re.match(rf"{tmp_path}/a: .*\(Too many open files\).*ulimit", done.stdout)
 
 
-def test_compressed_looking_name_is_not_unpacked(tmp_path):
+def test_read_bytes_of_gz_name_does_not_decompress(tmp_path):
     path = tmp_path / "a.gz"
     write_bytes(path, b"plain")
     assert read_bytes(path) == b"plain"
 
 
-def test_missing_file_is_an_input_error_naming_it(tmp_path):
+def test_read_json_missing_file_is_named(tmp_path):
     path = tmp_path / "none.json"
     with pytest.raises(InputError, match=f"^{path}: no such file"):
         read_json(path)
     assert not exists(path)
 
 
-def test_truncated_json_is_an_input_error_with_its_size(tmp_path):
+def test_read_json_truncated_file_reports_its_size(tmp_path):
     path = tmp_path / "half.json"
     path.write_text('{"a": ')
     with pytest.raises(InputError, match=r"half\.json:.*JSON.*6"):
         read_json(path)
 
 
-def test_json_takes_numpy_paths_and_what_json_has_no_number_for(tmp_path):
+def test_write_json_accepts_numpy_paths_and_nonfinite_floats(tmp_path):
     write_json(
         tmp_path / "a.json",
         {
@@ -186,7 +186,7 @@ def test_json_takes_numpy_paths_and_what_json_has_no_number_for(tmp_path):
         to_json(object())
 
 
-def test_listing_is_sorted_and_leaves_out_half_written_files(tmp_path):
+def test_list_files_sorts_and_skips_incomplete_files(tmp_path):
     for name in ("b.parquet", "a.parquet", "_SUCCESS", ".a.parquet.x.partial", "c.json"):
         (tmp_path / name).touch()
     assert [Path(p).name for p in list_files(tmp_path, ".parquet")] == ["a.parquet", "b.parquet"]
@@ -196,7 +196,7 @@ def test_listing_is_sorted_and_leaves_out_half_written_files(tmp_path):
         list_files(tmp_path / "none")
 
 
-def test_part_of_a_file_is_read_like_a_file(tmp_path, s3_bucket):
+def test_part_of_file_is_read_like_a_file(tmp_path, s3_bucket):
     for whole in (tmp_path / "a.tar", f"{s3_bucket}/parts/a.tar"):
         write_bytes(whole, b"0123456789")
         part = part_of(whole, "folder/b#1.jpg", 3, 4)
@@ -213,7 +213,7 @@ def test_part_of_a_file_is_read_like_a_file(tmp_path, s3_bucket):
     assert file_name("s3://bucket/folder/a.png") == "a.png"
 
 
-def test_walk_finds_every_file_once_and_no_hidden_one(tmp_path, s3_bucket):
+def test_walk_files_yields_visible_files_once(tmp_path, s3_bucket):
     for name in ("a.jpg", "b/c.jpg", "b/.hidden", ".trash/d.jpg", "b/e/f.json"):
         write_bytes(tmp_path / "corpus" / name, b"")
         write_bytes(f"{s3_bucket}/walk/{name}", b"")
@@ -226,12 +226,12 @@ def test_walk_finds_every_file_once_and_no_hidden_one(tmp_path, s3_bucket):
             walk_files(f"{folder}/none")
 
 
-def test_unknown_scheme_is_refused():
+def test_filesystem_unknown_scheme_is_refused():
     with pytest.raises(ConfigError, match="^gs://bucket/x: gs://"):
         filesystem("gs://bucket/x")
 
 
-def test_a_file_in_s3_is_written_listed_and_read(s3_bucket):
+def test_s3_file_is_written_listed_and_read(s3_bucket):
     write_json(f"{s3_bucket}/run/summary.json", {"a": 1})
     write_bytes(f"{s3_bucket}/run/b.bin", b"\x00")
     assert isinstance(filesystem(s3_bucket)[0], fs.S3FileSystem)
@@ -244,7 +244,7 @@ def test_a_file_in_s3_is_written_listed_and_read(s3_bucket):
 
 
 class RefusingS3(BaseHTTPRequestHandler):
-    """Refuses as S3 does: a bucket of another region with 301, all else with 403."""
+    """S3 server that refuses: 301 for a bucket of another region, else 403."""
 
     protocol_version = "HTTP/1.1"
 
@@ -264,7 +264,7 @@ class RefusingS3(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = refuse  # noqa: N815
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -303,8 +303,8 @@ S3_CALLS = {
 
 @pytest.mark.usefixtures("refusing_s3")
 @pytest.mark.parametrize("call", S3_CALLS)
-def test_s3_that_refuses_is_explained_in_one_line(monkeypatch, call):
-    # a bucket's name is used once: what is known of a bucket is kept for the process
+def test_s3_refusal_is_explained_in_one_line(monkeypatch, call):
+    # a new bucket name per call: file systems are cached per bucket for the process
     code = "(ACCESS_DENIED|AccessDenied)"
     with pytest.raises(StorageError) as error:
         S3_CALLS[call](f"s3://private-{call}/a")
@@ -322,17 +322,15 @@ def test_s3_that_refuses_is_explained_in_one_line(monkeypatch, call):
 
 
 @pytest.mark.usefixtures("refusing_s3")
-def test_s3_that_does_not_answer_is_named_with_its_address(monkeypatch):
+def test_s3_without_answer_names_its_endpoint(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError) as error:
         read_bytes("s3://silent/a")
-    assert str(error.value).startswith(
-        "s3://silent/a: no answer from S3 at http://127.0.0.1:9 (Could not connect to server)"
-    )
+    assert re.match(r"s3://silent/a: .* http://127\.0\.0\.1:9 \(Could not connect to server\)", str(error.value))
 
 
 @pytest.mark.usefixtures("s3_bucket")
-def test_bucket_that_is_not_there_is_named():
+def test_s3_missing_bucket_is_named():
     with pytest.raises(StorageError, match="s3://ureca-none/a:.*AWS_REGION"):
         write_bytes("s3://ureca-none/a", b"")
     with pytest.raises(InputError, match="s3://ureca-none/a"):
@@ -345,7 +343,7 @@ def test_folders_are_listed_copied_and_removed(tmp_path, s3_bucket):
     (tmp_path / "from" / "deep" / "b.bin").write_bytes(b"b" * 100_000)
     for target in (str(tmp_path / "to"), f"{s3_bucket}/folders/to"):
         assert list_folders(target) == []
-        remove_folder(target)  # there is none yet
+        remove_folder(target)  # does not exist yet
         copy_folder(tmp_path / "from", f"{target}/first", last="a.json")
         copy_folder(f"{target}/first", f"{target}/second")
         assert list_folders(target) == ["first", "second"]
@@ -357,7 +355,7 @@ def test_folders_are_listed_copied_and_removed(tmp_path, s3_bucket):
         assert sorted(file.below for file in walk_files(f"{target}/second")) == ["a.json", "deep/b.bin"]
 
 
-def test_a_full_disk_is_known_by_its_number_or_by_safetensors_words():
+def test_is_full_disk_recognizes_errno_and_safetensors_text():
     assert is_full_disk(OSError(errno.ENOSPC, "No space left on device"))
     assert is_full_disk(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
     assert not is_full_disk(OSError(errno.EACCES, "Permission denied"))

@@ -1,4 +1,7 @@
-"""Vision models of transformers, a few thousand random weights each, in folders as the hub has them."""
+"""Tiny vision models of transformers with random weights, saved in the hub's layout.
+
+Each has a few thousand weights.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ _DECODER = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_hea
 
 
 def _randomize(network: Any) -> Any:
-    """As transformers begins them, models of this size answer with zeros but for rounding, whatever they see."""
+    """Draw larger random weights: with transformers' initial ones, outputs of such small models are nearly 0."""
     import torch
 
     torch.manual_seed(0)
@@ -23,6 +26,7 @@ def _randomize(network: Any) -> Any:
 
 
 def save_sam(folder: Path) -> None:
+    """Save a SAM model with its image processor."""
     declare_missing_operators()
     from transformers import SamConfig, SamImageProcessor, SamModel
 
@@ -46,6 +50,7 @@ def save_sam(folder: Path) -> None:
 
 
 def save_sam2(folder: Path) -> None:
+    """Save a SAM 2 model with its image processor."""
     declare_missing_operators()
     from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
 
@@ -63,7 +68,7 @@ def save_sam2(folder: Path) -> None:
 
 
 def save_dinov2(folder: Path, side: int) -> None:
-    """For pictures of side x side pixels."""
+    """Save a DINOv2 model for images of side x side pixels, with its image processor."""
     declare_missing_operators()
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
