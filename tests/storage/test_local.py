@@ -31,6 +31,29 @@ def test_atomic_folder_keeps_target_after_an_error(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_atomic_folder_without_overwrite_replaces_empty_target(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    with atomic_folder(target, overwrite=False) as partial:
+        (partial / "weights").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["weights"]
+
+
+def test_atomic_folder_without_overwrite_keeps_files_added_since(tmp_path):
+    target = tmp_path / "model"
+
+    def write() -> None:
+        with atomic_folder(target, overwrite=False) as partial:
+            (partial / "weights").write_text("new")
+            target.mkdir()
+            (target / "other").write_text("theirs")
+
+    with pytest.raises(OSError, match="not empty"):
+        write()
+    assert [path.name for path in target.iterdir()] == ["other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_jsonl_tail_returns_complete_new_lines_once(tmp_path):
     path = tmp_path / "log.jsonl"
     tail = JsonlTail(path)

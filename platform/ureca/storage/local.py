@@ -11,17 +11,22 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a new temporary folder next to `target` that replaces it when the body succeeds.
 
-    If the body raises, the temporary folder is removed and `target` is unchanged.
+    If the body raises, the temporary folder is removed and `target` is unchanged. Without `overwrite`, only a missing
+    or empty `target` is replaced.
+
+    Raises:
+        OSError: `target` can't be replaced, e.g. not empty without `overwrite`.
     """
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        if overwrite:
+            shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)  # fails on a folder that is not empty
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -55,7 +55,8 @@ def convert_base(
     if needed > free:
         raise StorageError(f"{output}: needs {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free there")
 
-    with atomic_folder(output) as scratch:
+    # no overwrite: `output` may have received files during the conversion
+    with atomic_folder(output, overwrite=False) as scratch:
         config.dtype = _write_weights(weights, config, scratch, shard_bytes, progress)
         tokenizer: Any = processor.tokenizer
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
