@@ -28,11 +28,27 @@ def read_ground_truth(directory: str | Path) -> GroundTruth:
     """Read the ground truth of the images in a local folder.
 
     Raises:
-        InputError: the folder has no ground truth file.
+        InputError: the folder has no ground truth file, or a line of the file is malformed.
     """
     path = Path(directory) / GROUND_TRUTH_FILE
     if not path.is_file():
         raise InputError(f"{path}: not found. Name a folder with ground truth, e.g. one of drawn scenes.")
+    truth: GroundTruth = {}
     with open(path, encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
-    return {record["image_id"]: record["regions"] for record in records}
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                truth[record["image_id"]] = {key: _checked_region(region) for key, region in record["regions"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{path}: line {number} is not ground truth ({type(error).__name__}: {error}). Expected "
+                    '{"image_id": "NAME", "regions": {"ID": {"attributes": {"color": "red"}}}}.'
+                ) from error
+    return truth
+
+
+def _checked_region(region: dict[str, Any]) -> dict[str, Any]:
+    for name, value in region["attributes"].items():
+        if not isinstance(value, str):
+            raise TypeError(f"attribute {name} is {value!r}, not a string")
+    return region

@@ -10,6 +10,7 @@ from typing import Any
 from ureca.corpus.ground_truth import GroundTruth, has_ground_truth, read_ground_truth
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.sources.manifest import ManifestRow
+from ureca.errors import InputError
 from ureca.labeling.config import LabelConfig
 from ureca.labeling.describers.attributes import AttributesDescriber
 from ureca.labeling.describers.base import Describer
@@ -18,6 +19,7 @@ from ureca.labeling.describers.prompts import PromptSet
 from ureca.labeling.describers.vllm import VllmDescriber
 from ureca.labeling.image_labeler import ImageLabeler, Truth
 from ureca.pipeline.budget import Budget
+from ureca.pipeline.errors import JobStopped
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,13 @@ class LabelWorker:
         """Return the image's row of the region table, labeled or quarantined.
 
         Raises:
-            JobStopped: no image can be labeled for now.
+            JobStopped: no image can be labeled for now, e.g. because the folder's ground truth is malformed.
         """
-        return await self._labeler.label(row, _true_attributes(row))
+        try:
+            truth = _true_attributes(row)
+        except InputError as error:  # concerns all images of the folder
+            raise JobStopped(str(error)) from error
+        return await self._labeler.label(row, truth)
 
     def counts(self) -> Counter[str]:
         """Return no counts besides those in the rows."""
