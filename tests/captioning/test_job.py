@@ -1,6 +1,7 @@
 """Captioning job on a real Ray cluster with real engines, including killed actors and drivers."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,7 +183,7 @@ def test_lost_service_stops_job_and_same_command_resumes(ray_cluster, corpus, ba
     endpoint = EndpointConfig(url=service, retries=0)
     config = CaptionConfig(sources=(str(corpus),), endpoint=endpoint, images_per_block=1, images_in_flight=1)
     backend.failure = UnavailableError("its engine was lost")
-    with pytest.raises(EndpointLost, match="captioned"):
+    with pytest.raises(EndpointLost, match=f"{re.escape(service)}: .*its engine was lost"):
         caption_corpus(config, tmp_path)
     backend.failure, backend.calls = None, []
     summary = caption_corpus(config, tmp_path)

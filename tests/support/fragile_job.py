@@ -46,7 +46,7 @@ def main() -> None:
     """Run the job."""
     config = load_config(FragileConfig, description=__doc__ or "")
     run = Run.start("label_corpus", config, directory=config.run_directory or None)
-    plain = LabelConfig(**{each.name: getattr(config, each.name) for each in fields(LabelConfig)})
+    plain = LabelConfig(**{option.name: getattr(config, option.name) for option in fields(LabelConfig)})
     job.label_corpus(plain, run.directory, make_worker=functools.partial(FragileWorker, poison=config.poison))
 
 

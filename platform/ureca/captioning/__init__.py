@@ -1,1 +1,1 @@
-"""Caption whole corpora with a trained captioner: engines inside Ray Data actors, or a running service."""
+"""Caption corpora with a trained captioner: engines inside Ray Data actors, or a running service."""

@@ -7,10 +7,10 @@
     unique    its own long caption and its distractors'; repeated while it is mistaken for another region
 
 One image is one coroutine and each caption one task, so nothing waits for an entire level or pass, and requests of many
-images run concurrently. A describer with a model is not asked for what is known: the long caption of a region without
-children is its short one, and a region without distractors is unique. Unusable answers are requested again, then
-flagged. Every failure becomes a quarantined row with its step and reason: one bad image never stops a corpus. Source:
-URECA (arXiv 2504.05305) section 3, figure 2.
+images run concurrently. A describer with a model gets no request for a known answer: the long caption of a region
+without children is its short one, and a region without distractors is unique. Unusable answers are requested again,
+then flagged. Every failure becomes a quarantined row with its step and reason: one bad image never stops a corpus.
+Source: URECA (arXiv 2504.05305) section 3, figure 2.
 """
 
 import asyncio

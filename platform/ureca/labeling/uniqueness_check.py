@@ -1,4 +1,4 @@
-"""Uniqueness check: does a caption pick its own region? Asked blind, in one of two ways.
+"""Uniqueness check: test blind whether a caption picks its own region, in one of two ways.
 
 By claims, for captions of measured attributes: for each distractor, which of the two regions does the caption fit
 better? Uniqueness is the share of answers that are the caption's own region. In addition, the caption should fit no
@@ -24,7 +24,7 @@ class Verdict:
     """Verdict on one caption."""
 
     uniqueness: float | None
-    """Share of questions answered with the caption's own region; None if nothing was asked."""
+    """Share of answers that name the caption's own region; None if nothing was checked."""
     passed: bool
     """True if the caption passed every check."""
     confused_with: tuple[int, ...]

@@ -1,6 +1,6 @@
 """Errors that stop a corpus job before its end, so that the same command can resume it.
 
-All other errors concern one image, which is quarantined. These concern all remaining images. Finished rows are written,
+Other errors concern one image, which is quarantined. Errors here concern all remaining images. Finished rows are kept,
 and the same command continues with the rest.
 """
 
