@@ -275,6 +275,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
         unfinished.update(set(all_ids) - set(job.written()))
 
     all_ids = [path.stem for path in corpus.glob("*.jpg")]
+    # first start: the token budget is spent
     job.start("--chat.max_total_tokens=200000")
     if job.wait() != 2:
         raise RuntimeError(f"the token budget did not stop the job:\n{job.stderr()}")
@@ -282,6 +283,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     note_unfinished()
     budget_parts = job.num_parts()
 
+    # second start: the endpoint is lost
     job.start()
     job.wait_for(lambda: job.num_parts() > budget_parts)
     answered_before = endpoint.stats()["repeated_answers"]
@@ -291,6 +293,7 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     last_lines.append(job.last_line())
     lost_parts = job.num_parts()
 
+    # third start: Ctrl-C
     endpoint.start()
     job.start()
     job.wait_for(lambda: job.num_parts() > lost_parts)
@@ -299,12 +302,14 @@ def run_starts(cluster: FaultCluster, endpoint: SlowEndpoint, corpus: Path, out:
     last_lines.append(job.last_line())
     interrupted_parts = job.num_parts()
 
+    # fourth start: the driver is killed
     endpoint.kill()
     endpoint.start()  # with empty counts
     job.start()
     job.wait_for(lambda: job.num_parts() > interrupted_parts)
     job.kill()
     cluster.wait_for_actors_to_end()
+    # fifth start: finishes
     remaining = set(all_ids) - set(job.written())
     job.start()
     if job.wait():

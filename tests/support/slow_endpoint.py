@@ -129,6 +129,7 @@ class _Server:
         return bool(key) and request.headers.get("Authorization") != f"Bearer {key}"
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        # refusals and faults that need no slot
         body = await request.json()
         self.counts["requests"] += 1
         if self._refused(request):
@@ -147,6 +148,7 @@ class _Server:
             return self._fail(int(fault), "asked to fail")
         if not self.behavior.queue and self.in_service >= self.behavior.slots:
             return self._fail(429, "all slots are busy")
+        # service time in a slot
         async with self._slot_free:
             await self._slot_free.wait_for(lambda: self.in_service < self.behavior.slots)
             self._mark(+1)
@@ -158,6 +160,7 @@ class _Server:
             self._mark(-1)
             async with self._slot_free:
                 self._slot_free.notify()
+        # answer
         self.counts[f"={fault or '200'}"] += 1
         if fault == "drop":
             assert request.transport

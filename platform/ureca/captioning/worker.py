@@ -64,6 +64,7 @@ class CaptionWorker:
             JobStopped: neither this nor any other image can be captioned for now.
             CheckpointError: the model is damaged.
         """
+        # Read, build the tree, caption.
         started_at, step = time.monotonic(), "read"
         try:
             loaded = await self._in_thread(lambda: self._loader.read(row))
@@ -83,6 +84,7 @@ class CaptionWorker:
             if not isinstance(error, UrecaError):
                 logger.exception("image %s failed in step %s", row.image_id, step)
             return ImageRow.quarantined(row.image_id, row.image_path, step, error)
+        # Counts and the image's row.
         self._counts["engine:prompt_tokens"] += captions.prompt_tokens
         self._counts["engine:cached_tokens"] += captions.cached_tokens
         now = time.monotonic()

@@ -33,12 +33,14 @@ def plan_labeling(config: LabelConfig, directory: str | os.PathLike[str]) -> dic
         InputError: a source has no images, or no sampled image can be read.
         ConfigError: the cluster has too few GPUs for one actor.
     """
+    # Placement on the cluster.
     parts = Parts(table_of(config, directory))
     recipe = DescriberRecipe.read(config)
     num_images = write_manifest(config.sources, parts.manifest).num_images
     resources = cluster_resources()
     plan = rows_plan(config, num_images, resources)
     actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
+    # Requests, tokens and memory, from a sample.
     samples, unreadable = _samples(config, parts.manifest, num_images)
     uses_model = recipe.settings()["describer"] != "attributes"
     regions = statistics.mean(len(image.parents) for image in samples)

@@ -151,6 +151,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     Raises:
         StorageError: a disk is full.
     """
+    # Coordinator, on the driver's node: it must outlive every other node.
     resources = cluster_resources()
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -162,6 +163,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=driver_node)
         .remote(parts.spent if plan.max_tokens else "", plan.max_tokens)
     )
+    # Ray Data: read blocks of the manifest, process them in actors, write rows.
     filesystem, manifest = io.filesystem(parts.manifest)
     _, rows = io.filesystem(parts.rows)
     num_actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
@@ -197,6 +199,7 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
         interrupted = True
     except Exception as failure:
         error = failure
+    # Totals and the reason of an early end.
     ray.get(coordinator.write.remote())
     stats: JobStats = ray.get(coordinator.stats.remote())
     stats.interrupted = interrupted
