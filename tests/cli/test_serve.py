@@ -128,4 +128,4 @@ def test_at_sigterm_what_was_asked_is_answered_and_what_is_asked_later_is_refuse
     assert still_running > 0
     assert all(isinstance(answer, dict) and all(answer.values()) and len(answer) == 16 for answer in answers)
     assert service.returncode == 0
-    assert "ending the requests in progress" in said
+    assert "finishing requests in progress" in said

@@ -76,7 +76,7 @@ def test_job_prints_intervals_progress_and_which_meteor(done):
     assert "METEOR 1.5 (Java)" in process.stdout
     assert "mask_stage2 - tuned_none" in process.stdout
     assert "caption  30/30 images" in process.stderr
-    assert "left out gone: gone.jpg: missing" in process.stderr
+    assert "skipped gone: gone.jpg: missing" in process.stderr
 
 
 @pytest.mark.slow

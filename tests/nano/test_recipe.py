@@ -49,7 +49,7 @@ def test_a_seed_s_four_models_differ_in_what_they_are_told_and_are_made_once(
     of_seeds, failed = train_seeds(config, table=str(region_table), output=tmp_path)
     assert (list(of_seeds), list(failed)) == ([3], [4])
     assert isinstance(failed[4], CheckpointError)
-    assert "none of its checkpoints is whole" in str(failed[4])
+    assert "checkpoints are damaged" in str(failed[4])
     assert "seed3  train  step 1/1" in capfd.readouterr().err
     trained, output = of_seeds[3], tmp_path / "seed3"
     assert list(trained) == ["stage1", "stage2", "tuned_none", "tuned_box"]

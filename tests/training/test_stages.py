@@ -181,7 +181,7 @@ def test_export_of_a_trained_captioner_is_a_plain_internvl(stage2_run: Trained, 
 
 def test_finished_training_is_not_repeated(two_workers: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(two_workers.config, two_workers.directory) == two_workers.result
-    assert "is there already: all 70 steps were done" in capsys.readouterr().err
+    assert "all 70 steps are done" in capsys.readouterr().err
 
 
 def test_only_the_newest_checkpoints_stay_and_they_leave_out_the_base(one_worker: Trained) -> None:

@@ -115,8 +115,8 @@ def test_an_open_region_shows_every_caption_and_what_it_may_be_taken_for(page, g
     assert said == ["short words 1", "long words 1; it has a part", "unique words 1"]
     alike, other = more.locator(".distractors li").all_text_contents()
     assert "unique words 2" in alike
-    assert "0.97 alike · received apart by: left, not right" in alike
-    assert "0.91 alike · not received apart" in other
+    assert "0.97 alike · distinguished by: left, not right" in alike
+    assert "0.91 alike · not distinguished" in other
     text = more.text_content()
     for fact in ("22.2 % of the image", "2,400 pixels", "uniqueness 0.50", "merged with r1b", "color: teal", "id r1"):
         assert fact in text

@@ -39,7 +39,7 @@ def test_a_drawing_that_is_nearly_a_region_is_that_region(page):
     click(page, 60, 60)
     click(page, 180, 180)
     wait_for_caption(page, said(RED))
-    expect(page.locator("#status")).to_have_text(f"What you drew is nearly region {region_of(page, RED)}.")
+    expect(page.locator("#status")).to_have_text(f"Your drawing nearly equals region {region_of(page, RED)}.")
     expect(page.get_by_role("treeitem")).to_have_count(num_regions)
 
 

@@ -38,11 +38,11 @@ def test_where_tokens_are_asked_for_the_page_asks_for_one(open_page, backend):
         page = open_page(url)
         page.expected = "status of 401"
         give(page, squares())
-        field = page.get_by_label("This service asks for an access token")
+        field = page.get_by_label("This service requires an access token")
         expect(field).to_be_focused()
         field.fill("wrong")
         page.keyboard.press("Enter")
-        expect(page.get_by_role("alert")).to_contain_text("does not know this token")
+        expect(page.get_by_role("alert")).to_contain_text("does not accept this token")
         field.fill(token)
         page.keyboard.press("Enter")
         expect(page.locator("#status")).to_contain_text("regions found.")
@@ -60,7 +60,7 @@ def test_what_the_service_refuses_is_told_in_its_words(page, backend):
     give_squares(page)
     backend.failure = OverloadedError()
     click(page, 120, 120)
-    expect(page.get_by_role("alert")).to_contain_text("too many requests are waiting; try again in a few seconds")
+    expect(page.get_by_role("alert")).to_contain_text("too many requests are queued; retry in a few seconds")
     expect(page.locator("#caption")).to_have_text("")
     backend.failure = None
     click(page, 70, 70)
@@ -68,7 +68,7 @@ def test_what_the_service_refuses_is_told_in_its_words(page, backend):
     expect(page.get_by_role("alert")).to_be_hidden()
     page.get_by_role("button", name="Another image").click()
     give(page, Image.new("RGB", (2000, 1000)))
-    expect(page.get_by_role("alert")).to_contain_text("2000 x 1000 pixels, this service takes 1000000 in all")
+    expect(page.get_by_role("alert")).to_contain_text("2000 x 1000 pixels; the limit is 1000000")
 
 
 def test_a_file_that_is_no_image_and_a_service_that_is_gone_are_told(open_page, backend):
@@ -89,7 +89,7 @@ def test_a_photo_that_its_camera_turned_stands_upright(page, backend):
     exif[0x0112] = 6
     lying = squares().crop((0, 0, SIDE, 180))
     give(page, lying, "phone.jpg", "image/jpeg", exif=exif.tobytes(), quality=95)
-    expect(page.locator("#status")).to_contain_text("turned upright")
+    expect(page.locator("#status")).to_contain_text("rotated upright")
     assert page.evaluate("[image.naturalWidth, image.naturalHeight]") == [180, 240]
     page.get_by_role("treeitem").first.locator(".row").first.click()
     expect(page.locator("#caption")).to_have_text(re.compile("^unique "))

@@ -71,11 +71,11 @@ def test_the_card_leads_up_and_down_the_tree(page):
     give_squares(page)
     click(page, 70, 70)
     wait_for_caption(page, said(RED))
-    page.get_by_role("button", name="To its first part").click()
+    page.get_by_role("button", name="First part").click()
     wait_for_caption(page, said(WHITE))
     expect(page.locator("#facts")).to_contain_text("2.8 % of the image · 40 × 40 pixels at 100, 100 · part of ")
-    expect(page.get_by_role("button", name="To its first part")).to_be_disabled()
-    page.get_by_role("button", name="To the whole").click()
+    expect(page.get_by_role("button", name="First part")).to_be_disabled()
+    page.get_by_role("button", name="Parent").click()
     wait_for_caption(page, said(RED))
 
 
@@ -148,7 +148,7 @@ def test_all_are_captioned_in_one_request_in_a_style_or_with_a_question(page, ba
     page.get_by_role("radio", name="Brief").check()
     click(page, 120, 120)
     wait_for_caption(page, said(WHITE, "brief"))
-    page.get_by_role("textbox", name="A question of your own").fill(" What color? ")
+    page.get_by_role("textbox", name="Your own question").fill(" What color? ")
     page.keyboard.press("Enter")
     wait_for_caption(page, said(WHITE, "What color?"))
     click(page, 70, 70)

@@ -338,5 +338,5 @@ def test_a_run_leaves_scores_pictures_panel_plot_and_record(
     }
     [stage] = json.loads((tmp_path / "model_best" / "training.json").read_text())["stages"]
     assert stage["weights"] == {"step": best, "best_by": "rouge_l", "score": rouge_l[best]}
-    assert stage["looks"]["rouge_l"] == rouge_l[best]
+    assert stage["eval_scores"]["rouge_l"] == rouge_l[best]
     Captioner.from_pretrained(tmp_path / "model_best")
