@@ -77,7 +77,7 @@ def test_seeds_scored_before_are_told_from_those_scored_now(evaluation, labeled,
     summary = benchmark_summary(evaluation, labeled, name="nano-1", recorded=recorded)
     assert {each["seed"]: each["scored"] for each in summary["seeds"]} == {0: "now", 4: "now", 7: "recorded"}
     assert summary["over_seeds"] == recorded["over_seeds"]
-    assert "don't compare" not in capsys.readouterr().err
+    assert "other labels" not in capsys.readouterr().err
 
 
 def test_seeds_scored_against_other_labels_are_left_out(evaluation, labeled, capsys):
@@ -86,7 +86,7 @@ def test_seeds_scored_against_other_labels_are_left_out(evaluation, labeled, cap
     summary = benchmark_summary(evaluation, labeled, name="nano-1", recorded=recorded)
     assert {each["seed"]: each["scored"] for each in summary["seeds"]} == {0: "now", 4: "now"}
     assert summary["over_seeds"] is None
-    assert "seeds were scored against other labels: they don't compare and are left out" in capsys.readouterr().err
+    assert "scored against other labels" in capsys.readouterr().err
 
 
 def test_the_package_holds_every_variant_of_one_base(capsys: pytest.CaptureFixture[str]) -> None:
