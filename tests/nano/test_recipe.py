@@ -62,7 +62,7 @@ def test_a_seed_s_four_models_differ_in_what_they_are_told_and_are_made_once(
         assert (Path(result.model) / "adapter").is_dir() == (name != "stage1")
     again = train_seed(config, 3, table=str(region_table), output=output)
     assert again == trained
-    assert capfd.readouterr().err.count("is there already") == 4
+    assert capfd.readouterr().err.count("exists already") == 4
 
 
 def fits(patch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -174,15 +174,18 @@ def test_a_request_has_one_id_in_its_response_and_in_the_access_log(url):
     assert response.headers.get_list("x-request-id") == ["from-the-client.1"]
     logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
     deadline = time.monotonic() + 10
-    while not (found := [each for log in logs.glob("worker-*.out") for each in access_lines(log)]):
-        assert time.monotonic() < deadline
+    while not (found := [each for log in logs.glob("worker-*.out") for each in access_lines(log, "from-the-client.1")]):
+        assert time.monotonic() < deadline, "the request's access line"
         time.sleep(0.2)
-    [line] = [each for each in found if each["request_id"] == "from-the-client.1"]
+    [line] = found
     assert (line["status"], line["model"], line["regions"]) == (200, "export", 1)
 
 
-def access_lines(log: Path) -> list[dict]:
-    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time": ')]
+def access_lines(log: Path, request_id: str) -> list[dict]:
+    """Return the complete access lines of a request; the file may end in a line that is being written."""
+    lines = log.read_text().rpartition("\n")[0].splitlines()
+    records = [json.loads(line) for line in lines if line.startswith('{"time": ')]
+    return [record for record in records if record["request_id"] == request_id]
 
 
 def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url, tiny_export):
