@@ -117,7 +117,7 @@ def compare(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(payload: dict[str, Any]) -> str:
-    """Measured next to predicted, and what real sizes need."""
+    """Return a table of measured and predicted memory, and of the projection to real sizes."""
     lines = ["model       stage  ZeRO  checkpointing  measured MB  formula MB   error"]
     for case in payload["cases"]:
         lines.append(

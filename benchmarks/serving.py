@@ -95,7 +95,7 @@ class Timing:
 
 def random_export(directory: Path, *, tile_limit: int) -> Path:
     """A captioner of InternVL2.5-1B's widths as an export."""
-    # After ureca.model, which lets torchvision load next to a CPU torch.
+    # After ureca.model, which makes torchvision importable with CPU torch.
     from transformers import InternVLForConditionalGeneration
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 

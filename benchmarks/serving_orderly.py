@@ -3,7 +3,7 @@
     python benchmarks/serving_orderly.py
 
 end        `ureca serve`, SIGTERM in the middle of many requests, streams among them: each has to end whole, and who
-           asks meanwhile is received to come again.
+           asks meanwhile gets 503 with Retry-After.
 exchange   A cluster (`ray start --head`), `serve deploy` of serve_apps/captioner.yaml, and of the same with a second
            model and another limit while clients ask: each of their requests has to be answered. The code comes to the
            cluster as docs/serving.md says, in a zip of this repository.

@@ -1,4 +1,4 @@
-"""Packed training next to one region per sequence and padded batches: regions a second at InternVL2.5-1B's shape.
+"""Training speed of packed, single and padded sequences: regions per second at InternVL2.5-1B's shape.
 
     python benchmarks/training.py                      about 20 minutes of CPU, or a few of a GPU
     python benchmarks/training.py --tiles 6 --num_tokens 16 --regions 1 16
@@ -109,7 +109,7 @@ def part_of_model(part: int) -> InternVLConfig:
 
 
 def new_bench(config: InternVLConfig, device: torch.device, *, bf16: bool) -> Bench:
-    # After ureca.model, which lets torchvision load next to a CPU torch.
+    # After ureca.model, which makes torchvision importable with CPU torch.
     from transformers import InternVLForConditionalGeneration
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 

@@ -4,7 +4,7 @@
 
 Real trainings of a few steps, as the jobs run them (Ray Train, DeepSpeed), one after the other: regions a second are
 the median over steps, the first epoch (image tokens are computed) apart from the later ones (they are kept). The first
-version is this repository's own commit of that name, checked out next to, with its recipes, its nano (of the same
+version is this repository's own commit of that name, checked out separately, with its recipes, its nano (of the same
 architecture but for the vocabulary) and the same images. Its steps of stage 2 have eight images, and today's code is
 timed with such too: that is what they are compared by. Today's recipe has steps of one image, which learn more of each
 but are too little for two workers to share: two cores train two seeds at once. Writes <output>/nano.json. Ten minutes
@@ -150,7 +150,7 @@ def measure_first_version(table: Path, directory: Path) -> list[dict[str, Any]]:
 
 def measure_side_by_side(table: Path, directory: Path, init: str) -> dict[str, Any]:
     """Two trainings of stage 2 at once, as two seeds are made: regions a second of both together."""
-    started, runs = time.monotonic(), [directory / f"next to{number}" for number in (0, 1)]
+    started, runs = time.monotonic(), [directory / f"parallel{number}" for number in (0, 1)]
     settings = {"workers.num_workers": "1", "workers.threads": "1", "init": init}
     with contextlib.ExitStack() as stack:
         jobs = [

@@ -9,7 +9,7 @@ Next: ureca view runs/build_mask_trees/mask_trees.parquet; python jobs/label_cor
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
+import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 
 from ureca.config import load_config
 from ureca.labeling.mask_trees import MaskTreesConfig, build_mask_trees

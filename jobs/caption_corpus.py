@@ -11,7 +11,7 @@ Next: ureca view runs/caption_corpus/regions.parquet
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
+import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 
 from ureca.captioning.config import CaptionConfig
 from ureca.captioning.job import caption_corpus

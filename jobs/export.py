@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
+import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 
 from ureca.config import load_config
 from ureca.runs import run_job

@@ -11,7 +11,7 @@ Next: python jobs/train_stage1.py --config nano_stage1 --table runs/label_corpus
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
+import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 
 from ureca.config import load_config
 from ureca.labeling.config import LabelConfig

@@ -11,7 +11,7 @@ Running the same command again resumes. Next: jobs/export.py --model runs/train_
 
 import dataclasses
 
-import bootstrap  # noqa: F401  (finds ureca next to the jobs if it is not installed)
+import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 
 from ureca.config import load_config
 from ureca.runs import Run, run_job

@@ -108,7 +108,7 @@ def test_a_later_stage_takes_the_mask_encoder_of_the_model_that_it_starts_from(c
         assert answer["stages"][0]["settings"]["lora_rank"] == (32 if stage == 2 else 4)
     # One of another base, left by another training at the same place, says nothing.
     CaptionerConfig(base="other", base_hash="", tile_limit=3, mask=mask).save(tmp_path)
-    assert mask_of(planned(capsys, *asked, "--stage=2")[1])[:2] == ("tokens", 8)
+    assert mask_of(planned(capsys, *asked, "--stage=2")[1]) == ("tokens", 8, "assumed: set --init or --mask.kind")
 
 
 def test_stage_3_is_sized_without_dropout_which_it_switches_off(capsys):

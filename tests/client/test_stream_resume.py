@@ -32,7 +32,7 @@ def received(events: Any) -> list[tuple[str, str]]:
     return [(id, f"[{event.caption}]" if isinstance(event, RegionCaption) else event) for id, event in events]
 
 
-@pytest.mark.parametrize("with_words", [True, False], ids=["received", "broken off"])
+@pytest.mark.parametrize("with_words", [True, False], ids=["error event", "broken off"])
 def test_a_broken_stream_goes_on_where_it_was_and_asks_for_what_is_left(with_words):
     first = stream(
         piece("a", "a red "), piece("b", "two "), piece("a", "car"), end("a", "a red car"), *[LOST] * with_words

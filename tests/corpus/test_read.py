@@ -236,10 +236,10 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path):
     with pytest.raises(InputError, match="a.json:.*JSON.*50"):
         read_sa1b(path, masks_path)
     masks_path.unlink()
-    with pytest.raises(InputError, match="a.json"):
+    with pytest.raises(InputError, match="a.json: no such file"):
         read_sa1b(path, masks_path)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ImageError, match="a.png"):
+    with pytest.raises(ImageError, match="a.png: .*(damaged|truncated|cut off|can't be)"):
         read_sa1b(path, None)
     path.unlink()
     with pytest.raises(ImageError) as error:

@@ -212,14 +212,14 @@ def test_other_tables_are_refused(tmp_path: Path, table: pa.Table, text: str):
 
 
 def test_missing_or_damaged_tables_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="nothing"):
+    with pytest.raises(InputError, match="nothing: no such file"):
         read_regions(tmp_path / "nothing")
-    with pytest.raises(InputError, match="parquet"):
+    with pytest.raises(InputError, match="no parquet file"):
         read_regions(tmp_path)
     write_regions(tmp_path / "a.parquet", ROWS)
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="a.parquet"):
+    with pytest.raises(InputError, match="a.parquet: .*readable as parquet"):
         read_regions(tmp_path)
 
 

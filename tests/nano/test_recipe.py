@@ -41,7 +41,7 @@ def recipes(folder: Path, base: Path) -> dict[str, str]:
 def test_a_seed_s_four_models_differ_in_what_they_are_told_and_are_made_once(
     region_table: Path, tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The seed is trained next to one that can't be: in a separate process, with a separate Ray."""
+    """One seed is trained while another fails, each in a separate process with a separate Ray."""
     config = NanoRecipeConfig(**recipes(tmp_path, tiny_base), seeds=(4, 3), seeds_at_once=2)
     damaged = tmp_path / "seed4" / "stage1" / "checkpoints" / "checkpoint_00000001_cut"
     damaged.mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_a_seed_s_four_models_differ_in_what_they_are_told_and_are_made_once(
     regions = {(result.steps, result.regions, result.images) for result in trained.values()}
     assert regions == {(1, 16, 7)}, "all on the same regions of the same images"
     first = {name: read_metrics(output / name / "metrics.jsonl")[0]["loss"] for name in trained}
-    assert len(set(first.values())) == 4, "each is received something else of the regions, or starts from other weights"
+    assert len(set(first.values())) == 4, "each differs in region cue or initial weights"
     for name, result in trained.items():
         assert CaptionerConfig.load(Path(result.model)).base == str(tiny_base)
         assert (Path(result.model) / "adapter").is_dir() == (name != "stage1")

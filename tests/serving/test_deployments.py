@@ -189,7 +189,7 @@ def access_lines(log: Path, request_id: str) -> list[dict]:
 
 
 def test_another_export_and_another_model_are_rolled_in_and_no_request_fails(url, tiny_export):
-    """One name's random weights make way for nano, and go on next to it under another name."""
+    """One name's random weights are replaced by nano, and continue under another name."""
     [old] = processes("engine")
     stop = threading.Event()
 

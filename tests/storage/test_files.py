@@ -192,7 +192,7 @@ def test_list_files_sorts_and_skips_incomplete_files(tmp_path):
     assert [Path(p).name for p in list_files(tmp_path, ".parquet")] == ["a.parquet", "b.parquet"]
     assert list_files(tmp_path / "c.json", ".json") == [str(tmp_path / "c.json")]
     assert list_files(tmp_path / "c.json", ".parquet") == []
-    with pytest.raises(InputError, match="folder"):
+    with pytest.raises(InputError, match="none: no such file or folder"):
         list_files(tmp_path / "none")
 
 
@@ -222,7 +222,7 @@ def test_walk_files_yields_visible_files_once(tmp_path, s3_bucket):
         found = sorted(walk_files(folder))
         assert [file.below for file in found] == ["a.jpg", "b/c.jpg", "b/e/f.json"]
         assert [file.path for file in found] == [f"{folder.rstrip('/')}/{file.below}" for file in found]
-        with pytest.raises(InputError, match="folder"):
+        with pytest.raises(InputError, match="none: no such folder"):
             walk_files(f"{folder}/none")
 
 

@@ -95,7 +95,7 @@ class Question:
 
 
 def drawn_questions(count: int, *, regions: int, max_tokens: int) -> list[Question]:
-    """Pictures of noise, each with that many boxes."""
+    """Return pictures of noise, each with `regions` boxes."""
     height, width = SIZE
     questions = []
     for seed in range(count):

@@ -201,5 +201,5 @@ def test_other_settings_are_refused_and_both_named(two_workers: Trained) -> None
 
 
 def test_missing_table_is_told_before_anything_starts(two_workers: Trained, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="parquet"):
+    with pytest.raises(InputError, match="no parquet file"):
         fit(replace(two_workers.config, table=str(tmp_path)), tmp_path)

@@ -1,4 +1,4 @@
-"""The gallery page of a region table, as a file; what it does in a browser is tested next to this."""
+"""The gallery page of a region table, as a file; for its behavior in a browser see test_gallery_in_browser.py."""
 
 import base64
 import io

@@ -1,6 +1,7 @@
 """Files of the formats that are wrong: one line that names file, line and key, and no table."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,66 +59,66 @@ def without(record: dict[str, Any], key: str) -> None:
     [
         (
             lambda some: without(some[1], "image"),
-            "…/captions.jsonl line 2: key 'image'",
+            r"…/captions.jsonl line 2: key 'image' is missing.*region_id",
         ),
-        (lambda some: without(some[1], "segmentation"), "…/captions.jsonl line 2: key 'segmentation'"),
+        (lambda some: without(some[1], "segmentation"), r"…/captions.jsonl line 2: key 'segmentation' is missing"),
         (
             lambda some: some[1].update(segmentation={"size": SIZE, "counts": "P"}),
-            "…/captions.jsonl line 2: key 'segmentation'",
+            r"…/captions.jsonl line 2: key 'segmentation' .*counts .*damaged.*'P'",
         ),
         (
             lambda some: some[1].update(segmentation=encode_mask(np.ones((30, 20), dtype=bool))),
-            "…/captions.jsonl line 2: key 'segmentation'",
+            r"…/captions.jsonl line 2: key 'segmentation' .*\[30, 20\].*\[20, 30\]",
         ),
-        (lambda some: some[0].update(segmentation="x"), "…/captions.jsonl line 1: key 'segmentation'"),
-        (lambda some: some[1].update(caption=7), "…/captions.jsonl line 2: key 'caption'"),
-        (lambda some: some[1].update(flags="bad"), "…/captions.jsonl line 2: key 'flags'"),
-        (lambda some: some[1].update(flags=[1]), "…/captions.jsonl line 2: key 'flags'"),
-        (lambda some: some[1].update(uniqueness="1"), "…/captions.jsonl line 2: key 'uniqueness'"),
-        (lambda some: some[1].update(attributes={"a": 1}), "…/captions.jsonl line 2: key 'attributes'"),
+        (lambda some: some[0].update(segmentation="x"), r"…/captions.jsonl line 1: key 'segmentation' .*RLE"),
+        (lambda some: some[1].update(caption=7), r"…/captions.jsonl line 2: key 'caption' is 7: .*text"),
+        (lambda some: some[1].update(flags="bad"), r"…/captions.jsonl line 2: key 'flags' is 'bad': .*list"),
+        (lambda some: some[1].update(flags=[1]), r"…/captions.jsonl line 2: key 'flags' is \[1\]: .*list of texts"),
+        (lambda some: some[1].update(uniqueness="1"), r"…/captions.jsonl line 2: key 'uniqueness' is '1': .*number"),
+        (lambda some: some[1].update(attributes={"a": 1}), r"…/captions.jsonl line 2: key 'attributes' is \{'a': 1\}:"),
         (
             lambda some: some[1].update(distractors=[{"region_id": "9"}]),
-            "…/captions.jsonl line 2: key 'distractors'",
+            r"…/captions.jsonl line 2: key 'distractors': .*'9'",
         ),
         (
             lambda some: some[1].update(region_id="1"),
-            "…/captions.jsonl line 2: region '1' of image 'a'",
+            r"…/captions.jsonl line 2: region '1' of image 'a' .*…/captions.jsonl line 1\.",
         ),
         (
             lambda some: some[1].update(parent_id="9"),
-            "…/captions.jsonl line 2: key 'parent_id'",
+            r"…/captions.jsonl line 2: key 'parent_id': image 'a' .*'9'",
         ),
         (
             lambda some: some[0].update(parent_id="2"),
-            "…/captions.jsonl line 1: key 'parent_id'",
+            r"…/captions.jsonl line 1: key 'parent_id': .*'a' .*cycle",
         ),
         (
             lambda some: without(some[1], "parent_id"),
-            "…/captions.jsonl line 2: key 'parent_id'",
+            r"…/captions.jsonl line 2: key 'parent_id' is missing.*'a'",
         ),
         (
             lambda some: some.append(some.pop(1)),
-            "…/captions.jsonl line 3: image 'a'",
+            r"…/captions.jsonl line 3: image 'a' .*again.*Sort the file",
         ),
-        (lambda some: some.clear(), "…/captions.jsonl:"),
+        (lambda some: some.clear(), r"…/captions.jsonl: no image"),
     ],
 )
 def test_jsonl(spoil: Callable[[list[dict[str, Any]]], object], expected: str, tmp_path: Path):
     records = lines()
     spoil(records)
-    assert refused(tmp_path, write_lines(tmp_path, records), "jsonl").startswith(expected)
+    assert re.match(expected, refused(tmp_path, write_lines(tmp_path, records), "jsonl"))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('\n{"image": "a.jp', "…/captions.jsonl line 2: not"),
-        ("[1, 2]\n", "…/captions.jsonl line 1: not"),
+        ('\n{"image": "a.jp', r"…/captions.jsonl line 2: not JSON \(Unterminated string starting at: line 1 column 11"),
+        ("[1, 2]\n", r"…/captions.jsonl line 1: not a JSON object.*\[1, 2\]"),
     ],
 )
 def test_lines_that_are_no_objects(text: str, expected: str, tmp_path: Path):
     (tmp_path / "captions.jsonl").write_text(text)
-    assert refused(tmp_path, str(tmp_path / "captions.jsonl"), "jsonl").startswith(expected)
+    assert re.match(expected, refused(tmp_path, str(tmp_path / "captions.jsonl"), "jsonl"))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):
@@ -171,33 +172,36 @@ def test_coco_of_others_gets_a_tree_from_masks_and_polygons(tmp_path: Path):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda some: without(some, "images"), "…/captions.json: key 'images'"),
-        (lambda some: some.update(annotations={}), "…/captions.json: key 'annotations'"),
-        (lambda some: without(some["images"][0], "height"), "…/captions.json: images[0]"),
-        (lambda some: some["images"][0].update(width="30"), "…/captions.json: images[0]"),
-        (lambda some: some["images"][0].update(notes=[1]), "…/captions.json: images[0]"),
-        (lambda some: some["images"].append(some["images"][0]), "…/captions.json: images[1]"),
+        (lambda some: without(some, "images"), r"…/captions.json: key 'images' is missing.*annotations"),
+        (lambda some: some.update(annotations={}), r"…/captions.json: key 'annotations' .*list.*COCO"),
+        (lambda some: without(some["images"][0], "height"), r"…/captions.json: images\[0\]: key 'height' is missing"),
+        (lambda some: some["images"][0].update(width="30"), r"…/captions.json: images\[0\]: .*'file_name'.*'width'"),
+        (lambda some: some["images"][0].update(notes=[1]), r"…/captions.json: images\[0\]: 'provenance' or 'notes'"),
+        (lambda some: some["images"].append(some["images"][0]), r"…/captions.json: images\[1\]: id 5"),
         (
             lambda some: some["images"].append({**some["images"][0], "id": 6}),
-            "…/captions.json: images[1]",
+            r"…/captions.json: images\[1\]: image 'val/a' .*'image_id'",
         ),
         (
             lambda some: some["annotations"][1].update(image_id=6),
-            "…/captions.json: annotations[1]",
+            r"…/captions.json: annotations\[1\]: key 'image_id': .* 6",
         ),
         (
             lambda some: some["annotations"][0].update(segmentation=[[1, 2]]),
-            "…/captions.json: annotations[0]",
+            r"…/captions.json: annotations\[0\]: polygon \[\[1, 2\]\]: .*three points",
         ),
-        (lambda some: without(some["annotations"][1], "segmentation"), "…/captions.json: annotations[1]"),
-        (lambda some: some["annotations"].append(7), "…/captions.json: annotations[3]"),
+        (
+            lambda some: without(some["annotations"][1], "segmentation"),
+            r"…/captions.json: annotations\[1\]: key 'segmentation' is missing",
+        ),
+        (lambda some: some["annotations"].append(7), r"…/captions.json: annotations\[3\]: 7 "),
     ],
 )
 def test_coco(spoil: Callable[[dict[str, Any]], object], expected: str, tmp_path: Path):
     content = coco()
     spoil(content)
     (tmp_path / "captions.json").write_text(json.dumps(content))
-    assert refused(tmp_path, str(tmp_path / "captions.json"), "coco").startswith(expected)
+    assert re.match(expected, refused(tmp_path, str(tmp_path / "captions.json"), "coco"))
 
 
 def test_truncated_coco(tmp_path: Path):
@@ -213,15 +217,15 @@ def conversation(image: str = "coffee", mask_id: str = "1") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({**conversation(), "conversations": []}, "…/captions.jsonl line 1: key 'conversations'"),
-        ({**conversation(), "mask_id": None}, "…/captions.jsonl line 1: key 'mask_id'"),
-        (conversation(mask_id="none"), "…/captions.jsonl line 1:"),
-        (conversation(image="tea"), "…/captions.jsonl line 1:"),
+        ({**conversation(), "conversations": []}, r"…/captions.jsonl line 1: key 'conversations' .* 0 "),
+        ({**conversation(), "mask_id": None}, r"…/captions.jsonl line 1: key 'mask_id' is missing.*id, image"),
+        (conversation(mask_id="none"), r"…/captions.jsonl line 1: image 'coffee' .*mask 'none'"),
+        (conversation(image="tea"), r"…/captions.jsonl line 1: .* no image 'tea'.* 1 "),
     ],
 )
 def test_the_authors_file(record: dict[str, Any], expected: str, tmp_path: Path):
     path = write_lines(tmp_path, [record])
-    assert refused(tmp_path, path, "ureca_jsonl", str(photos_directory())).startswith(expected)
+    assert re.match(expected, refused(tmp_path, path, "ureca_jsonl", str(photos_directory())))
 
 
 def test_the_authors_file_needs_the_corpus(tmp_path: Path):

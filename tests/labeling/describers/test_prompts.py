@@ -46,7 +46,7 @@ def test_views_fit_the_place_in_the_tree():
     top = default.prompt(request("judge", index=0)).views
     assert len(top) == 2, "context is the whole image there, and is not shown twice"
     [context, _] = default.prompt(request("short", index=0)).views
-    assert context[0].startswith("Image-1: the whole picture"), "and is received as what it is"
+    assert context[0].startswith("Image-1: the whole picture"), "and is labeled as such"
     assert context[1].size == (400, 300)
 
 

@@ -36,7 +36,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def of_vllm(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder of each family's official checkpoint, next to it what vLLM says."""
+    """Folder of each family's official checkpoint, with vLLM's result."""
     folder = tmp_path_factory.mktemp("official")
     checkpoints = {family: write_official(folder / family, family) for family in FAMILIES}
     prompt = f"<|im_start|>user\n<image>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"

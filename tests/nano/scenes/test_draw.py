@@ -183,7 +183,7 @@ def test_alike_things_differ_in_one_attribute_at_most_besides_place(scenes: list
         for a, b in pairs:
             keys = ("color", "texture", "shape", "size", "place")
             differing = {key for key in keys if a.attributes[key] != b.attributes[key]}
-            assert differing, f"seed {scene.seed}: {a.region_id} and {b.region_id} cannot be received apart"
+            assert differing, f"seed {scene.seed}: {a.region_id} and {b.region_id} cannot be told apart"
             assert len(differing - {"place"}) <= 1
             differences |= differing
     assert 0.35 < with_alike / len(scenes) < 0.65

@@ -95,6 +95,7 @@ def test_a_full_disk_ends_the_training_and_with_space_it_goes_on(
         fit(config, tmp_path / "run")
     assert str(ended.value).startswith("step 64: the checkpoint can't be saved. ")
     assert "the disk is full" in str(ended.value)
+    assert str(ended.value).endswith("resumes from the previous checkpoint.")
     assert steps_of(plan) == 56
     assert len(list_folders(small_disk / "checkpoints")) == 1
 

@@ -191,9 +191,9 @@ def test_notes_travel_to_the_driver_and_to_the_next_first_worker(driver: Plan, t
         storage_of(worker).push_log()
     storage_of(driver).pull_log()
     assert received.new() == ["start 0", "start 1"]
-    log_event(driver.directory, "received by this machine")
+    log_event(driver.directory, "logged by this machine")
     storage_of(driver).pull_log()  # which has more than S3
-    assert received.new() == ["received by this machine"]
+    assert received.new() == ["logged by this machine"]
     plain = replace(driver, checkpoints=CheckpointConfig(), directory=str(tmp_path / "plain"))
     storage_of(plain).push_log()
     storage_of(plain).pull_log()

@@ -156,7 +156,7 @@ def test_a_table_that_changed_under_a_run_is_refused(
     write_regions(table, [*rows[:5], replace(rows[5], regions=(other, *rows[5].regions[1:])), *rows[6:]])
     with pytest.raises(InputError, match=r"t\.parquet:.*\(1"):
         prepared(table, tmp_path / "run", processor, has_begun=True)
-    with pytest.raises(InputError, match=r"t\.parquet"):
+    with pytest.raises(InputError, match=r"t\.parquet.*changed"):
         index.rows()[0]  # as a worker finds it
     # A run without a finished step uses the current table.
     assert prepared(table, tmp_path / "run", processor).rows()[5].regions[0].caption == other.caption
@@ -321,7 +321,7 @@ def test_an_image_that_its_exif_note_turns_to_the_table_s_size_is_taken(
     for row in turned:
         Image.new("RGB", (64, 96)).save(row.image_path or "", exif=exif)
     write_regions(tmp_path / "t.parquet", [*turned, *rows[2:]])
-    monkeypatch.setattr("ureca.training.data.table_scan._HEAD_BYTES", 30)  # of which too little can be received
+    monkeypatch.setattr("ureca.training.data.table_scan._HEAD_BYTES", 30)  # too few bytes to read the size
     assert len(prepared(tmp_path / "t.parquet", tmp_path / "run", processor)) == 40
 
 
