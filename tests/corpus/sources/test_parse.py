@@ -449,7 +449,7 @@ def test_region_tables_that_are_no_source_are_refused(tmp_path: Path):
     for source, message in (
         ("held.parquet", "holds image bytes, but a source names files"),
         ("empty.parquet", "empty.parquet: .*without rows"),
-        ("held.parquet:images=photos", "held.parquet: .*images="),
+        ("held.parquet:images=photos", "held.parquet:images=photos: .*names its images"),
         ("none.parquet", "no such file or folder"),
     ):
         with pytest.raises(InputError, match=message):
