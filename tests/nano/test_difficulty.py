@@ -1,45 +1,18 @@
 """Difficulty of the benchmark: oracles state exactly what they know."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
+from support.labeled_scenes import labeled_row
 
 from ureca.attributes.claims import parse_claims
-from ureca.corpus.schema import ImageRow, RegionRow
 from ureca.evaluation.uniqueness import region_candidates
 from ureca.nano.benchmark import Labeled
 from ureca.nano.difficulty import as_tables, difficulty, oracle_captions
 from ureca.nano.scenes.draw import Scene, draw_scene
-from ureca.regions.rle import rle_area, rle_bbox
-
-
-def row_of(scene: Scene, captions: list[str]) -> ImageRow:
-    """A scene as a row of the region table, labeled with these captions."""
-    picture = io.BytesIO()
-    Image.fromarray(scene.image).save(picture, "PNG")
-    regions = tuple(
-        RegionRow(
-            region_id=region.region_id,
-            parent=region.parent,
-            depth=region.depth,
-            segmentation=region.segmentation,
-            area=rle_area(region.segmentation),
-            bbox=rle_bbox(region.segmentation),
-            caption=caption,
-        )
-        for region, caption in zip(scene.regions, captions, strict=True)
-    )
-    height, width = scene.image.shape[:2]
-    image_id = f"scene_{scene.seed:06d}"
-    return ImageRow(
-        image_id=image_id, image_bytes=picture.getvalue(), height=height, width=width, status="labeled", regions=regions
-    )
 
 
 def said(scene: Scene) -> list[dict[str, str]]:
-    row = row_of(scene, [""] * len(scene.regions))
+    row = labeled_row(scene, [""] * len(scene.regions))
     truth = {region.region_id: region.attributes for region in scene.regions}
     candidates = region_candidates(scene.image, row, truth)
     return [oracle_captions(scene.image, row, candidates, index, "red") for index in range(len(scene.regions))]
@@ -67,7 +40,7 @@ def test_oracles_say_what_they_know_and_nothing_else(seed: int):
 def test_labels_that_are_the_true_words_reach_everything_and_guesses_do_not():
     scenes = [draw_scene(seed) for seed in (5, 6)]
     captions = [[each["true_words"] for each in said(scene)] for scene in scenes]
-    rows = [row_of(scene, texts) for scene, texts in zip(scenes, captions, strict=True)]
+    rows = [labeled_row(scene, texts) for scene, texts in zip(scenes, captions, strict=True)]
     truth = {
         row.image_id: {region.region_id: region.attributes for region in scene.regions}
         for row, scene in zip(rows, scenes, strict=True)

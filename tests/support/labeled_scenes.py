@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ureca.corpus.schema import ImageRow, RegionRow
-from ureca.nano.scenes.draw import draw_scene
+from ureca.nano.scenes.draw import Scene, draw_scene
 from ureca.regions.rle import Rle, rle_area, rle_bbox
 
 SENTENCE = "the {size} {color}, {texture}, {shape} part in the {place}"
@@ -23,6 +23,12 @@ def png(image: np.ndarray) -> bytes:
 def scene_row(seed: int, *, known: bool = True) -> ImageRow:
     """A drawn scene labeled by its true attributes in one sentence; `known`: they are in the table too."""
     scene = draw_scene(seed)
+    captions = [SENTENCE.format(**region.attributes) for region in scene.regions]
+    return labeled_row(scene, captions, known=known)
+
+
+def labeled_row(scene: Scene, captions: Sequence[str], *, known: bool = False) -> ImageRow:
+    """A scene as a labeled row with these captions; `known`: with its true attributes."""
     regions = tuple(
         RegionRow(
             region_id=region.region_id,
@@ -31,14 +37,14 @@ def scene_row(seed: int, *, known: bool = True) -> ImageRow:
             segmentation=region.segmentation,
             area=rle_area(region.segmentation),
             bbox=rle_bbox(region.segmentation),
-            caption=SENTENCE.format(**region.attributes),
+            caption=caption,
             attributes=dict(region.attributes) if known else None,
         )
-        for region in scene.regions
+        for region, caption in zip(scene.regions, captions, strict=True)
     )
     height, width = scene.image.shape[:2]
     return ImageRow(
-        image_id=f"scene_{seed}",
+        image_id=f"scene_{scene.seed}",
         image_bytes=png(scene.image),
         height=height,
         width=width,

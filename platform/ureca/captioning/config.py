@@ -6,8 +6,7 @@ from typing import Literal
 
 from ureca.engine.config import EngineConfig
 from ureca.errors import ConfigError
-from ureca.pipeline.config import JobConfig, check_minimum
-from ureca.pipeline.usage import PriceConfig
+from ureca.pipeline.config import CaptionJobConfig, check_minimum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class EndpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionConfig(JobConfig):
+class CaptionConfig(CaptionJobConfig):
     """A corpus to caption, and the captioner to use.
 
     Sources may also be region tables (.parquet), whose regions get new captions and keep their tree.
@@ -64,14 +63,10 @@ class CaptionConfig(JobConfig):
     images_per_block: int = 8
     """Images per block. A block is written at once, as two small files; an interruption loses unfinished blocks only.
     Raise it for fewer files, lower it to lose less work."""
-    prices: PriceConfig = field(default_factory=PriceConfig)
-    """Prices for the usage report."""
-    project_images: int = 0
-    """Number of images to project the usage report to. 0: no projection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_minimum({"max_tokens": 1, "images_in_flight": 1, "project_images": 0})
+        check_minimum(self, {"max_tokens": 1})
         if not self.styles or len(set(self.styles)) < len(self.styles):
             raise ConfigError(f"styles={','.join(self.styles)}: name each style once: brief, detailed, unique")
         if self.table and self.table in self.sources:

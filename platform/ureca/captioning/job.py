@@ -20,14 +20,14 @@ from ureca.captioning.config import CaptionConfig
 from ureca.captioning.recipe import CaptionRecipe
 from ureca.captioning.worker import CaptionWorker
 from ureca.cluster import joins_cluster
-from ureca.corpus.table import canonical_digest, iter_images
+from ureca.corpus.table import canonical_digest
 from ureca.engine.config import gpus_per_actor
 from ureca.pipeline.budget import Budget
 from ureca.pipeline.coordinator import JobStats
-from ureca.pipeline.job import run_table_job
+from ureca.pipeline.job import run_reported_job
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources, default_progress_counts
-from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_usage
+from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,21 +131,10 @@ def caption_corpus(
         return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
 
     settings = recipe.settings()
-    stats, plan = run_table_job(
-        parts, config.sources, settings, label="caption", overwrite=config.overwrite, prepare=prepare
+    stats, table, seconds = run_reported_job(
+        config, directory, parts, settings, label="caption", prepare=prepare, started=started
     )
-    table = total_counts(iter_images(parts.table)) if stats.is_complete else None
-    seconds = time.monotonic() - started
     figures = EngineFigures.of(stats)
-    write_usage(
-        directory,
-        stats,
-        wall_seconds=seconds,
-        gpus_per_actor=plan.gpus_per_actor if plan else 0,
-        prices=config.prices,
-        project_images=config.project_images,
-        table=table,
-    )
     print(f"{'endpoint' if config.endpoint.url else 'engine':<13}{figures}", file=sys.stderr)
     stats.raise_unless_complete()
     assert table is not None

@@ -8,8 +8,7 @@ from ureca.labeling.describers.openai_client import ChatConfig
 from ureca.labeling.describers.vllm import VllmConfig
 from ureca.labeling.distractors import DistractorConfig
 from ureca.labeling.features import FeatureConfig
-from ureca.pipeline.config import ImageSettings, JobConfig, check_minimum
-from ureca.pipeline.usage import PriceConfig
+from ureca.pipeline.config import CaptionJobConfig, ImageSettings, check_minimum
 from ureca.regions.tree import TreeConfig
 
 
@@ -53,7 +52,7 @@ class LabelSettings(ImageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(JobConfig):
+class LabelConfig(CaptionJobConfig):
     """A corpus to label, and how to label it."""
 
     dry_run: bool = False
@@ -86,16 +85,10 @@ class LabelConfig(JobConfig):
     """GPUs per worker process, for models that propose or compare regions; describer vllm has its own option."""
     images_in_flight: int = 32
     """Images that one process labels concurrently. More keep a slow endpoint busier and take more memory."""
-    prices: PriceConfig = field(default_factory=PriceConfig)
-    """Prices for the usage report."""
-    project_images: int = 0
-    """Number of images to project the usage report to. 0: no projection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_minimum(
-            {"verify_retries": 0, "answer_retries": 0, "gpus_per_actor": 0, "images_in_flight": 1, "project_images": 0}
-        )
+        check_minimum(self, {"verify_retries": 0, "answer_retries": 0, "gpus_per_actor": 0})
         if self.judge_share and self.describer == "attributes":
             raise ConfigError(f"judge_share={self.judge_share}: describer attributes can't judge; use chat or vllm")
         if self.describer == "vllm" and self.gpus_per_actor:

@@ -20,17 +20,17 @@ from typing import Any
 from ureca.cluster import joins_cluster
 from ureca.config import config_to_dict
 from ureca.corpus.schema import SCHEMA_VERSION
-from ureca.corpus.table import canonical_digest, iter_images
+from ureca.corpus.table import canonical_digest
 from ureca.engine.config import gpus_per_actor
 from ureca.labeling.config import LabelConfig
 from ureca.labeling.worker import DescriberRecipe, LabelWorker
 from ureca.pipeline.budget import Budget
 from ureca.pipeline.coordinator import JobStats
 from ureca.pipeline.flags import NOT_UNIQUE
-from ureca.pipeline.job import run_table_job
+from ureca.pipeline.job import run_reported_job
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan, RowWorker, cluster_resources
-from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by, total_counts, write_usage
+from ureca.pipeline.usage import check_not_all_quarantined, quarantined_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +84,8 @@ def label_corpus(
         return functools.partial(make_worker, recipe), rows_plan(config, num_images, cluster_resources())
 
     settings = label_settings(config, recipe)
-    stats, plan = run_table_job(
-        parts, config.sources, settings, label="label", overwrite=config.overwrite, prepare=prepare
-    )
-    table = total_counts(iter_images(parts.table)) if stats.is_complete else None
-    seconds = time.monotonic() - started
-    write_usage(
-        directory,
-        stats,
-        wall_seconds=seconds,
-        gpus_per_actor=plan.gpus_per_actor if plan else 0,
-        prices=config.prices,
-        project_images=config.project_images,
-        table=table,
+    stats, table, seconds = run_reported_job(
+        config, directory, parts, settings, label="label", prepare=prepare, started=started
     )
     stats.raise_unless_complete()
     assert table is not None

@@ -25,7 +25,7 @@ from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.table import canonical_digest, iter_images
 from ureca.errors import InputError, StorageError
 from ureca.pipeline.budget import Budget
-from ureca.pipeline.config import ImageSettings, JobConfig
+from ureca.pipeline.config import ImageSettings, JobConfig, check_minimum
 from ureca.pipeline.job import run_table_job
 from ureca.pipeline.load import ImageLoader
 from ureca.pipeline.parts import Parts
@@ -52,7 +52,7 @@ class MaskTreesConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_minimum({"gpus_per_actor": 0})
+        check_minimum(self, {"gpus_per_actor": 0})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ureca.corpus.read import ReadLimits
 from ureca.errors import ConfigError
+from ureca.pipeline.usage import PriceConfig
 from ureca.proposals.config import ProposalConfig
 from ureca.regions.tree import TreeConfig
 
@@ -54,18 +55,30 @@ class JobConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("sources is empty: name the folders that hold the photos and their masks")
-        self._check_minimum({"actors": 0, "images_per_block": 1, "crash_attempts": 1})
+        check_minimum(self, {"actors": 0, "images_per_block": 1, "crash_attempts": 1})
         if self.table and not self.table.endswith(".parquet"):
             raise ConfigError(f"table={self.table}: must be the name of a .parquet file")
         TreeConfig.preset(self.tree)
 
-    def _check_minimum(self, minimums: Mapping[str, float]) -> None:
-        """Raise ConfigError if a field is below its minimum."""
-        check_minimum(self, minimums)
-
     def image_settings(self) -> ImageSettings:
         """Return how each image is read and its tree built."""
         return ImageSettings(limits=self.limits, tree=TreeConfig.preset(self.tree), proposals=self.proposals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionJobConfig(JobConfig):
+    """Fields of every job that captions images and reports its usage."""
+
+    images_in_flight: int = 32
+    """Images that one process works on concurrently."""
+    prices: PriceConfig = field(default_factory=PriceConfig)
+    """Prices for the usage report."""
+    project_images: int = 0
+    """Number of images to project the usage report to. 0: no projection."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_minimum(self, {"images_in_flight": 1, "project_images": 0})
 
 
 def check_minimum(config: Any, minimums: Mapping[str, float], *, section: str = "") -> None:

@@ -3,14 +3,20 @@
 sources --> manifest --ray_data.py: actors--> parts --> TABLE
 """
 
+import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ureca.corpus.sources.parse import write_manifest
+from ureca.corpus.table import iter_images
+from ureca.pipeline.config import CaptionJobConfig
 from ureca.pipeline.coordinator import JobStats
 from ureca.pipeline.parts import Parts
 from ureca.pipeline.ray_data import MakeWorker, RowsPlan, run_rows
+from ureca.pipeline.usage import total_counts, write_usage
 
 
 def run_table_job(
@@ -54,3 +60,41 @@ def run_table_job(
         parts.write_table()
         parts.mark_finished(settings)
     return stats, plan
+
+
+def run_reported_job(
+    config: CaptionJobConfig,
+    directory: str | os.PathLike[str],
+    parts: Parts,
+    settings: dict[str, Any],
+    *,
+    label: str,
+    prepare: Callable[[int], tuple[MakeWorker, RowsPlan]],
+    started: float,
+) -> tuple[JobStats, Counter[str] | None, float]:
+    """Run `run_table_job` with the job's configuration and write its usage report into `directory`.
+
+    Args:
+        started: start of the job by `time.monotonic()`.
+
+    Returns:
+        Totals of this start, totals of the table (None if the job is incomplete), and seconds since `started`.
+
+    Raises:
+        InputError, ConfigError, StorageError: as `run_table_job`.
+    """
+    stats, plan = run_table_job(
+        parts, config.sources, settings, label=label, overwrite=config.overwrite, prepare=prepare
+    )
+    table = total_counts(iter_images(parts.table)) if stats.is_complete else None
+    seconds = time.monotonic() - started
+    write_usage(
+        directory,
+        stats,
+        wall_seconds=seconds,
+        gpus_per_actor=plan.gpus_per_actor if plan else 0,
+        prices=config.prices,
+        project_images=config.project_images,
+        table=table,
+    )
+    return stats, table, seconds
