@@ -14,13 +14,14 @@ import dataclasses
 import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 
 from ureca.captioning.config import CaptionConfig
-from ureca.captioning.job import caption_corpus
 from ureca.config import load_config
 from ureca.runs import Run, run_job
 
 
 def main() -> None:
     config = load_config(CaptionConfig, description=__doc__ or "")  # YAML, then --section.key=value
+    from ureca.captioning.job import caption_corpus  # slow import, after the options are parsed
+
     run = Run.start("caption_corpus", config, directory=config.run_directory or None)
     summary = caption_corpus(config, run.directory)  # an engine in each GPU actor, or a service; on Ray Data
     run.finish(dataclasses.asdict(summary))  # summary.json

@@ -23,8 +23,9 @@ from ureca.demo.config import DemoConfig
 from ureca.demo.report import SHIPPED, demo_report
 from ureca.demo.serve import serve_heldout
 from ureca.demo.steps import Steps
+from ureca.evaluation.config import EvaluateConfig
 from ureca.evaluation.evaluate import evaluate
-from ureca.evaluation.variants import EvaluateConfig, trained_variant, variants_of
+from ureca.evaluation.variants import trained_variant, variants_of
 from ureca.labeling.config import LabelConfig
 from ureca.labeling.job import label_corpus
 from ureca.model.exporting.export import export

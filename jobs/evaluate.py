@@ -14,13 +14,15 @@ from ureca.config import load_config
 from ureca.corpus.ground_truth import read_ground_truth
 from ureca.corpus.split import split_heldout
 from ureca.corpus.table import iter_images
-from ureca.evaluation.evaluate import evaluate
-from ureca.evaluation.variants import EvaluateConfig, variants_of
+from ureca.evaluation.config import EvaluateConfig
 from ureca.runs import Run, run_job
 
 
 def main() -> None:
     config = load_config(EvaluateConfig, description=__doc__)
+    from ureca.evaluation.evaluate import evaluate  # slow imports, after the options are parsed
+    from ureca.evaluation.variants import variants_of
+
     run = Run.start("evaluate", config, directory=config.run_directory or None)
 
     # Held-out images, never used in training.

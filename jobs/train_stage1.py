@@ -15,12 +15,14 @@ import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 from ureca.config import load_config
 from ureca.runs import Run, run_job
 from ureca.training.config import Stage1Config
-from ureca.training.launch import fit
-from ureca.training.plan import resolve_defaults
 
 
 def main() -> None:
-    config = resolve_defaults(load_config(Stage1Config, description=__doc__ or ""))  # YAML, then --section.key=value
+    config = load_config(Stage1Config, description=__doc__ or "")  # YAML, then --section.key=value
+    from ureca.training.launch import fit  # slow imports, after the options are parsed
+    from ureca.training.plan import resolve_defaults
+
+    config = resolve_defaults(config)
     run = Run.start("train_stage1", config, directory=config.run_directory or None)
     result = fit(config, run.directory)  # Ray Train + DeepSpeed
     run.finish(dataclasses.asdict(result))  # summary.json

@@ -12,7 +12,8 @@ from ureca.config import load_config
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.table import write_regions
 from ureca.errors import CheckpointError, ConfigError, InputError
-from ureca.evaluation.variants import EvaluateConfig, variants_of
+from ureca.evaluation.config import EvaluateConfig
+from ureca.evaluation.variants import variants_of
 from ureca.model.captioner import Captioner
 
 CONFIGS = ROOT / "jobs" / "configs"
