@@ -7,11 +7,13 @@ import time
 
 import psutil
 
-from ureca.engine.process import guard
+from ureca.engine import process
+from ureca.engine.process import end_llm, guard
 
 OWNER = """
 import subprocess, sys, time
-from ureca.engine.process import guard
+from ureca.engine import process
+from ureca.engine.process import end_llm, guard
 engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 watch = guard([engine.pid])
 print(engine.pid, flush=True)
@@ -47,3 +49,21 @@ def test_a_guard_ends_when_it_is_told_and_takes_nobody_else_along():
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+def test_end_llm_leaves_nothing_for_the_destructor(monkeypatch):
+    """vLLM's `__del__` shuts down too: when the interpreter exits, vLLM's modules are gone and it fails."""
+    shutdowns = []
+
+    class Llm:
+        def shutdown(self):
+            shutdowns.append(1)
+
+        def __del__(self):
+            self.shutdown()
+
+    llm = Llm()
+    monkeypatch.setitem(process._guards, id(llm), guard([]))
+    end_llm(llm)
+    del llm
+    assert shutdowns == [1]

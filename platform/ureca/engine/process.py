@@ -105,4 +105,5 @@ def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
 def end_llm(llm: Any) -> None:
     """End the engine's processes. Call it in the event loop in which the engine was started."""
     llm.shutdown()
+    llm.shutdown = lambda: None  # its __del__ shuts down again: at exit, with vLLM's modules gone, in a traceback
     _guards.pop(id(llm)).communicate()  # closes its input
