@@ -87,13 +87,28 @@ def start_llm(
             enforce_eager=on_cpu,  # compiling takes longer than it saves
             generation_config="vllm",  # use the caller's sampling parameters, not the base's defaults
             disable_log_stats=True,
-            distributed_executor_backend="mp" if tensor_parallel_size > 1 else None,
+            distributed_executor_backend=_executor(tensor_parallel_size, on_cpu=on_cpu),
             **{"enable_prefix_caching": True, **options},
         ),
         stat_loggers=list(stat_loggers),
     )
     _guards[id(llm)] = guard([child.pid for child in set(multiprocessing.active_children()) - before if child.pid])
     return llm
+
+
+def _executor(tensor_parallel_size: int, *, on_cpu: bool) -> Any:
+    """Return vLLM's executor: the worker runs in the engine's process unless it must have its own.
+
+    vLLM's CPU platform gives every worker a process, to bind its threads to cores. Without binding that process only
+    costs: an engine starts 1.6 times slower, takes 0.7 GB more, and passes each step through a pipe.
+    """
+    if tensor_parallel_size > 1:
+        return "mp"
+    if not on_cpu or os.environ["VLLM_CPU_OMP_THREADS_BIND"] != "nobind":
+        return None
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return UniProcExecutor  # the class: the name "uni" is what the CPU platform replaces
 
 
 def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
