@@ -4,6 +4,8 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
+import pytest
+
 
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -20,6 +22,7 @@ def test_torchvision_imports_after_repeated_declaration():
     )
 
 
+@pytest.mark.slow
 def test_vllm_plugin_declares_operators_in_fresh_process():
     [plugin] = [each for each in entry_points(group="vllm.platform_plugins") if "ureca" in each.name]
     assert plugin.load()() is None, "None means: not a platform of vLLM"

@@ -98,6 +98,7 @@ def test_a_seed_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPat
     assert [(seed, str(error)) for seed, error in failed.items()] == [(0, "seed0: damaged")]
 
 
+@pytest.mark.slow
 def test_errors_of_seeds_at_once_arrive_as_they_are(tmp_path: Path) -> None:
     config = NanoRecipeConfig(seeds=(0, 1), seeds_at_once=2, stage1="no_such_recipe")
     trained, failed = train_seeds(config, table="t", output=tmp_path)
