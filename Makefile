@@ -8,6 +8,7 @@
 # make clean   remove the environment and the caches; runs/ stays
 #
 # PYTHON=python3.11   the interpreter to make .venv with
+# TEST_PROCESSES=2       processes that run tests side by side; more need about 6 GB of memory each
 # LOCK=requirements-gpu.lock   on a machine with an NVIDIA GPU
 # MODEL=runs/demo/export   what make serve serves; without it what serve_apps/captioner.yaml names: the package's nano
 
@@ -15,6 +16,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements.lock
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
+# One process runs all tests of a module: what its fixtures start is started once.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 # Named after the content it was installed from: a second make installs nothing, another lock or branch does.
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | cksum | tr ' ' '-')
 
@@ -46,10 +50,10 @@ lint: setup
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 demo: setup
 	@$(BIN)/python jobs/demo.py

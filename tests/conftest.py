@@ -24,6 +24,13 @@ import pytest  # noqa: E402
 pytest_plugins = ["support.tiny", "support.exports", "support.measuring_backend"]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes, begin with the slow modules: quick ones at the end keep all processes busy."""
+    if hasattr(config, "workerinput"):
+        slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow_files)
+
+
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """Yield `s3://…` of an empty bucket on a loopback S3 server, set up in the environment."""

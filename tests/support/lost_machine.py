@@ -46,7 +46,7 @@ def main() -> None:
     training.start()
     while training.is_alive():
         line = last_line(directory / "metrics.jsonl")
-        if line is not None and line["step"] > steps_of(plan) >= 8:
+        if line is not None and line["step"] > steps_of(plan) >= 4:
             break
         time.sleep(0.2)
     assert line is not None

@@ -1,5 +1,6 @@
 """Whole trainings of a model so small that starting them takes longest: their configurations, and what is compared."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -28,8 +29,8 @@ from ureca.training.monitor.inloop_eval import select_eval_images
 from ureca.training.monitor.metrics import last_line, read_metrics
 from ureca.training.plan import Plan
 
-NUM_STEPS = 70
-# Of the loss, and of each weight on the scale of how far it moved. Sums in another order, 70 times over.
+NUM_STEPS = 34
+# Of the loss, and of each weight on the scale of how far it moved. Sums in another order, 34 times over.
 CURVE_TOLERANCE = 2e-5
 WEIGHT_TOLERANCE = 2e-3
 
@@ -61,7 +62,7 @@ def stage1(base: Path, table: Path, *, num_workers: int, zero_stage: int = 1, nu
         batch=BatchConfig(images_per_step=4, tokens_per_device=1000 if num_workers == 1 else 400, regions_per_image=3),
         optimizer=OptimizerConfig(learning_rate=3e-3, epochs=NUM_STEPS * 4 / 7),
         workers=WorkersConfig(num_workers=num_workers, zero_stage=zero_stage, max_failures=1),  # type: ignore[arg-type]
-        checkpoints=CheckpointConfig(every_steps=8, num_to_keep=num_to_keep),
+        checkpoints=CheckpointConfig(every_steps=4, num_to_keep=num_to_keep),
     )
 
 
@@ -122,6 +123,8 @@ def wait_for_step(plan: Plan, step: int, process: "subprocess.Popen[str]") -> No
 
 
 def training_workers() -> Iterator[psutil.Process]:
-    for process in psutil.process_iter(["cmdline"]):
-        if any("RayTrainWorker" in word for word in process.info["cmdline"] or []):
-            yield process
+    """Yield the workers of trainings on this process's Ray."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrainWorker" in word for word in process.cmdline()):
+                yield process

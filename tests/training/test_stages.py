@@ -146,7 +146,7 @@ def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest
 
     plan = Plan.from_config(config, directory)
     with subprocess.Popen(command, text=True, **options) as process:
-        wait_for_step(plan, 8, process)
+        wait_for_step(plan, 4, process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -155,7 +155,7 @@ def interrupted(two_workers: Trained, ray_cluster: str, tmp_path_factory: pytest
     assert 0 < done < NUM_STEPS, "it was over before it could be interrupted"
 
     with subprocess.Popen(command, text=True, **options) as process:
-        wait_for_step(plan, done + 8, process)
+        wait_for_step(plan, done + 4, process)
         next(training_workers()).kill()
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -181,12 +181,12 @@ def test_export_of_a_trained_captioner_is_a_plain_internvl(stage2_run: Trained, 
 
 def test_finished_training_is_not_repeated(two_workers: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(two_workers.config, two_workers.directory) == two_workers.result
-    assert "all 70 steps are done" in capsys.readouterr().err
+    assert f"all {NUM_STEPS} steps are done" in capsys.readouterr().err
 
 
 def test_only_the_newest_checkpoints_stay_and_they_leave_out_the_base(one_worker: Trained) -> None:
     checkpoints = sorted((one_worker.directory / "checkpoints").glob("checkpoint_0*"))
-    assert [json.loads((c / "record.json").read_text())["step"] for c in checkpoints] == [64, 70]
+    assert [json.loads((c / "record.json").read_text())["step"] for c in checkpoints] == [32, 34]
     weights = load_file(checkpoints[-1] / "weights.safetensors")
     assert {name.removeprefix("mask_encoder.") for name in weights} == one_worker.mask_encoder.keys()
     assert all(

@@ -46,9 +46,9 @@ def test_other_workers_go_on_and_past_a_damaged_checkpoint(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two workers, ZeRO 1, to step 40; one, ZeRO 3, to 56; two, ZeRO 2, to the end."""
+    """Two workers, ZeRO 1, to step 20; one, ZeRO 3, to 28; two, ZeRO 2, to the end."""
     config = replace(two_workers.config, checkpoints=replace(two_workers.config.checkpoints, num_to_keep=3))
-    *_, damaged = take_over(two_workers, (40, 48), tmp_path / "one")
+    *_, damaged = take_over(two_workers, (20, 24), tmp_path / "one")
     data = bytearray((damaged / "exp_avg.safetensors").read_bytes())
     data[-1] ^= 1
     (damaged / "exp_avg.safetensors").write_bytes(data)
@@ -56,13 +56,13 @@ def test_other_workers_go_on_and_past_a_damaged_checkpoint(
     one = replace(config, workers=WorkersConfig(num_workers=1, zero_stage=3, max_failures=0))
     gone_on = Trained(tmp_path / "one", one, fit(one, tmp_path / "one"))
     received = capsys.readouterr().err
-    assert re.search(rf"{damaged.name}: exp_avg\.safetensors .*step 40", received)
-    assert re.search(r"step 40: .*2 workers \(ZeRO 1\).* 1 \(ZeRO 3\)", received)
+    assert re.search(rf"{damaged.name}: exp_avg\.safetensors .*step 20", received)
+    assert re.search(r"step 20: .*2 workers \(ZeRO 1\).* 1 \(ZeRO 3\)", received)
     assert_same_training(gone_on, two_workers, fresh_mask_encoder)
     # What Ray Train did not write in this run is gone after it, the damaged one too.
-    assert [int(name[11:19]) for name in list_folders(tmp_path / "one" / "checkpoints")] == [56, 64, 70]
+    assert [int(name[11:19]) for name in list_folders(tmp_path / "one" / "checkpoints")] == [28, 32, 34]
 
-    take_over(gone_on, (56,), tmp_path / "two")
+    take_over(gone_on, (28,), tmp_path / "two")
     two = replace(config, workers=WorkersConfig(num_workers=2, zero_stage=2, max_failures=0))
     back = Trained(tmp_path / "two", two, fit(two, tmp_path / "two"))
     assert re.search(r"1 worker \(ZeRO 3\).* 2 \(ZeRO 2\)", capsys.readouterr().err)
@@ -74,7 +74,7 @@ def small_disk(two_workers: Trained, tmp_path: Path) -> Iterator[Path]:
     """A file system with room for 1.5 checkpoints."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
-    (checkpoint,) = (two_workers.directory / "checkpoints").glob("checkpoint_00000056_*")
+    (checkpoint,) = (two_workers.directory / "checkpoints").glob("checkpoint_00000028_*")
     size = sum(file.stat().st_size for file in checkpoint.iterdir()) * 3 // 2
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mounted)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
@@ -86,17 +86,17 @@ def small_disk(two_workers: Trained, tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_the_training_and_with_space_it_goes_on(
     two_workers: Trained, fresh_mask_encoder: dict[str, torch.Tensor], small_disk: Path, tmp_path: Path
 ) -> None:
-    take_over(two_workers, (56,), tmp_path / "run")
+    take_over(two_workers, (28,), tmp_path / "run")
     shutil.move(tmp_path / "run" / "checkpoints", small_disk)
-    config = replace(two_workers.config, checkpoints=CheckpointConfig(every_steps=8, storage=str(small_disk)))
+    config = replace(two_workers.config, checkpoints=CheckpointConfig(every_steps=4, storage=str(small_disk)))
     plan = Plan.from_config(config, tmp_path / "run")
-    assert steps_of(plan) == 56
+    assert steps_of(plan) == 28
     with pytest.raises(TrainingError) as ended:
         fit(config, tmp_path / "run")
-    assert str(ended.value).startswith("step 64: the checkpoint can't be saved. ")
+    assert str(ended.value).startswith("step 32: the checkpoint can't be saved. ")
     assert "the disk is full" in str(ended.value)
     assert str(ended.value).endswith("resumes from the previous checkpoint.")
-    assert steps_of(plan) == 56
+    assert steps_of(plan) == 28
     assert len(list_folders(small_disk / "checkpoints")) == 1
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
