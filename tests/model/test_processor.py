@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.families import processor_for
 
 from ureca.errors import CheckpointError
 from ureca.model.captioner import Captioner, CaptionerConfig
-from ureca.model.processor import location_token
+from ureca.model.processor import CaptionerProcessor, location_token
 
 
 def test_prefix_and_branch_are_what_the_chat_template_gives(tiny_captioner_f64: Captioner) -> None:
@@ -70,3 +71,20 @@ def test_an_export_says_with_how_many_tiles_it_was_trained_and_another_number_is
     for load in (Captioner.from_pretrained, PromptBuilder):
         with pytest.raises(CheckpointError, match="1.*12.*1.*6"):
             load(folder)
+
+
+def test_hub_processor_is_set_to_cut_tiles_and_saves_so(tmp_path: Path) -> None:
+    """The hub's `-hf` repositories have crop_to_patches=false, which means one tile for every image."""
+    processor = CaptionerProcessor(processor_for(), tile_limit=6)
+    image = np.zeros((300, 600, 3), dtype=np.uint8)
+    columns, rows = processor.grid((300, 600))
+    assert len(processor.image_inputs(image)) == columns * rows + 1 > 2
+    processor.save_pretrained(str(tmp_path))
+    CaptionerProcessor.from_captioner(str(tmp_path), tile_limit=6)
+    path = tmp_path / "processor_config.json"
+    record = json.loads(path.read_text())
+    assert record["image_processor"]["crop_to_patches"] is True
+    record["image_processor"]["crop_to_patches"] = False
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="crop_to_patches=false"):
+        CaptionerProcessor.from_captioner(str(tmp_path), tile_limit=6)

@@ -63,9 +63,9 @@ def processors() -> dict[int, CaptionerProcessor]:
     for limit in LIMITS:
         hf = nano_processor(tokenizer)
         size = {"height": TILE_PX, "width": TILE_PX}
-        # as the hub's processors come: up to 12 tiles, which CaptionerProcessor has to change
+        # as in the hub's `-hf` repositories: one tile, or up to 12, which CaptionerProcessor has to change
         hf.image_processor = GotOcr2ImageProcessor(
-            size=size, crop_to_patches=True, max_patches=12, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
+            size=size, crop_to_patches=False, max_patches=12, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
         )
         made[limit] = CaptionerProcessor(hf, tile_limit=limit)
     return made

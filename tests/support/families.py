@@ -73,12 +73,12 @@ def drawn_weights(config: InternVLConfig, *, seed: int = 0) -> InternVLForCondit
     return model.eval()
 
 
-def processor_for(tile_limit: int = 6) -> InternVLProcessor:
-    """transformers' own processor for tiles of `TILE_PX`, with nano's kind of vocabulary."""
+def processor_for() -> InternVLProcessor:
+    """Return transformers' processor for tiles of `TILE_PX`, with the hub's settings and nano's kind of vocabulary."""
     size = {"height": TILE_PX, "width": TILE_PX}
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(
-            size=size, crop_to_patches=True, min_patches=1, max_patches=tile_limit, **IMAGENET
+            size=size, crop_to_patches=False, min_patches=1, max_patches=12, **IMAGENET
         ),
         tokenizer=nano_tokenizer(WORDS * 50, num_words=NUM_WORDS),
         video_processor=InternVLVideoProcessor(size=size, **IMAGENET),

@@ -65,6 +65,8 @@ class CaptionerProcessor:
         self.tile_limit = tile_limit
         self.tokenizer: PreTrainedTokenizerBase = hf.tokenizer  # type: ignore[attr-defined]
         self.image_processor: Any = hf.image_processor  # type: ignore[attr-defined]
+        # The hub's `-hf` repositories say False: their image processor alone would return one tile for every image.
+        self.image_processor.crop_to_patches = True
         self.image_processor.max_patches = tile_limit
         self.image_processor.min_patches = 1
         self.tile_px: int = self.image_processor.size["height"]
@@ -90,6 +92,11 @@ class CaptionerProcessor:
                 f"{path}: processor_config.json cuts an image into {least} to {most} tiles (min_patches, "
                 f"max_patches), but captioner_config.json was trained with 1 to {tile_limit}; undo the change, or "
                 "export again"
+            )
+        if not hf.image_processor.crop_to_patches:
+            raise CheckpointError(
+                f"{path}: processor_config.json has crop_to_patches=false, so vLLM and transformers would use one tile, "
+                f"but the captioner was trained with up to {tile_limit}; set it to true, or export again"
             )
         return cls(hf, tile_limit=tile_limit)
 
