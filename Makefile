@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfi
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | cksum | tr ' ' '-')
 
 # Chosen on purpose, not left to Ray's default: a Ray started here asks for the token in ~/.ray, which it makes
-# itself. The tests switch it off (tests/conftest.py): their Ray listens on loopback only and dies with them.
+# itself. The tests switch it off (tests/conftest.py): their Ray dies with them.
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= ureca.serving.proxy:middlewares

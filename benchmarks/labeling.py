@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it ends with this process
 
 import mask_trees
 import psutil

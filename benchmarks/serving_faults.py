@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it ends with this process
 
 import psutil
 

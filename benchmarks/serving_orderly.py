@@ -1,12 +1,12 @@
-"""End the caption service in order, and exchange it, while it is asked; count what became of every region.
+"""Shut down and upgrade the caption service under load; count the outcome of every region.
 
     python benchmarks/serving_orderly.py
 
-end        `ureca serve`, SIGTERM in the middle of many requests, streams among them: each has to end whole, and who
-           asks meanwhile gets 503 with Retry-After.
-exchange   A cluster (`ray start --head`), `serve deploy` of serve_apps/captioner.yaml, and of the same with a second
-           model and another limit while clients ask: each of their requests has to be answered. The code comes to the
-           cluster as docs/serving.md says, in a zip of this repository.
+    end         `ureca serve` gets SIGTERM during many requests, some of them streams. Requests in progress must finish;
+                later ones must get 503 with Retry-After.
+    exchange    A cluster (`ray start --head`) runs serve_apps/captioner.yaml through `serve deploy`. While clients send
+                requests, a second deploy adds a model and changes a limit: no request may fail. The code reaches the
+                cluster as docs/serving.md says, in a zip of this repository.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it ends with this process
 
 import httpx
 import yaml

@@ -18,7 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it ends with this process
 
 from ureca.errors import CheckpointError
 from ureca.evaluation.evaluate import Evaluation, evaluate

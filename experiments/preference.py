@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it ends with this process
 
 from ureca.evaluation.evaluate import Evaluation, evaluate
 from ureca.evaluation.variants import trained_variant

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 os.environ.pop("RAY_ADDRESS", None)  # would override every address that a test passes
 os.environ.update(
     {
-        # Ray's default would write a token into the home folder; here Ray listens on loopback only.
+        # Ray's default would write a token into the home folder; here Ray ends with the tests.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ureca.serving.proxy:middlewares",

@@ -26,7 +26,7 @@ from typing import Any
 
 from support.paths import JOBS, SUPPORT
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it listens on loopback only
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported; it ends with this process
 
 import psutil
 import pyarrow.parquet as pq

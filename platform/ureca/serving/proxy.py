@@ -1,13 +1,12 @@
 """Proxy middleware: 503 with `Retry-After`, in the service's format, while no ingress answers.
 
-Without it, Serve's proxy sends nothing if the ingress dies, which its HTTP server turns into a bare 500, and 404
-without an application: before the first one is deployed, and while the last one finishes its requests.
+Without it, Serve's proxy sends nothing if the ingress dies, which its HTTP server turns into a bare 500. If there is no
+application (before the first one is deployed, and while the last one finishes its requests), the proxy answers 404.
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=ureca.serving.proxy:middlewares
 
 must be set in the environment in which Ray starts. `make` and `ureca serve` set it; elsewhere the proxy must find this
-package. Without it, a request whose ingress dies gets a bare 500, and a request without an ingress a 503 without
-`Retry-After`.
+package.
 """
 
 import json

@@ -3,7 +3,7 @@
     base and its license     licenses.py
     data, recipe, figures    training.json, which training writes into the model directory and export copies
     scores with intervals    scores.json of jobs/evaluate.py or jobs/nano_benchmark.py
-    how to load it           code that tests/model/exporting/test_card.py and tests/engine/test_card.py execute
+    how to load it           code that tests/model/exporting/test_card.py and tests/engine/test_parity.py execute
 
 Missing facts are stated as not recorded.
 """

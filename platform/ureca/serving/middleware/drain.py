@@ -17,12 +17,12 @@ class Drain:
     """Counts requests in progress and decides whether new ones are accepted."""
 
     def __init__(self) -> None:
-        self.peek_first_event = False
+        self.draining = False
         self.in_progress = 0
 
     async def wait(self) -> None:
         """Stop accepting requests, and return when the last one in progress has finished."""
-        self.peek_first_event = True
+        self.draining = True
         while self.in_progress:
             await asyncio.sleep(0.1)
 
@@ -38,7 +38,7 @@ class DrainMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._drain.peek_first_event and path_below_prefix(scope) != "/healthz":
+        if self._drain.draining and path_below_prefix(scope) != "/healthz":
             body = error_body("unavailable", "the service is shutting down; retry")
             await JSONResponse(body, 503)(scope, receive, send)
             return
