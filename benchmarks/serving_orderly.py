@@ -1,12 +1,12 @@
 """Shut down and upgrade the caption service under load; count the outcome of every region.
 
-    python benchmarks/serving_orderly.py
+python benchmarks/serving_orderly.py
 
-    end         `ureca serve` gets SIGTERM during many requests, some of them streams. Requests in progress must finish;
-                later ones must get 503 with Retry-After.
-    exchange    A cluster (`ray start --head`) runs serve_apps/captioner.yaml through `serve deploy`. While clients send
-                requests, a second deploy adds a model and changes a limit: no request may fail. The code reaches the
-                cluster as docs/serving.md says, in a zip of this repository.
+end         `ureca serve` gets SIGTERM during many requests, some of them streams. Requests in progress must finish;
+            later ones must get 503 with Retry-After.
+exchange    A cluster (`ray start --head`) runs serve_apps/captioner.yaml through `serve deploy`. While clients send
+            requests, a second deploy adds a model and changes a limit: no request may fail. The code reaches the
+            cluster as docs/serving.md says, in a zip of this repository.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """HTTP client of the caption service.
 
-    client = Client("http://localhost:8000")
-    for answer in client.caption("photo.jpg", [{"id": "7", "box": [40, 30, 200, 120]}]):
-        print(answer.id, answer.caption or answer.error)
+client = Client("http://localhost:8000")
+for answer in client.caption("photo.jpg", [{"id": "7", "box": [40, 30, 200, 120]}]):
+    print(answer.id, answer.caption or answer.error)
 """
 
 import base64

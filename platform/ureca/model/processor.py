@@ -95,7 +95,7 @@ class CaptionerProcessor:
             )
         if not hf.image_processor.crop_to_patches:
             raise CheckpointError(
-                f"{path}: processor_config.json has crop_to_patches=false, so vLLM and transformers would use one tile, "
+                f"{path}: processor_config.json has crop_to_patches=false, so every image would be one tile, "
                 f"but the captioner was trained with up to {tile_limit}; set it to true, or export again"
             )
         return cls(hf, tile_limit=tile_limit)
