@@ -89,6 +89,7 @@ def test_another_model_takes_the_place_of_the_yaml_s_and_keeps_its_settings(tmp_
     assert service.settings.limits.max_regions == 7
     [(name, model)] = service.settings.models.items()
     assert (name, model.export, model.num_cpus, model.num_gpus) == ("my_export", "runs/my_export", 3, 2)
+    assert model.engine.tensor_parallel_size == 2
     assert service.start["http_options"] == {"host": "127.0.0.1", "port": 1}
 
 
