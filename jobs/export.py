@@ -15,6 +15,7 @@ from typing import Literal
 import bootstrap  # noqa: F401  (makes ureca importable if it is not installed)
 
 from ureca.config import load_config
+from ureca.devices import choose_device
 from ureca.runs import run_job
 from ureca.storage.files import read_json
 
@@ -45,6 +46,8 @@ class ExportConfig:
     """Hub names of the data, for the card."""
     language: tuple[str, ...] = ("en",)
     """Languages of the captions."""
+    device: str = ""
+    """Device of the verification: cpu, cuda or cuda:1. Empty: a GPU if there is one, else the CPU."""
     verify: Literal["none", "transformers", "vllm"] = "transformers"
     """Check of the export against the model; `vllm` also starts an engine."""
 
@@ -60,10 +63,11 @@ def main() -> None:
 
     fields = {"title", "about", "license", "data", "limits", "datasets", "language", "variant"}
     card = CardText(name=Path(config.output).name, **{name: getattr(config, name) for name in fields})
+    device = choose_device(config.device)
     dtype = getattr(torch, config.dtype)
 
     def verify(folder: Path) -> str:
-        checked = verify_export(config.model, folder, dtype=dtype)
+        checked = verify_export(config.model, folder, dtype=dtype, device=device)
         if config.verify == "vllm":
             from ureca.engine.parity import verify_engine
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "platform" / "ureca"
 # Each layer may import those above it. Parts in one row don't import each other.
 LAYERS = (
     "errors torchvision_ops",
-    "storage hardware",
+    "storage hardware devices",
     "config",
     "runs cluster",
     "regions",
@@ -42,6 +42,7 @@ LAYER_OF = {name: depth for depth, row in enumerate(LAYERS) for name in row.spli
         ("ureca", "torch ray vllm deepspeed numpy pyarrow"),
         ("ureca.cli.main", "torch ray vllm deepspeed numpy pyarrow"),
         ("ureca.cli.plan", "torch ray vllm deepspeed"),
+        ("ureca.devices", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.hardware", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.cli.doctor", "torch ray vllm deepspeed numpy pyarrow yaml"),
         ("ureca.runs", "torch ray"),

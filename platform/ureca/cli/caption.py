@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ureca.devices import DTYPES, choose_device, choose_dtype
 from ureca.errors import ConfigError, InputError, MaskError
 
 _REGIONS_AT_A_TIME = 16
@@ -89,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="FILE.png", help=("output picture; default: PHOTO.regions.png in the current folder")
     )
+    parser.add_argument("--device", default="", help="cpu, cuda or cuda:1; default: a GPU if there is one")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: float32 on CPUs, bfloat16 on GPUs")
     parser.add_argument("--json", action="store_true", help="print JSON; write a picture only with --out")
     return parser
 
@@ -128,7 +131,8 @@ def _ask_here(options: argparse.Namespace, photo: _Photo, segmentations: list[An
 
     nano = packaged_weights("captioner")
     model_dir = Path(options.model) if options.model else nano
-    captioner = Captioner.from_pretrained(model_dir)
+    device = choose_device(options.device, name="--device")
+    captioner = Captioner.from_pretrained(model_dir, device=device, dtype=choose_dtype(options.dtype, device))
     query = captioner.processor.query(options.style)
     captions: list[str] = []
     for first in range(0, len(segmentations), _REGIONS_AT_A_TIME):

@@ -1,6 +1,7 @@
 """Configuration of an evaluation job."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ureca.errors import ConfigError
 
@@ -29,6 +30,10 @@ class EvaluateConfig:
     """Folder with ground_truth.jsonl, for synthetic scenes whose table lacks their true attributes."""
     max_new_tokens: int = 96
     """Maximum caption length in tokens."""
+    device: str = ""
+    """cpu, cuda or cuda:1. Empty: a GPU if there is one, else the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the models. auto: float32 on CPUs, bfloat16 on GPUs."""
     seed: int = 0
     """Seed of the bootstrap."""
     run_directory: str = ""

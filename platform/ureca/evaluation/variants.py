@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ureca.devices import choose_device, choose_dtype
 from ureca.evaluation.config import EvaluateConfig
 from ureca.evaluation.predictions import Variant
 from ureca.model.captioner import Captioner, CaptionerConfig
@@ -41,12 +43,20 @@ def variants_of(config: EvaluateConfig) -> list[Variant]:
     settings = [CaptionerConfig.load(Path(folder)) for folder in given.values()]
     known = preset(config.preset)
     base, tile_limit = (settings[0].base, settings[0].tile_limit) if settings else (known.base, known.tile_limit)
-    return [*base_variants(base, tile_limit), *(trained_variant(name, folder) for name, folder in given.items())]
+    device = choose_device(config.device)
+    place: dict[str, Any] = {"device": device, "dtype": choose_dtype(config.dtype, device)}
+    return [
+        *base_variants(base, tile_limit, **place),
+        *(trained_variant(name, folder, **place) for name, folder in given.items()),
+    ]
 
 
-def base_variants(base: str, tile_limit: int) -> list[Variant]:
-    """Return variants of the untuned base, asked about the whole image and about a region's box."""
-    load = partial(Captioner.from_base, base, tile_limit=tile_limit)
+def base_variants(base: str, tile_limit: int, **place: Any) -> list[Variant]:
+    """Return variants of the untuned base, asked about the whole image and about a region's box.
+
+    `place`: device and dtype, as `Captioner.from_base` takes them.
+    """
+    load = partial(Captioner.from_base, base, tile_limit=tile_limit, **place)
     model = preset_path(base)
     return [
         Variant(name="none", cue="image", model=model, load=load),
@@ -54,7 +64,10 @@ def base_variants(base: str, tile_limit: int) -> list[Variant]:
     ]
 
 
-def trained_variant(name: str, folder: str, *, seed: int = 0) -> Variant:
-    """Return a model directory or export as the variant `name`, with the region cue of its training."""
-    load = partial(Captioner.from_pretrained, folder)
+def trained_variant(name: str, folder: str, *, seed: int = 0, **place: Any) -> Variant:
+    """Return a model directory or export as the variant `name`, with the region cue of its training.
+
+    `place`: device and dtype, as `Captioner.from_pretrained` takes them.
+    """
+    load = partial(Captioner.from_pretrained, folder, **place)
     return Variant(name=name, cue=TRAINED_CUES[name], model=folder, load=load, seed=seed)

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ureca.attributes.measure import RegionAttributes
+from ureca.devices import choose_device
 from ureca.errors import CheckpointError, ConfigError
 from ureca.labeling.describers.views import ViewConfig, crop_view
 from ureca.regions.rle import Rle
@@ -37,7 +38,7 @@ class FeatureConfig:
     model: str = "facebook/dinov2-base"
     """Hub name or folder of a DINOv2, DINOv3 or DINO for transformers; kind dinov2 only."""
     device: str = ""
-    """Device, e.g. cuda, cuda:1 or cpu. Empty: this process's GPU if it has one, else the CPU."""
+    """cpu, cuda or cuda:1. Empty: the GPU that Ray assigned to the process, else the CPU."""
     batch_size: int = 64
     """Crops per forward of the model."""
 
@@ -74,7 +75,7 @@ class DinoFeatures:
         import torch
         from transformers import AutoImageProcessor, AutoModel
 
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = choose_device(config.device, name="features.device")
         try:
             processor = AutoImageProcessor.from_pretrained(config.model)
             self._model = AutoModel.from_pretrained(config.model).to(device).eval()

@@ -132,6 +132,7 @@ class Captioner(nn.Module):
         location_codes: bool = True,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> Captioner:
         """Create a captioner with a new mask encoder (initialized from `seed`) on an unmodified base."""
         model = load_base(base, dtype)
@@ -152,10 +153,12 @@ class Captioner(nn.Module):
         if location_codes and (ids := processor.location_ids) is not None:
             encoder.use_location_embeddings(embeddings.detach()[ids])
         config = CaptionerConfig(base=base, base_hash=weights_hash(model), tile_limit=tile_limit, mask=mask)
-        return cls(model, encoder, config, processor).eval()
+        return cls(model, encoder, config, processor).to(device).eval()
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> Captioner:
+    def from_pretrained(
+        cls, directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> Captioner:
         """Load a model directory, or an export (which includes the base). Raises CheckpointError."""
         directory = Path(directory)
         config = CaptionerConfig.load(directory)
@@ -178,7 +181,7 @@ class Captioner(nn.Module):
         captioner = cls(base, encoder, config, processor)
         if (directory / "adapter").is_dir():
             captioner._peft.append(PeftModel.from_pretrained(base, str(directory / "adapter")))
-        return captioner.eval()
+        return captioner.to(device).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a model directory (see the module's docstring)."""

@@ -17,7 +17,7 @@ class SamConfig:
     model: str = "facebook/sam2.1-hiera-large"
     """Hub name or folder of a model for transformers' mask generation: SAM, SAM-HQ, SAM 2, SAM 3's tracker, EdgeTAM."""
     device: str = ""
-    """cuda, cuda:1, cpu, …; empty: the GPU of this process, else the CPU."""
+    """cpu, cuda or cuda:1. Empty: the GPU that Ray assigned to the process, else the CPU."""
     points_per_side: int = 32
     """Points of the prompt grid per side; more points find smaller regions and take longer."""
     points_per_batch: int = 64

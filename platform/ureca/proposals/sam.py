@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ureca.devices import choose_device
 from ureca.errors import CheckpointError
 from ureca.proposals.choose import choose_masks
 from ureca.proposals.config import ProposalConfig
@@ -40,7 +41,7 @@ class SamProposer:
         """
         self._config = config
         sam = config.sam
-        device = sam.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = choose_device(sam.device, name="proposals.sam.device")
         try:
             self._generate: Any = pipeline(
                 "mask-generation", model=sam.model, device=device, pipeline_class=_RunLengths

@@ -95,9 +95,9 @@ def export_digest(directory: str | Path) -> str:
     return digest.hexdigest()
 
 
-def merged(model_dir: str | Path, dtype: torch.dtype) -> Captioner:
+def merged(model_dir: str | Path, dtype: torch.dtype, *, device: str = "cpu") -> Captioner:
     """Load a model directory with its adapter merged; weights are float32, rounded to `dtype`."""
-    captioner = Captioner.from_pretrained(model_dir)
+    captioner = Captioner.from_pretrained(model_dir, device=device)
     captioner.merge_lora()
     with torch.no_grad():
         # Only the state: buffers that a model computes at load (rotary frequencies) must not be rounded.

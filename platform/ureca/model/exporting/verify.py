@@ -1,7 +1,6 @@
 """Verify that an export gives the same captions as the model directory it was made from.
 
-    python -m ureca.model.exporting.verify EXPORT        captions as one JSON list, from a process that loads only
-    EXPORT
+    python -m ureca.model.exporting.verify EXPORT DEVICE     captions as one JSON list
 
 The probe is an image of noise and boxes with regions of several sizes. Captions are greedy, in float32, and must be
 identical: both use the same weights, rounded the same way.
@@ -57,15 +56,15 @@ def probe(seed: int = 0) -> Probe:
     return Probe(image, tuple(regions), ("unique", "brief", "detailed", "unique"))
 
 
-def verify_export(model_dir: str | Path, export_dir: str | Path, *, dtype: torch.dtype) -> str:
+def verify_export(model_dir: str | Path, export_dir: str | Path, *, dtype: torch.dtype, device: str = "cpu") -> str:
     """Load an export in a new process, compare its captions with the model directory's, and return the result as text.
 
     Raises:
         CheckpointError: a caption differs, or the new process can't load the export; names the first difference.
     """
     asked = probe()
-    expected = asked.ask(merged(model_dir, dtype))
-    found = captions_in_new_process(export_dir)
+    expected = asked.ask(merged(model_dir, dtype, device=device))
+    found = captions_in_new_process(export_dir, device=device)
     for number, (mine, theirs) in enumerate(zip(expected, found, strict=True)):
         if mine != theirs:
             raise CheckpointError(
@@ -78,9 +77,9 @@ def verify_export(model_dir: str | Path, export_dir: str | Path, *, dtype: torch
     )
 
 
-def captions_in_new_process(export_dir: str | Path) -> list[str]:
+def captions_in_new_process(export_dir: str | Path, *, device: str = "cpu") -> list[str]:
     """Return the probe's captions from a process that loads only the export. Raises CheckpointError."""
-    command = [sys.executable, "-m", "ureca.model.exporting.verify", str(export_dir)]
+    command = [sys.executable, "-m", "ureca.model.exporting.verify", str(export_dir), device]
     # The new process can import everything that is importable here.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -92,7 +91,7 @@ def captions_in_new_process(export_dir: str | Path) -> list[str]:
 
 
 def _main(argv: list[str]) -> None:
-    print(json.dumps(probe().ask(Captioner.from_pretrained(argv[0]))))
+    print(json.dumps(probe().ask(Captioner.from_pretrained(argv[0], device=argv[1]))))
 
 
 if __name__ == "__main__":
