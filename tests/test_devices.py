@@ -1,4 +1,4 @@
-"""Device and dtype of models. No GPU here: torch is told that there is one."""
+"""Device and dtype of models. No GPU here, so torch is made to report one."""
 
 import os
 import subprocess

@@ -29,6 +29,7 @@ def test_load_config_command_line_options_reach_settings():
         ({"judge_share": 0.1}, "attributes"),
         ({"describer": "vllm", "gpus_per_actor": 1}, "gpus_per_actor"),
         ({"preset": "paper", "tree": "paper"}, "preset=paper"),
+        ({"preset": "paper"}, "preset=paper.*features.kind=dinov2.*features.model="),
         ({"table": "labels"}, "table=labels"),
     ],
 )
@@ -38,10 +39,13 @@ def test_label_config_invalid_option_raises(wrong, message):
 
 
 def test_preset_paper_sets_tree_and_threshold_without_check():
-    config = load_config(LabelConfig, ["--sources=a", "--preset=paper", "--proposals.kind=segments"])
+    config = load_config(
+        LabelConfig, ["--sources=a", "--preset=paper", "--features.kind=dinov2", "--proposals.kind=segments"]
+    )
     settings = config.settings()
     assert settings.tree == TreeConfig.preset("paper")
     assert settings.distractors == DistractorConfig(min_similarity=0.8, max_count=20, related=True)
+    assert settings.features.kind == "dinov2"
     assert not settings.verify
     assert settings.proposals is not None
 

@@ -66,3 +66,9 @@ def test_find_distractors_equal_drawn_objects_are_found():
 def test_distractor_config_out_of_range_raises(wrong):
     with pytest.raises(ConfigError, match=f"distractors.{next(iter(wrong))}="):
         DistractorConfig(**wrong)
+
+
+def test_find_distractors_default_threshold_depends_on_features():
+    features = rotated_features(0, 40)  # cosine 0.77
+    assert indices(find_distractors(features, [-1] * 2, DistractorConfig())) == [[], []]
+    assert indices(find_distractors(features, [-1] * 2, DistractorConfig(), kind="dinov2")) == [[1], [0]]

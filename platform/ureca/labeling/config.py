@@ -58,9 +58,10 @@ class LabelConfig(CaptionJobConfig):
     dry_run: bool = False
     """Print what the job would start, write, request and cost, and stop."""
     preset: Literal["default", "paper"] = "default"
-    """`paper`: the authors' tree, threshold, prompts and order of calls, without a check of captions."""
+    """`paper`: the authors' tree, threshold, prompts and order of calls, without a check of captions. Needs DINO
+    features: features.kind=dinov2."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    """Features that compare regions to find distractors."""
+    """Features that compare regions to find distractors. For photos of real objects use features.kind=dinov2."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
     """Which regions of an image count as distractors of a caption."""
     verify_retries: int = 1
@@ -95,6 +96,11 @@ class LabelConfig(CaptionJobConfig):
             raise ConfigError("gpus_per_actor is for other describers: set vllm.tensor_parallel_size instead")
         if self.preset == "paper" and (self.tree != "default" or self.distractors != DistractorConfig()):
             raise ConfigError("preset=paper has its own tree and distractors: omit tree and distractors, or the preset")
+        if self.preset == "paper" and self.features.kind == "measured":
+            raise ConfigError(
+                "preset=paper compares regions by DINO features at 0.8 similarity: add --features.kind=dinov2 and "
+                "--features.model=facebook/dino-vitb16 (the authors' model; a hub name or a folder)"
+            )
 
     def settings(self) -> LabelSettings:
         """Return how each image is labeled."""

@@ -13,39 +13,46 @@ import numpy as np
 from ureca.corpus.schema import Distractor
 from ureca.errors import ConfigError
 
+_MIN_SIMILARITY = {"measured": 0.9, "dinov2": 0.7}
+"""Default minimum by kind of features (`FeatureConfig.kind`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistractorConfig:
     """Selection of distractors."""
 
-    min_similarity: float = 0.9
-    """Minimum cosine similarity of a distractor, from -1 to 1."""
+    min_similarity: float | None = None
+    """Minimum cosine similarity of a distractor, from -1 to 1. Null: 0.9 for measured features, 0.7 for dinov2, a first
+    value to be checked on your images."""
     max_count: int = 8
     """Maximum distractors per region, most similar first."""
     related: bool = False
     """Allow ancestors and descendants as distractors, as in the paper."""
 
     def __post_init__(self) -> None:
-        if not -1 <= self.min_similarity <= 1:
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
             raise ConfigError(f"distractors.min_similarity={self.min_similarity}: must be a cosine, from -1 to 1")
         if self.max_count < 0:
             raise ConfigError(f"distractors.max_count={self.max_count}: must be at least 0")
 
 
 def find_distractors(
-    features: np.ndarray, parents: Sequence[int], config: DistractorConfig
+    features: np.ndarray, parents: Sequence[int], config: DistractorConfig, *, kind: str = "measured"
 ) -> list[tuple[Distractor, ...]]:
     """Return the distractors of each region, most similar first.
 
     Args:
         features: (R, F), rows of length 1.
         parents: index of each region's parent, -1 at the top level; parents precede their children.
+        config: selection of distractors.
+        kind: kind of the features, which decides the default of `min_similarity`.
     """
     if not len(parents):
         return []
     similarity = features @ features.T
     excluded = np.eye(len(parents), dtype=bool) if config.related else _related(parents)
-    allowed = ~excluded & (similarity >= config.min_similarity)
+    least = _MIN_SIMILARITY[kind] if config.min_similarity is None else config.min_similarity
+    allowed = ~excluded & (similarity >= least)
     distractors = []
     for index, candidates in enumerate(allowed):
         allowed_indices = np.flatnonzero(candidates)

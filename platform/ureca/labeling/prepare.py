@@ -68,7 +68,9 @@ class Preparer:
             parents=parents,
             children=_children(parents),
             attributes=attributes,
-            distractors=tuple(find_distractors(features, parents, self._config.distractors)),
+            distractors=tuple(
+                find_distractors(features, parents, self._config.distractors, kind=self._config.features.kind)
+            ),
             notes=notes,
         )
 
