@@ -31,6 +31,7 @@ def test_load_config_command_line_options():
         (["--endpoint.url=http://a", "--model=b"], "endpoint.url=http://a"),
         (["--engine.tensor_parallel_size=0"], "engine.tensor_parallel_size=0:.*1"),
         (["--engine.section=vllm"], "section"),
+        (["--engine.vllm_args={pipeline_parallel_size: 0}"], "pipeline_parallel_size=0"),
     ],
 )
 def test_caption_config_invalid_option_raises(arguments, message):
@@ -43,6 +44,7 @@ def test_caption_config_invalid_option_raises(arguments, message):
     [
         ({}, 8, 8, 1.0),
         ({"engine": EngineConfig(tensor_parallel_size=4)}, 8, 2, 4.0),
+        ({"engine": EngineConfig(vllm_args={"pipeline_parallel_size": 2})}, 8, 4, 2.0),
         ({"engine": EngineConfig(gpus_per_actor=0.5, gpu_memory_utilization=0.4)}, 1, 2, 0.5),
         ({}, 0, 1, 0.0),
         ({"actors": 3}, 0, 3, 0.0),

@@ -21,6 +21,7 @@ TINY = [
     "--batch.images_per_step=2",
     "--batch.regions_per_image=2",
     "--optimizer.epochs=0.5",
+    "--workers.num_workers=1",
 ]
 
 
@@ -141,9 +142,7 @@ def test_both_forms_of_a_submitted_job_train_where_the_package_is_not_installed(
 
     common = [f"--table={region_table}", f"--base={tiny_base}", *TINY]
     stage1, stage2 = tmp_path / "stage1", tmp_path / "stage2"
-    first = bare_cluster.submit(
-        "python", "jobs/train_stage1.py", *common, "--workers.num_workers=1", f"--run_directory={stage1}"
-    )
+    first = bare_cluster.submit("python", "jobs/train_stage1.py", *common, f"--run_directory={stage1}")
     assert first.returncode == 0, first.stdout + first.stderr
     assert (stage1 / "model" / "mask_encoder.safetensors").is_file()
 

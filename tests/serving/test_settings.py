@@ -27,8 +27,8 @@ def test_the_default_model_is_the_one_in_the_package():
 
 
 def test_one_model_is_named_after_its_folder():
-    [(name, model)] = one_model("runs/my export", num_gpus=2).items()
-    assert (name, model.export, model.num_gpus) == ("my_export", "runs/my export", 2)
+    [(name, model)] = one_model("runs/my export", num_gpus=0.5).items()
+    assert (name, model.export, model.num_gpus) == ("my_export", "runs/my export", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,9 @@ def test_one_model_is_named_after_its_folder():
         ({"models": {"a b": {}}}, "models"),
         ({"models": {"a": {"model": "x"}}}, "models.a.model"),
         ({"models": {"a": {"engine": {"dtype": "int8"}}}}, "models.a.engine.dtype"),
+        ({"models": {"a": {"engine": {"tensor_parallel_size": 2}}}}, "num_gpus=0.*2 GPUs"),
+        ({"models": {"a": {"num_gpus": 2}}}, "num_gpus=2.*one GPU"),
+        ({"models": {"a": {"engine": {"vllm_args": {"pipeline_parallel_size": "2"}}}}}, "pipeline_parallel_size=2"),
         ({"models": {"a": {"autoscaling": {"max_replicas": 0}}}}, "models.a.autoscaling.max_replicas"),
         ({"limits": {"max_tokens": -1}}, "limits.max_tokens"),
         ({"proposals": {"kid": "sam"}}, "proposals.kid"),
@@ -49,3 +52,9 @@ def test_one_model_is_named_after_its_folder():
 def test_what_the_settings_do_not_know_or_allow_is_refused(args, said):
     with pytest.raises(ValidationError, match=said):
         Settings.model_validate(args)
+
+
+def test_gpus_that_share_model_are_tensor_times_pipeline_parallel():
+    engine = {"tensor_parallel_size": 2, "vllm_args": {"pipeline_parallel_size": 2}}
+    model = Settings.model_validate({"models": {"a": {"num_gpus": 4, "engine": engine}}}).models["a"]
+    assert model.engine.vllm_args == {"pipeline_parallel_size": 2}

@@ -29,6 +29,7 @@ class EngineSource:
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
             gpu_memory_utilization=config.gpu_memory_utilization,
+            vllm_args=config.vllm_args,
         )
         self.load = self._engine.load
         self._actor = EngineActor(

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ureca.cluster import before_importing_ray, connect, joins_cluster
 from ureca.config import read_config
 from ureca.errors import ConfigError
-from ureca.serving.settings import Settings, one_model
+from ureca.serving.settings import Engine, Settings, one_model
 
 _IMPORT_PATHS = ("serve_apps.captioner:build", "ureca.serving:build")
 _HOST_HELP = (
@@ -96,7 +96,7 @@ def parse_arguments(argv: list[str]) -> _Service:
     """Parse the arguments of the subcommand. Raises ConfigError."""
     options = _parser().parse_args(argv)
     if options.yaml is None:
-        models = one_model(options.model, num_gpus=options.gpus or 0)
+        models = one_model(options.model, **_resources(options.gpus or 0, Engine()))
         service = _Service(
             settings=Settings(models=models), start={"http_options": {"host": "127.0.0.1", "port": 8000}}
         )
@@ -114,9 +114,16 @@ def _with_one_model(settings: Settings, options: argparse.Namespace) -> Settings
     first = next(iter(settings.models.values()))
     own = {name: getattr(first, name) for name in type(first).model_fields if name != "export"}
     if options.gpus is not None:
-        own["num_gpus"] = options.gpus
+        own |= _resources(options.gpus, first.engine)
     export = first.export if options.model is None else options.model
     return settings.model_copy(update={"models": one_model(export, **own)})
+
+
+def _resources(gpus: float, engine: Engine) -> dict[str, Any]:
+    """Return the fields of `ServedModel` for an engine on this many GPUs, which share the model."""
+    stages = engine.vllm_args.get("pipeline_parallel_size", 1)
+    shared = max(1, int(gpus)) // stages
+    return {"num_gpus": gpus, "engine": engine.model_copy(update={"tensor_parallel_size": max(1, shared)})}
 
 
 def _from_yaml(path: str) -> _Service:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class ChatEngine:
         max_pictures: int = 3,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
+        vllm_args: Mapping[str, Any] | None = None,
     ) -> None:
         """Configure the engine; nothing is started yet.
 
@@ -57,6 +58,7 @@ class ChatEngine:
             max_pictures: maximum images per request.
             tensor_parallel_size: GPUs that share the model.
             gpu_memory_utilization: share of each GPU's memory for the engine.
+            vllm_args: further engine arguments of vLLM by name.
 
         Raises:
             ConfigError: unknown dtype.
@@ -70,6 +72,7 @@ class ChatEngine:
             "limit_mm_per_prompt": {"image": max_pictures, "video": 0},
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
+            "vllm_args": vllm_args,
         }
         self._llm: Any = None
 
@@ -82,6 +85,7 @@ class ChatEngine:
             mm_processor_cache_gb=_PROCESSOR_CACHE_GB,
             # If a schema allows white space, a confused model emits only white space until it is truncated.
             structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+            **_tiling(self.model),
             **self._options,
         )
 
@@ -154,3 +158,22 @@ class ChatEngine:
             cached_tokens=last.num_cached_tokens or 0,
             completion_tokens=len(answer.token_ids),
         )
+
+
+def _tiling(model: str) -> dict[str, Any]:
+    """Return the engine arguments that a model needs for images of several tiles; empty for other models than InternVL.
+
+    The hub's InternVLs have crop_to_patches=false. vLLM then counts one tile per image, but the processor's call cuts
+    up to 12 and a thumbnail.
+    """
+    from transformers import AutoProcessor
+
+    processor: Any = AutoProcessor.from_pretrained(model)
+    images: Any = getattr(processor, "image_processor", None)
+    if not hasattr(images, "crop_to_patches"):
+        return {}
+    tiles = images.max_patches + (images.max_patches > 1)
+    return {
+        "longest_image": tiles * processor.image_seq_length + 2,  # with the tokens around the image
+        "mm_processor_kwargs": {"crop_to_patches": True},
+    }

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class CaptionEngine:
         max_num_seqs: int = 64,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
+        vllm_args: Mapping[str, Any] | None = None,
         prefix_caching: bool = True,
         name: str | None = None,
         stat_loggers: Sequence[Any] = (),
@@ -56,6 +57,7 @@ class CaptionEngine:
             max_num_seqs: maximum regions per engine step.
             tensor_parallel_size: number of GPUs that share the model.
             gpu_memory_utilization: fraction of each GPU's memory that the engine may use.
+            vllm_args: further engine arguments of vLLM by name.
             prefix_caching: keep the image's KV blocks for its other regions; False only to measure the saving.
             name: model name in vLLM's metrics; None: the folder name.
             stat_loggers: classes of `vllm.v1.metrics` that receive vLLM's metrics; None: no metrics.
@@ -73,6 +75,8 @@ class CaptionEngine:
             "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
+            "vllm_args": vllm_args,
+            "longest_image": self._longest_prefix(),
             "enable_prefix_caching": prefix_caching,
             "served_model_name": name,
             "stat_loggers": stat_loggers,
@@ -299,9 +303,14 @@ class CaptionEngine:
             raise InputError(unfit[0].message)
         return image_prompt, regions
 
-    def _longest_sequence(self) -> int:
+    def _most_tiles(self) -> int:
         tiles = self.prompts.config.tile_limit
-        tiles += tiles > 1  # the thumbnail
-        mask = self.prompts.config.mask.tokens_per_tile * tiles + 2
+        return tiles + (tiles > 1)  # the thumbnail
+
+    def _longest_prefix(self) -> int:
+        return len(self.prompts.processor.prefix_ids(self._most_tiles()))
+
+    def _longest_sequence(self) -> int:
+        mask = self.prompts.config.mask.tokens_per_tile * self._most_tiles() + 2
         query_and_caption = 64 + 256
-        return len(self.prompts.processor.prefix_ids(tiles)) + mask + query_and_caption
+        return self._longest_prefix() + mask + query_and_caption

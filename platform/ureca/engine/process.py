@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ureca.errors import ConfigError
@@ -33,6 +35,10 @@ for engine in engines:
     except ProcessLookupError:
         pass
 """
+# Tokens of one engine step. vLLM's default for an embedded engine, 2,048, leaves a GPU idle, and is less than one image
+# of 12 tiles and a thumbnail.
+_STEP_TOKENS_CPU, _STEP_TOKENS_GPU = 2048, 8192
+
 _guards: dict[int, subprocess.Popen[bytes]] = {}
 """Guard of each running engine, by the engine's `id`."""
 
@@ -53,7 +59,9 @@ def start_llm(
     dtype: str,
     tensor_parallel_size: int,
     gpu_memory_utilization: float,
+    longest_image: int = 0,
     stat_loggers: Sequence[Any] = (),
+    vllm_args: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """Start vLLM's `AsyncLLM` and load the weights: 20 to 60 s on two cores. End it with `end_llm`.
@@ -66,8 +74,14 @@ def start_llm(
         dtype: "float32", "bfloat16", or "auto": float32 on CPUs, bfloat16 on GPUs.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: share of each GPU's memory for the engine; ignored on CPUs.
+        longest_image: tokens of the largest image. vLLM refuses an image of more tokens than one of its steps holds
+            (`max_num_batched_tokens`), so a step is made at least this long.
         stat_loggers: vLLM metric logger classes; empty: no metrics.
-        options: further `AsyncEngineArgs` of vLLM.
+        vllm_args: `AsyncEngineArgs` of vLLM that the user has set.
+        options: `AsyncEngineArgs` that the caller sets.
+
+    Raises:
+        ConfigError: vLLM has no such argument, or the caller sets it.
     """
     for name, value in {**_CPU_ENVIRONMENT, **_QUIET_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
@@ -76,33 +90,53 @@ def start_llm(
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_cpu = current_platform.is_cpu()
-    options["dtype"] = ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype
-    if not on_cpu:
-        options["gpu_memory_utilization"] = gpu_memory_utilization
+    chosen = dict(vllm_args or {})
+    arguments = {
+        "model": model,
+        "dtype": ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype,
+        "tensor_parallel_size": tensor_parallel_size,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "disable_log_stats": True,
+        **options,
+    }
+    _check_vllm_args(chosen, known=[field.name for field in dataclasses.fields(AsyncEngineArgs)], taken=arguments)
+    if on_cpu:
+        del arguments["gpu_memory_utilization"]
+    world_size = tensor_parallel_size * chosen.get("pipeline_parallel_size", 1)
+    defaults = {
+        "enable_prefix_caching": True,
+        "enforce_eager": on_cpu,  # compiling takes longer than it saves
+        "generation_config": "vllm",  # use the caller's sampling parameters, not the base's defaults
+        "distributed_executor_backend": _executor(world_size, on_cpu=on_cpu),
+        "max_num_batched_tokens": max(_STEP_TOKENS_CPU if on_cpu else _STEP_TOKENS_GPU, longest_image),
+    }
     before = set(multiprocessing.active_children())
     llm = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=model,
-            tensor_parallel_size=tensor_parallel_size,
-            enforce_eager=on_cpu,  # compiling takes longer than it saves
-            generation_config="vllm",  # use the caller's sampling parameters, not the base's defaults
-            disable_log_stats=True,
-            distributed_executor_backend=_executor(tensor_parallel_size, on_cpu=on_cpu),
-            **{"enable_prefix_caching": True, **options},
-        ),
-        stat_loggers=list(stat_loggers),
+        AsyncEngineArgs(**{**defaults, **arguments, **chosen}), stat_loggers=list(stat_loggers)
     )
     _guards[id(llm)] = guard([child.pid for child in set(multiprocessing.active_children()) - before if child.pid])
     return llm
 
 
-def _executor(tensor_parallel_size: int, *, on_cpu: bool) -> Any:
+def _check_vllm_args(chosen: Mapping[str, Any], *, known: Sequence[str], taken: Mapping[str, Any]) -> None:
+    for name in chosen:
+        if name in taken:
+            raise ConfigError(f"vllm_args.{name}: is set by the engine's own settings; remove it from vllm_args")
+        if name not in known:
+            near = difflib.get_close_matches(name, known)
+            raise ConfigError(
+                f"vllm_args.{name}: vLLM's AsyncEngineArgs has no such argument"
+                + (f"; did you mean {' or '.join(near)}?" if near else "")
+            )
+
+
+def _executor(world_size: int, *, on_cpu: bool) -> Any:
     """Return vLLM's executor: the worker runs in the engine's process unless it must have its own.
 
     vLLM's CPU platform gives every worker a process, to bind its threads to cores. Without binding that process only
     costs: an engine starts 1.6 times slower, takes 0.7 GB more, and passes each step through a pipe.
     """
-    if tensor_parallel_size > 1:
+    if world_size > 1:
         return "mp"
     if not on_cpu or os.environ["VLLM_CPU_OMP_THREADS_BIND"] != "nobind":
         return None

@@ -67,6 +67,7 @@ class CaptionerReplica:
             max_num_seqs=options.max_num_seqs,
             tensor_parallel_size=options.tensor_parallel_size,
             gpu_memory_utilization=options.gpu_memory_utilization,
+            vllm_args=options.vllm_args,
             name=name,
             stat_loggers=[RayPrometheusStatLogger],
             on_masks_encoded=self._meter.masks_encoded,

@@ -4,11 +4,13 @@ starts.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import ureca
+from ureca.engine.config import engine_gpus
+from ureca.errors import ConfigError
 from ureca.proposals.config import ProposalConfig
 
 
@@ -66,6 +68,8 @@ class Engine(_Strict):
     max_num_seqs: Annotated[int, Field(gt=0)] = 64
     tensor_parallel_size: Annotated[int, Field(gt=0)] = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    vllm_args: dict[str, Any] = {}
+    """Further engine arguments of vLLM by name, for example `max_num_batched_tokens: 16384`."""
 
 
 class Autoscaling(_Strict):
@@ -110,9 +114,27 @@ class ServedModel(_Strict):
     num_cpus: Annotated[float, Field(ge=0)] = 1
     """CPUs reserved per replica."""
     num_gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs reserved per replica; set it to `tensor_parallel_size` for a partitioned model."""
+    """GPUs reserved per replica: as many as share the model, a fraction of one, or 0 for CPUs."""
     engine: Engine = Engine()
     autoscaling: Autoscaling = Autoscaling()
+
+    @model_validator(mode="after")
+    def _gpus_fit_the_engine(self) -> Self:
+        try:
+            needed = engine_gpus(self.engine.tensor_parallel_size, self.engine.vllm_args)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error  # pydantic reports only these with the key
+        if needed > 1 and self.num_gpus != needed:
+            raise ValueError(
+                f"num_gpus={self.num_gpus:g}, but {needed} GPUs share the model (tensor_parallel_size, "
+                f"pipeline_parallel_size): set num_gpus: {needed}"
+            )
+        if self.num_gpus > 1 and needed == 1:
+            raise ValueError(
+                f"num_gpus={self.num_gpus:g}, but the engine uses one GPU: set num_gpus: 1 or "
+                "engine.tensor_parallel_size"
+            )
+        return self
 
     @property
     def export_dir(self) -> Path:

@@ -60,6 +60,7 @@ class VllmDescriber(VlmDescriber):
             max_pictures=prompts.max_views,
             tensor_parallel_size=config.tensor_parallel_size,
             gpu_memory_utilization=config.gpu_memory_utilization,
+            vllm_args=config.vllm_args,
         )
         self._own = EngineActor(
             self._engine, model=f"vllm.model={config.model}", section="vllm", on_engine_death=on_engine_death
