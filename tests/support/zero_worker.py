@@ -23,7 +23,7 @@ from ureca.model.packing import pack
 from ureca.training.checkpoint.files import PARTS
 from ureca.training.checkpoint.optimizer_state import ResumeState, gather, restore
 from ureca.training.config import OptimizerConfig, WorkersConfig
-from ureca.training.deepspeed import deepspeed_config, loss_for_backward
+from ureca.training.deepspeed import deepspeed_config, loss_for_backward, parameter_groups
 
 IMAGES_PER_STEP = 4
 RATE = 3e-3
@@ -55,12 +55,13 @@ class Training:
             with torch.no_grad():
                 for parameter, tensor in resumed.tensors("weights", captioner):
                     parameter.copy_(tensor)
-        config = deepspeed_config(OptimizerConfig(learning_rate=RATE), workers)
+        optimizer = OptimizerConfig(learning_rate=RATE)
+        config = deepspeed_config(optimizer, workers)
         # As in a model of real size norms stay whole, matrices are shared out: of this one all would stay whole.
         config["zero_optimization"]["stage3_param_persistence_threshold"] = PERSISTENT
         self.engine, *_ = deepspeed.initialize(
             model=captioner,
-            model_parameters=[p for p in captioner.parameters() if p.requires_grad],
+            model_parameters=parameter_groups(captioner, optimizer),
             config=config,
         )
         if workers.zero_stage == 3:

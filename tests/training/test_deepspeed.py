@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from support.captioners import tiny_captioner
+from transformers import Trainer
 
 from ureca.training.config import OptimizerConfig, WorkersConfig
 from ureca.training.deepspeed import (
@@ -10,6 +12,7 @@ from ureca.training.deepspeed import (
     deepspeed_config,
     learning_rate,
     loss_for_backward,
+    parameter_groups,
     refuse_non_finite,
 )
 
@@ -92,3 +95,26 @@ def test_a_loss_that_is_no_number_stops_training_and_names_the_step() -> None:
         refuse_non_finite(7, loss=math.nan, grad_norm=1.0)
     with pytest.raises(TrainingError, match="gradient norm"):
         refuse_non_finite(8, loss=3.0, grad_norm=math.inf)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_parameter_groups_decay_what_transformers_trainer_decays(stage):
+    captioner = tiny_captioner()
+    if stage == 2:
+        captioner.add_lora(rank=2, dropout=0.0)
+    captioner.trainable(stage, tune_mask_encoder=True)
+    groups = parameter_groups(captioner, OptimizerConfig(learning_rate=1e-3, weight_decay=0.01))
+    decayed = set(Trainer.get_decay_parameter_names(None, captioner))
+    trained = {name: parameter for name, parameter in captioner.named_parameters() if parameter.requires_grad}
+    expected = {
+        0.01: {id(parameter) for name, parameter in trained.items() if name in decayed},
+        0.0: {id(parameter) for name, parameter in trained.items() if name not in decayed},
+    }
+    assert {group["weight_decay"]: {id(p) for p in group["params"]} for group in groups} == expected
+    assert all(expected.values()), "the mask encoder has weights, norms and biases"
+
+
+def test_gradients_of_many_passes_add_up_in_float32_with_bf16_on_gpus():
+    config = deepspeed_config(OptimizerConfig(learning_rate=1e-3), WorkersConfig(use_gpu=True, bf16=True))
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "data_types" not in deepspeed_config(OptimizerConfig(learning_rate=1e-3), WorkersConfig())

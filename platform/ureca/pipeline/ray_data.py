@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ureca.cluster import connect
+from ureca.cluster import connect, largest_resources
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.table import rows_to_table
@@ -134,13 +134,9 @@ class ImageCrashError(UrecaError):
 
 
 def cluster_resources() -> dict[str, float]:
-    """Join or start Ray; return its CPUs and GPUs."""
+    """Join or start Ray; return its CPUs and GPUs after scaling to its maximum."""
     connect()
-    # Imported late: `connect` must run before Ray is first imported.
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
+    return largest_resources()
 
 
 def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
@@ -152,7 +148,8 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
         StorageError: a disk is full.
     """
     # Coordinator, on the driver's node: it must outlive every other node.
-    resources = cluster_resources()
+    largest = cluster_resources()
+    # Imported late: `connect` must run before Ray is first imported.
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -166,8 +163,9 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     # Ray Data: read blocks of the manifest, process them in actors, write rows.
     filesystem, manifest = io.filesystem(parts.manifest)
     _, rows = io.filesystem(parts.rows)
-    num_actors = plan.num_actors(resources.get("CPU", 0), resources.get("GPU", 0))
-    _report_start(plan, num_actors, resources)
+    resources = ray.cluster_resources()
+    num_actors, max_actors = (plan.num_actors(each.get("CPU", 0), each.get("GPU", 0)) for each in (resources, largest))
+    _report_start(plan, num_actors, max_actors, resources)
     error: Exception | None = None
     interrupted = False
     try:
@@ -181,14 +179,15 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
                         "make_worker": make_worker,
                         "coordinator": coordinator,
                         "plan": plan,
-                        "share": 1 / num_actors,
+                        "share": 1 / max_actors,
                     },
                     batch_size=plan.images_per_block,
                     batch_format="pyarrow",
                     num_cpus=1,
                     num_gpus=plan.gpus_per_actor or None,
                     compute=ActorPoolStrategy(
-                        size=num_actors,
+                        min_size=num_actors,
+                        max_size=max_actors,
                         max_concurrent_calls_per_actor=plan.blocks_in_flight,
                         max_tasks_in_flight_per_actor=plan.blocks_in_flight + _SPARE_BLOCKS,
                     ),
@@ -242,8 +241,11 @@ def _data_context(parts: Parts, filesystem: Any) -> Any:
     return context
 
 
-def _report_start(plan: RowsPlan, num_actors: int, resources: dict[str, float]) -> None:
-    print(f"{plan.label}  {plan.num_images:,} images, starting {num_actors} actors", file=sys.stderr, flush=True)
+def _report_start(plan: RowsPlan, num_actors: int, max_actors: int, resources: dict[str, float]) -> None:
+    growth = f", up to {max_actors} as the cluster grows" if max_actors > num_actors else ""
+    print(
+        f"{plan.label}  {plan.num_images:,} images, starting {num_actors} actors{growth}", file=sys.stderr, flush=True
+    )
     needed = {"CPU": num_actors + OTHER_CPUS, "GPU": num_actors * plan.gpus_per_actor}
     for kind, number in needed.items():
         if number > resources.get(kind, 0):

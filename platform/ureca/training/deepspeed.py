@@ -9,10 +9,13 @@ means would weigh a worker with few tokens like one with many.
 import math
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ureca.errors import UrecaError
 from ureca.training.config import OptimizerConfig, WorkersConfig
+
+_NO_DECAY = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Patterns of names without weight decay."""
 
 BUCKET_ELEMENTS = 50_000_000
 """Gradient elements per reduction. DeepSpeed allocates the full bucket (two on GPUs) even when few weights train: its
@@ -35,7 +38,11 @@ def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict
         sharing["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if workers.offload_weights:
         sharing["offload_param"] = {"device": "cpu", "pin_memory": True}
+    bf16 = workers.bf16 and workers.use_gpu
+    # A step adds up the gradients of many passes, which bfloat16 rounds away.
+    precision = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}
     return {
+        **precision,
         # The number of microbatches varies by step: the worker counts them and marks the last one.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -55,12 +62,28 @@ def deepspeed_config(optimizer: OptimizerConfig, workers: WorkersConfig) -> dict
         "gradient_clipping": optimizer.clip_norm,
         # On CPUs the worker uses torch autocast: DeepSpeed's bf16 mode would also keep trained weights in bfloat16 and
         # reduce gradients in it.
-        "bf16": {"enabled": workers.bf16 and workers.use_gpu},
+        "bf16": {"enabled": bf16},
         "zero_optimization": sharing,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
     }
+
+
+def parameter_groups(module: nn.Module, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
+    """Return the trained parameters in optimizer groups: biases and norms have no weight decay.
+
+    Source: transformers' `Trainer.get_decay_parameter_names`, which the paper's training uses.
+    """
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    decayed = set(get_parameter_names(module, [nn.LayerNorm], _NO_DECAY))
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if name in decayed], "weight_decay": optimizer.weight_decay},
+        {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def loss_for_backward(share: Tensor, num_workers: int) -> Tensor:

@@ -25,8 +25,9 @@ from ureca.config import config_from_dict
 from ureca.model.captioner import Captioner
 from ureca.storage.files import is_full_disk
 from ureca.storage.local import atomic_folder
+from ureca.training.checkpoint.best import replace_weights
 from ureca.training.checkpoint.files import MODEL_DIRECTORY
-from ureca.training.checkpoint.optimizer_state import load_checkpoint, report_checkpoint, restore
+from ureca.training.checkpoint.optimizer_state import gather, load_checkpoint, report_checkpoint, restore
 from ureca.training.checkpoint.s3_sync import RunStorage
 from ureca.training.data.loader import BatchLoader, Step
 from ureca.training.deepspeed import (
@@ -34,6 +35,7 @@ from ureca.training.deepspeed import (
     deepspeed_config,
     learning_rate,
     loss_for_backward,
+    parameter_groups,
     refuse_non_finite,
 )
 from ureca.training.monitor.inloop_eval import InLoopEvaluator
@@ -105,7 +107,7 @@ class _Worker:
         resumed = load_checkpoint(self.storage, self.captioner, self.record, ray.train.torch.get_device())
         self.engine, *_ = deepspeed.initialize(
             model=self.captioner,
-            model_parameters=[p for p in self.captioner.parameters() if p.requires_grad],
+            model_parameters=parameter_groups(self.captioner, plan.optimizer),
             config=deepspeed_config(plan.optimizer, plan.workers),
         )
         if resumed:
@@ -226,11 +228,13 @@ class _Worker:
     def _save_model(self) -> None:
         """Write `<run>/model` atomically."""
         target = Path(self.plan.directory) / MODEL_DIRECTORY
+        weights = gather(self.engine, "weights")
         # Only ZeRO 3 partitions weights; in other stages this gathers nothing.
         with deepspeed.zero.GatheredParameters(self._parameters_to_save()):
             if self.rank == 0:
                 with atomic_folder(target) as partial:
                     self.captioner.save_pretrained(partial)
+                    replace_weights(partial, weights)
                 self.storage.push_model()
         torch.distributed.barrier()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.trainings import storage_of
 
 from ureca.model.captioner import Captioner
@@ -67,6 +68,18 @@ def test_it_is_the_model_of_the_best_checkpoint_s_weights(plan: Plan, tmp_path: 
     assert files(made.directory).keys() == files(tmp_path / "run" / "model").keys()
     assert files(made.directory) != files(tmp_path / "run" / "model")
     Captioner.from_pretrained(made.directory)
+
+
+def test_weights_of_model_in_bfloat16_come_from_float32_checkpoint(plan: Plan) -> None:
+    rounded = plan.captioner().bfloat16()
+    rounded.save_pretrained(Path(plan.directory) / "model")
+    trained = drawn(plan, seed=1)
+    save(plan, trained, 10, 0.75)
+    made = make_best_model(Path(plan.directory), storage_of(plan).checkpoints, plan.eval.score)
+    assert made
+    stored = load_file(made.directory / "mask_encoder.safetensors")
+    for name, weight in trained.mask_encoder.named_parameters():
+        assert torch.equal(stored[name], weight), name
 
 
 def test_a_damaged_checkpoint_is_passed_over(plan: Plan) -> None:

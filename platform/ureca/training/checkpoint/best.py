@@ -52,11 +52,19 @@ def make_model_of(checkpoint: Checkpoint, model: Path, target: Path) -> None:
     """Write `target` atomically: a copy of `model` with the weights of `checkpoint`."""
     with atomic_folder(target) as partial:
         shutil.copytree(model, partial, dirs_exist_ok=True)
-        for file, weights in _by_file(checkpoint.parts["weights"]).items():
-            stored = load_file(partial / file)
-            assert weights.keys() <= stored.keys(), sorted(weights.keys() - stored.keys())
-            stored |= {name: weight.to(stored[name].dtype) for name, weight in weights.items()}
-            save_file(stored, partial / file, metadata={"format": "pt"})
+        replace_weights(partial, checkpoint.parts["weights"])
+
+
+def replace_weights(model: Path, weights: dict[str, Tensor]) -> None:
+    """Put trained weights, by parameter name, into the files of a model directory, in the dtype that they have.
+
+    A captioner trained in bfloat16 saves rounded weights; the float32 weights of its optimizer replace them here.
+    """
+    for file, trained in _by_file(weights).items():
+        stored = load_file(model / file)
+        assert trained.keys() <= stored.keys(), sorted(trained.keys() - stored.keys())
+        stored |= {name: weight.contiguous() for name, weight in trained.items()}
+        save_file(stored, model / file, metadata={"format": "pt"})
 
 
 def _by_file(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -49,6 +49,8 @@ def gather(engine: Any, part: CheckpointPart) -> dict[str, Tensor]:
     """
     keep = torch.distributed.get_rank() == 0
     whole = {}
+    if part != "weights":
+        _link_states(engine.optimizer)
     for name, parameter in _trained(engine.module):
         if part == "weights":
             tensor = safe_get_full_fp32_param(parameter)
@@ -131,8 +133,7 @@ def restore(engine: Any, resumed: ResumeState) -> None:
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }
-    if hasattr(shared, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2: link parameters to their states
-        shared._lazy_init_hp_params_optimizer_state()
+    _link_states(shared)
     for part in PARTS:
         for parameter, tensor in resumed.tensors(part, engine.module):
             _set(parameter, tensor, part)
@@ -217,6 +218,16 @@ def _flat_partitions(shared: Any) -> list[Tensor]:
         if hasattr(shared, name):
             return list(getattr(shared, name))
     raise AssertionError(type(shared))
+
+
+def _link_states(shared: Any) -> None:
+    """Link parameters to their optimizer states (ZeRO 1 and 2).
+
+    DeepSpeed 0.19.8 links all groups after the first step of the first one, when the others have no states yet.
+    """
+    if hasattr(shared, "_lazy_init_hp_params_optimizer_state"):
+        shared._hp_optimizer_states_linked = False
+        shared._lazy_init_hp_params_optimizer_state()
 
 
 def _set(parameter: nn.Parameter, tensor: Tensor, part: CheckpointPart) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from ureca.cluster import largest_resources
 from ureca.errors import ConfigError
 from ureca.training.config import WorkersConfig
 
@@ -14,12 +15,10 @@ def require_room(workers: WorkersConfig) -> None:
     """
     import ray
 
-    # The only source of a cluster's maximum size; Ray Train uses it too. None without autoscaling.
-    from ray._private.state import state
-
-    grown = state.get_max_resources_from_cluster_config()
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    refuse_without_room(workers, [dict(grown)] if grown else nodes)
+    largest = largest_resources()
+    grows = any(largest.get(kind, 0) > ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+    refuse_without_room(workers, [largest] if grows else nodes)
 
 
 def refuse_without_room(workers: WorkersConfig, machines: Sequence[Mapping[str, float]]) -> None:
