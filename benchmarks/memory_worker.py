@@ -97,12 +97,13 @@ def measure(case: Case, rank: int) -> dict[str, Any]:
 
     from ureca.model.packing import pack
     from ureca.training.config import OptimizerConfig, WorkersConfig
-    from ureca.training.deepspeed import deepspeed_config, loss_for_backward
+    from ureca.training.deepspeed import deepspeed_config, loss_for_backward, parameter_groups
 
     small = SMALL[case.small]
     zero_stage: Any = case.zero_stage
     workers = WorkersConfig(num_workers=WORKERS, zero_stage=zero_stage, bf16=small.bf16, use_gpu=small.bf16)
-    config = deepspeed_config(OptimizerConfig(learning_rate=1e-4), workers)
+    optimizer = OptimizerConfig(learning_rate=1e-4)
+    config = deepspeed_config(optimizer, workers)
     config["zero_optimization"] |= {"overlap_comm": False, "reduce_bucket_size": BUCKET}  # a CPU has no streams
     config["optimizer"]["params"]["fused"] = False
     gc.collect()
@@ -114,7 +115,7 @@ def measure(case: Case, rank: int) -> dict[str, Any]:
         if case.checkpointing:
             captioner.checkpoint_activations()
         engine, *_ = deepspeed.initialize(
-            model=captioner, model_parameters=[p for p in captioner.parameters() if p.requires_grad], config=config
+            model=captioner, model_parameters=parameter_groups(captioner, optimizer), config=config
         )
         seen.mark("built")
         batch = pack(examples, captioner.processor, **captioner.pack_options())

@@ -20,7 +20,7 @@ from ureca.config import config_from_dict
 from ureca.corpus.table import iter_images, load_image
 from ureca.model.captioner import Captioner
 from ureca.model.packing import Example, RegionExample, pack
-from ureca.training.deepspeed import deepspeed_config
+from ureca.training.deepspeed import deepspeed_config, parameter_groups
 from ureca.training.monitor import inloop_eval
 from ureca.training.plan import Plan
 
@@ -49,7 +49,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     captioner = plan.captioner()
     config = deepspeed_config(plan.optimizer, plan.workers)
     engine, *_ = deepspeed.initialize(
-        model=captioner, model_parameters=[p for p in captioner.parameters() if p.requires_grad], config=config
+        model=captioner, model_parameters=parameter_groups(captioner, plan.optimizer), config=config
     )
     engine.set_gradient_accumulation_boundary(True)
     watching = inloop_eval.InLoopEvaluator(

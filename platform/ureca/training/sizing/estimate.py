@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 HEADROOM = 0.11
-"""Share of GPU memory to leave free. The formula underestimates torch's peak by up to 10.5% (by more than 5% in two of
+"""Share of GPU memory to leave free. The formula underestimates torch's peak by up to 10.2% (by more than 5% in two of
 the 26 peaks that benchmarks/memory.py measured, both with many tiles), and allocations leave gaps."""
 MFU = 0.35
 """Default share of the peak FLOP/s that training reaches. An assumption; no GPU was measured here."""

@@ -207,11 +207,12 @@ def peak_memory(sizes: Sizes, counts: Counts, setting: Setting, *, bucket: int =
     }
     if sizes.stage == 1 and setting.zero_stage < 3:
         # The last gradient peaks: by then the language model's activations are freed, and buckets take their place.
-        forward = activations + logits
+        kept = _gradient_sums(sizes, setting)
+        forward = activations + logits + kept
         backward = pass_buffers + gradients
         if backward > forward:
             return Memory(**parts, gradients=gradients, buffers=pass_buffers, activations=0.0, logits=0.0)
-        return Memory(**parts, gradients=0.0, buffers=0.0, activations=activations, logits=logits)
+        return Memory(**parts, gradients=kept, buffers=0.0, activations=activations, logits=logits)
     step = 0.0 if setting.offload_optimizer else share * (setting.trained_element + 8)
     if step > pass_buffers + activations + logits:
         return Memory(**parts, gradients=gradients + step, buffers=0.0, activations=0.0, logits=0.0)
@@ -233,8 +234,14 @@ def _weights(sizes: Sizes, setting: Setting) -> float:
 def _gradients(sizes: Sizes, setting: Setting) -> float:
     share = sizes.trained / setting.num_workers
     if setting.zero_stage == 1:
-        return setting.trained_element * (sizes.trained + share)
-    return 0.0 if setting.offload_optimizer else setting.trained_element * share
+        sums = _gradient_sums(sizes, setting)
+        return setting.trained_element * sizes.trained + (sums or setting.trained_element * share)
+    return 0.0 if setting.offload_optimizer else 4.0 * share
+
+
+def _gradient_sums(sizes: Sizes, setting: Setting) -> float:
+    """Bytes of the float32 sums over the passes that DeepSpeed keeps, not partitioned, in ZeRO 1 with bfloat16."""
+    return 4.0 * sizes.trained if setting.zero_stage == 1 and setting.trained_element == 2 else 0.0
 
 
 def _layer_token(sizes: Sizes, setting: Setting) -> float:
