@@ -2,12 +2,21 @@
 
 from typing import Any
 
-import torch
-from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor
-from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+from ureca.torchvision_ops import declare_missing_operators
 
-from ureca.model.internvl.architectures import describe
-from ureca.nano.architecture import CHAT_TEMPLATE, nano_tokenizer
+declare_missing_operators()
+
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+)
+from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor  # noqa: E402
+
+from ureca.model.internvl.architectures import describe  # noqa: E402
+from ureca.nano.architecture import CHAT_TEMPLATE, nano_tokenizer  # noqa: E402
 
 TILE_PX, PATCH_PX = 224, 28  # 8 x 8 patches; pixel shuffle makes 16 tokens of them
 IMAGE_TOKENS = 16
