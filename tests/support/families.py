@@ -26,6 +26,7 @@ NUM_WORDS = 344
 # One preset of each kind: language model, vision tower. Two query heads share a key head, as in all of them.
 FAMILIES = {
     "qwen2": "internvl2.5-1b",
+    "qwen3": "internvl3.5-8b",
     "llama": "internvl2.5-8b",
     "qwen2_6b_tower": "internvl2.5-38b",
     "llama_6b_tower": "internvl2.5-26b",

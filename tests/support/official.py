@@ -13,7 +13,7 @@ from ureca.nano.architecture import nano_tokenizer
 
 # What transformers needs to read such a config.json: the checkpoints bring these two files along.
 CONFIGURATION = """
-from transformers import PretrainedConfig, Qwen2Config
+from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
 
 class InternVisionConfig(PretrainedConfig):
@@ -31,7 +31,8 @@ class InternVLChatConfig(PretrainedConfig):
     def __init__(self, vision_config=None, llm_config=None, **kwargs):
         architecture = llm_config["architectures"][0]
         self.vision_config = InternVisionConfig(**vision_config)
-        self.llm_config = (Qwen2Config if architecture == "Qwen2ForCausalLM" else InternLM2Config)(**llm_config)
+        known = {"Qwen2ForCausalLM": Qwen2Config, "Qwen3ForCausalLM": Qwen3Config}
+        self.llm_config = known.get(architecture, InternLM2Config)(**llm_config)
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder=None, encoder=None):
@@ -51,13 +52,14 @@ def official_record(preset: str, vocab_size: int) -> dict[str, Any]:
     )
     llm = {
         **{key: getattr(text, key) for key in shared.split()},
-        "architectures": ["InternLM2ForCausalLM" if internlm2 else "Qwen2ForCausalLM"],
-        "model_type": "internlm2" if internlm2 else "qwen2",
+        "architectures": ["InternLM2ForCausalLM" if internlm2 else f"{text.model_type.capitalize()}ForCausalLM"],
+        "model_type": "internlm2" if internlm2 else text.model_type,
         "rope_theta": rope.pop("rope_theta"),
-        "rope_scaling": {"type": rope.pop("rope_type"), **rope},
+        "rope_scaling": {"type": rope.pop("rope_type"), **rope} if text.model_type != "qwen3" else None,
         "torch_dtype": "float32",
         "use_cache": True,
         **({"bias": False} if internlm2 else {"use_sliding_window": False, "sliding_window": None}),
+        **({"head_dim": text.head_dim, "attention_bias": False} if text.model_type == "qwen3" else {}),
     }
     shared = (
         "hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act norm_type layer_norm_eps "
@@ -150,7 +152,7 @@ def official_weights(preset: str, vocab_size: int, *, seed: int = 0) -> dict[str
     }
     internlm2 = llm["model_type"] == "internlm2"
     inner, heads, kv_heads = llm["intermediate_size"], llm["num_attention_heads"], llm["num_key_value_heads"]
-    head = width // heads
+    head = llm.get("head_dim", width // heads)
     names = (
         {"embed": "tok_embeddings", "o": "attention.wo", "before": "attention_norm", "after": "ffn_norm"}
         if internlm2
@@ -182,7 +184,10 @@ def official_weights(preset: str, vocab_size: int, *, seed: int = 0) -> dict[str
             continue
         for part, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             weights[at + f"self_attn.{part}_proj.weight"] = 2 * matrix(rows * head, width)
-            weights[at + f"self_attn.{part}_proj.bias"] = vector(rows * head)
+            if llm["model_type"] == "qwen2":
+                weights[at + f"self_attn.{part}_proj.bias"] = vector(rows * head)
+            elif part != "v":
+                weights[at + f"self_attn.{part}_norm.weight"] = vector(head, 1)
     return weights
 
 

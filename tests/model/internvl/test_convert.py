@@ -122,7 +122,7 @@ FAULTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: c["config"]["vision_config"].pop("norm_type"), r"config\.json: .*'norm_type'"),
     (
         lambda c: c["config"]["llm_config"].update(architectures=["Phi3ForCausalLM"]),
-        r"Phi3ForCausalLM; .*Qwen2ForCausalLM, InternLM2ForCausalLM",
+        r"Phi3ForCausalLM; .*Qwen2ForCausalLM, Qwen3ForCausalLM, InternLM2ForCausalLM",
     ),
     (lambda c: c["config"].update(model_type="internvl"), r"is already HF-native; pass it to --base"),
     (lambda c: c["config"].update(model_type="llava"), r"llava"),

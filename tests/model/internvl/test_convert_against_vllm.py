@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = SUPPORT / "vllm_logprobs.py"
 QUESTION = "describe this region."
-FAMILIES = ("qwen2", "llama")
+FAMILIES = ("qwen2", "qwen3", "llama")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
     parameter_counts(skeleton)             vision tower, projector, language model
     check_base("internvl2.5-8b")           raises before a worker starts: not an InternVL, or no LoRA targets
 
-Two vision towers (InternViT-300M, InternViT-6B), two families of language models: Qwen2.5, and InternLM2.5 in
+Two vision towers (InternViT-300M, InternViT-6B), three families of language models: Qwen2.5, Qwen3, and InternLM2.5 in
 transformers' form: Llama with the fused attention weights split. Embeddings and head are two separate matrices in all
 of them.
 
@@ -28,6 +28,7 @@ from transformers import (
     LlamaConfig,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
@@ -69,6 +70,14 @@ _QWEN2 = {
     "32b": (5120, 27648, 64, 40, 8),
     "72b": (8192, 29568, 80, 64, 8),
 }
+_QWEN3 = {
+    "0.6b": (1024, 3072, 28, 16, 8),
+    "1.7b": (2048, 6144, 28, 16, 8),
+    "4b": (2560, 9728, 36, 32, 8),
+    "8b": (4096, 12288, 36, 32, 8),
+    "14b": (5120, 17408, 40, 40, 8),
+    "32b": (5120, 25600, 64, 64, 8),
+}
 _INTERNLM2 = {
     "1.8b": (2048, 8192, 24, 16, 8),
     "7b": (4096, 14336, 32, 32, 8),
@@ -90,7 +99,14 @@ _PARTS = {
     "internvl3-14b": ("300m", "qwen2", "14b"),
     "internvl3-38b": ("6b", "qwen2", "32b"),
     "internvl3-78b": ("6b", "qwen2", "72b"),
+    "internvl3.5-1b": ("300m", "qwen3", "0.6b"),
+    "internvl3.5-2b": ("300m", "qwen3", "1.7b"),
+    "internvl3.5-4b": ("300m", "qwen3", "4b"),
+    "internvl3.5-8b": ("300m", "qwen3", "8b"),
+    "internvl3.5-14b": ("300m", "qwen3", "14b"),
+    "internvl3.5-38b": ("6b", "qwen3", "32b"),
 }
+_IMAGE_TOKEN_IDS = {"qwen2": 151667, "qwen3": 151671, "internlm2": 92546}
 
 
 def describe(name: str) -> InternVLConfig:
@@ -100,8 +116,8 @@ def describe(name: str) -> InternVLConfig:
     vision, family, size = _PARTS[name]
     return InternVLConfig(
         vision_config=InternVLVisionConfig(**_VISION[vision]),
-        text_config=_qwen2(size) if family == "qwen2" else _internlm2(size),
-        image_token_id=151667 if family == "qwen2" else 92546,
+        text_config={"qwen2": _qwen2, "qwen3": _qwen3, "internlm2": _internlm2}[family](size),
+        image_token_id=_IMAGE_TOKEN_IDS[family],
         tie_word_embeddings=False,
     )
 
@@ -118,6 +134,25 @@ def _qwen2(size: str) -> Qwen2Config:
         max_position_embeddings=32768,
         rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6},
+        tie_word_embeddings=False,
+        bos_token_id=151643,
+        eos_token_id=151645,
+    )
+
+
+def _qwen3(size: str) -> Qwen3Config:
+    width, mlp_width, layers, heads, kv_heads = _QWEN3[size]
+    return Qwen3Config(
+        hidden_size=width,
+        intermediate_size=mlp_width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=128,
+        vocab_size=151936,
+        max_position_embeddings=40960,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=False,
         bos_token_id=151643,
         eos_token_id=151645,

@@ -42,8 +42,16 @@ _LANGUAGE_MODELS = {
         "38B": ("Qwen2.5-32B", _APACHE),
         "78B": ("Qwen2.5-72B", "Qwen License"),
     },
+    "InternVL3_5": {
+        "1B": ("Qwen3-0.6B", _APACHE),
+        "2B": ("Qwen3-1.7B", _APACHE),
+        "4B": ("Qwen3-4B", _APACHE),
+        "8B": ("Qwen3-8B", _APACHE),
+        "14B": ("Qwen3-14B", _APACHE),
+        "38B": ("Qwen3-32B", _APACHE),
+    },
 }
-_CHECKPOINT = re.compile(r"(InternVL2_5|InternVL3)-(\d+B)\b")
+_CHECKPOINT = re.compile(r"(InternVL2_5|InternVL3_5|InternVL3)-(\d+B)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,8 @@ def license_of(base: str) -> License:
     if match := _CHECKPOINT.search(base):
         family, size = match[1], match[2]
         source = f"the model cards of {family.replace('_', '.')}"
+        if family == "InternVL3_5":
+            return License(id="apache-2.0", source=source, note=note)
         language_license = _LANGUAGE_MODELS[family].get(size, ("", ""))[1]
         if "Research" in language_license:
             return License(id="other", name="qwen-research", link=_RESEARCH_LINK, source=source, note=note)
@@ -122,7 +132,8 @@ def _note(base: str) -> str:
     part = _LANGUAGE_MODELS[match[1]].get(match[2]) if match else None
     if match is None or part is None:
         return ""
+    own = _APACHE if match[1] == "InternVL3_5" else "MIT"
     return (
-        f"{match[0].replace('_', '.')} itself is released under MIT by its authors; its language model is {part[0]} "
+        f"{match[0].replace('_', '.')} itself is released under {own} by its authors; its language model is {part[0]} "
         f"({part[1]})."
     )

@@ -3,7 +3,7 @@
     vision_model.embeddings.*                  model.vision_tower.embeddings.*
     vision_model.encoder.layers.N.*            model.vision_tower.encoder.layer.N.*     qkv into three
     mlp1.0 / 1 / 3                             model.multi_modal_projector.layer_norm / linear_1 / linear_2
-    language_model.model.*        Qwen2        model.language_model.*
+    language_model.model.*        Qwen2, Qwen3 model.language_model.*
                                   InternLM2    the same in Llama's names                wqkv into three
     language_model.lm_head, .output            lm_head
 
@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Tokenizer,
+    Qwen3Config,
 )
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
@@ -37,8 +38,12 @@ from transformers.models.internvl.configuration_internvl import InternVLVisionCo
 from ureca.errors import CheckpointError
 from ureca.model.internvl.chat_template import CHAT_TEMPLATE
 
-Family = Literal["qwen2", "internlm2"]
-_FAMILIES: dict[str, Family] = {"Qwen2ForCausalLM": "qwen2", "InternLM2ForCausalLM": "internlm2"}
+Family = Literal["qwen2", "qwen3", "internlm2"]
+_FAMILIES: dict[str, Family] = {
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "InternLM2ForCausalLM": "internlm2",
+}
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
@@ -57,7 +62,9 @@ def read_official_config(source: Path) -> dict[str, Any]:
     if kind == InternVLConfig.model_type:
         raise CheckpointError(f"{source}: is already HF-native; pass it to --base directly")
     if kind != "internvl_chat":
-        raise CheckpointError(f"{source}: not an InternVL but {kind}; give an official InternVL 2.5 or 3 checkpoint")
+        raise CheckpointError(
+            f"{source}: not an InternVL but {kind}; give an official InternVL 2.5, 3 or 3.5 checkpoint"
+        )
     return record
 
 
@@ -111,6 +118,10 @@ def native_config(record: dict[str, Any], where: Path) -> InternVLConfig:
         raise CheckpointError(f"{where / 'config.json'}: lacks {error}, which the architecture needs") from error
     if family == "qwen2":
         text_config: Any = Qwen2Config(**shared)
+    elif family == "qwen3":
+        text_config = Qwen3Config(
+            **shared, head_dim=text.get("head_dim", 128), attention_bias=text.get("attention_bias", False)
+        )
     else:
         text_config = LlamaConfig(**shared, attention_bias=text.get("bias", False))
     side = vision["image_size"] // vision["patch_size"]

@@ -1,8 +1,8 @@
 """Model presets: `nano`, which is part of the package, and the HF-native InternVL checkpoints by hub name.
 
-Sizes of InternVL2.5: URECA (arXiv 2504.05305) appendix A; repository names: the `-hf` conversions on the hub, for 2.5
-those of the preference-tuned (MPO) checkpoints. Architectures: `architectures.describe`. For a size that the hub has
-only in the official layout, pass the folder that `jobs/convert_base.py` writes as `--base`.
+Sizes of InternVL2.5: URECA (arXiv 2504.05305) appendix A; repository names: the `-hf` conversions on the hub (`-HF` for
+3.5), for 2.5 those of the preference-tuned (MPO) checkpoints. Architectures: `architectures.describe`. For a size that
+the hub has only in the official layout, pass the folder that `jobs/convert_base.py` writes as `--base`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ PRESETS: dict[str, Preset] = {
     **{
         f"internvl3-{size}": _internvl(f"OpenGVLab/InternVL3-{size.upper()}-hf")
         for size in ("1b", "2b", "8b", "14b", "38b", "78b")
+    },
+    **{
+        f"internvl3.5-{size}": _internvl(f"OpenGVLab/InternVL3_5-{size.upper()}-HF")
+        for size in ("1b", "2b", "4b", "8b", "14b", "38b")
     },
 }
 
