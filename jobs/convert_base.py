@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert an official InternVL 2.5 or 3 checkpoint (with remote code) into an HF-native base.
+"""Convert an official InternVL 2.5, 3 or 3.5 checkpoint (with remote code) into an HF-native base.
 
     python jobs/convert_base.py --source InternVL2_5-8B-MPO --output bases/InternVL2_5-8B-MPO
 

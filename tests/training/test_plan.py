@@ -141,9 +141,8 @@ def test_a_base_without_its_tokenizer_is_refused_in_one_line(tiny_base: Path, tm
     shutil.copytree(tiny_base, tmp_path / "base")
     for file in (tmp_path / "base").glob("tokenizer*"):
         file.unlink()
-    plan = Plan.from_config(Stage1Config(table="t", base=str(tmp_path / "base")), tmp_path)
     with pytest.raises(CheckpointError, match=r"InternVL.*tokenizer\.json") as refused:
-        plan.processor()
+        Plan.from_config(Stage1Config(table="t", base=str(tmp_path / "base")), tmp_path)
     assert "\n" not in str(refused.value)
 
 

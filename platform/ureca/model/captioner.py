@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.save_and_load import load_peft_weights
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -109,6 +110,7 @@ class Captioner(nn.Module):
         processor: CaptionerProcessor,
     ) -> None:
         super().__init__()
+        processor.check_against(base.config, config.base)
         self.base = base
         self.mask_encoder = mask_encoder
         self.config = config
@@ -180,7 +182,7 @@ class Captioner(nn.Module):
         processor = CaptionerProcessor.from_captioner(str(directory), tile_limit=config.tile_limit)
         captioner = cls(base, encoder, config, processor)
         if (directory / "adapter").is_dir():
-            captioner._peft.append(PeftModel.from_pretrained(base, str(directory / "adapter")))
+            captioner._peft.append(_load_adapter(base, directory / "adapter"))
         return captioner.to(device).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -390,6 +392,19 @@ class Captioner(nn.Module):
     def pack_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `pack` for this captioner."""
         return {"tokens_per_tile": self.config.mask.tokens_per_tile, "drop_empty": self.drops_empty_tiles}
+
+
+def _load_adapter(base: InternVLForConditionalGeneration, folder: Path) -> PeftModel:
+    """Add an adapter to the base. Raises CheckpointError if its file has other weights than its configuration asks."""
+    adapted = PeftModel.from_pretrained(base, str(folder))  # only warns about missing weights
+    stored, wanted = set(load_peft_weights(str(folder), device="cpu")), set(get_peft_model_state_dict(adapted))
+    if stored != wanted:
+        name = sorted(stored ^ wanted)[0]
+        raise CheckpointError(
+            f"{folder}: its weights do not match adapter_config.json: {name} is "
+            f"{'missing' if name in wanted else 'unknown'}; restore both files from one training run"
+        )
+    return adapted
 
 
 def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, InternVLConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from ureca.errors import CheckpointError, ConfigError
 from ureca.model.mask_encoder import MaskTiles
@@ -99,6 +99,31 @@ class CaptionerProcessor:
                 f"but the captioner was trained with up to {tile_limit}; set it to true, or export again"
             )
         return cls(hf, tile_limit=tile_limit)
+
+    def check_against(self, config: InternVLConfig, base: str) -> None:
+        """Compare the processor with the configuration of its base; surplus rows of the vocabulary are allowed.
+
+        Raises:
+            CheckpointError: tile size, tokens per tile, image token or vocabulary differ; names both values.
+        """
+        vision: Any = config.vision_config
+        text: Any = config.text_config
+        numbers = {
+            "tile size in pixels": (self.tile_px, vision.image_size[0]),
+            "image tokens per tile": (self.hf.image_seq_length, config.image_seq_length),  # type: ignore[attr-defined]
+            "id of <IMG_CONTEXT>": (self.image_token_id, config.image_token_id),
+        }
+        for what, (here, there) in numbers.items():
+            if here != there:
+                raise CheckpointError(
+                    f"{base}: {what} is {here} in its processor and tokenizer, but {there} in config.json; the files "
+                    "are from two checkpoints, download it again"
+                )
+        if len(self.tokenizer) > text.vocab_size:
+            raise CheckpointError(
+                f"{base}: its tokenizer has {len(self.tokenizer)} tokens, but config.json has {text.vocab_size} rows "
+                "of embeddings; the files are from two checkpoints, download it again"
+            )
 
     def image_inputs(self, image: np.ndarray | Image.Image) -> Tensor:
         """Convert an image `(H, W, 3)` uint8 RGB to pixel values `(T, 3, tile, tile)` float32, thumbnail last."""

@@ -17,7 +17,7 @@ import torch
 from ureca.config import config_to_dict, flatten
 from ureca.errors import CheckpointError, ConfigError
 from ureca.model.captioner import CONFIG_FILE, MASK_ENCODER_FILE, Captioner, CaptionerConfig
-from ureca.model.internvl.architectures import check_base
+from ureca.model.internvl.architectures import check_base, read_config
 from ureca.model.internvl.presets import preset, preset_path
 from ureca.model.internvl.weights import open_weights, weight_files
 from ureca.model.processor import CaptionerProcessor
@@ -169,7 +169,7 @@ class Plan:
             init = absolute(init) if "://" in init else str(Path(init).resolve())
         base = resolve_base(config)
         check_base(base)
-        _check_weights(Path(preset_path(base)))
+        _check_files(base, config.tile_limit)
         checkpoints, init_copy = _absolute_storage(config.checkpoints), ""
         if init:
             tokens = None if isinstance(config, Stage1Config) else config.tokens_per_tile
@@ -327,16 +327,27 @@ def _absolute_storage(checkpoints: CheckpointConfig) -> CheckpointConfig:
     return replace(checkpoints, storage=absolute(checkpoints.storage)) if checkpoints.storage else checkpoints
 
 
-def _check_weights(base: Path) -> None:
-    """Check the weight files of a local base; workers check a hub's.
+def _check_files(base: str, tile_limit: int) -> None:
+    """Check the files of a local base; workers check a hub's.
 
     Raises:
-        CheckpointError: a file is missing or truncated.
+        CheckpointError: a weight file is missing or truncated; tied embeddings have two matrices; processor, tokenizer
+            and configuration do not match.
     """
-    if base.is_dir():
-        for path in set(weight_files(base).values()):
-            with open_weights(path):
-                pass
+    folder = Path(preset_path(base))
+    if not folder.is_dir():
+        return
+    files = weight_files(folder)
+    for path in set(files.values()):
+        with open_weights(path):
+            pass
+    config = read_config(base)
+    if config.tie_word_embeddings and (head := next((name for name in files if name.endswith("lm_head.weight")), None)):
+        raise CheckpointError(
+            f"{base}: config.json has tie_word_embeddings=true, but its weights hold {head} too, which loading would "
+            "drop; set it to false if the checkpoint was trained with two matrices, or remove that weight"
+        )
+    CaptionerProcessor.from_pretrained(str(folder), tile_limit=tile_limit).check_against(config, base)
 
 
 def _check_init(init: str, base: str, stage: int, tokens_per_tile: int | None) -> None:

@@ -1,5 +1,7 @@
 """Bases as the hub's `-hf` repositories are: flags, files, tokenizers and chat template of every family."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,12 @@ from support.captioners import drawn_example
 from support.families import FAMILIES
 from support.hub_base import write_hub_base
 
+from ureca.errors import CheckpointError
 from ureca.model.captioner import Captioner
 from ureca.model.packing import pack
 from ureca.regions.rle import box_to_rle
+from ureca.training.config import Stage1Config
+from ureca.training.plan import Plan
 
 KINDS = [(name, False) for name in FAMILIES] + [("qwen2", True)]
 SIZE = (300, 640)
@@ -56,3 +61,39 @@ def test_image_of_several_tiles_trains_and_captions(captioner: Captioner, tmp_pa
     caption = captioner.generate(image, region, ["describe"], max_new_tokens=6)
     captioner.save_pretrained(tmp_path)
     assert Captioner.from_pretrained(tmp_path).generate(image, region, ["describe"], max_new_tokens=6) == caption
+
+
+def change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def drop_row(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    record["text_config"]["vocab_size"] -= 1
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+DISAGREEMENTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "tile size": (
+        lambda folder: change_json(folder / "preprocessor_config.json", size={"height": 448, "width": 448}),
+        "tile size in pixels is 448.*224",
+    ),
+    "image tokens": (
+        lambda folder: change_json(folder / "processor_config.json", image_seq_length=256),
+        "image tokens per tile is 256.*16",
+    ),
+    "image token id": (lambda folder: change_json(folder / "config.json", image_token_id=7), "IMG_CONTEXT.*but 7"),
+    "vocabulary": (drop_row, r"342 tokens.*341 rows"),
+    "two matrices": (lambda folder: change_json(folder / "config.json", tie_word_embeddings=True), "lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("name", DISAGREEMENTS)
+def test_base_whose_files_disagree_is_refused_before_workers_start(name: str, tmp_path: Path) -> None:
+    change, message = DISAGREEMENTS[name]
+    folder = write_hub_base(tmp_path / "base", "qwen2")
+    config = Stage1Config(table="t", base=str(folder), tile_limit=6)
+    Plan.from_config(config, tmp_path / "run")
+    change(folder)
+    with pytest.raises(CheckpointError, match=message):
+        Plan.from_config(config, tmp_path / "run")

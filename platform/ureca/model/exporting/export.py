@@ -98,6 +98,7 @@ def export_digest(directory: str | Path) -> str:
 def merged(model_dir: str | Path, dtype: torch.dtype, *, device: str = "cpu") -> Captioner:
     """Load a model directory with its adapter merged; weights are float32, rounded to `dtype`."""
     captioner = Captioner.from_pretrained(model_dir, device=device)
+    _refuse_unusable(captioner, model_dir)
     captioner.merge_lora()
     with torch.no_grad():
         # Only the state: buffers that a model computes at load (rotary frequencies) must not be rounded.
@@ -105,6 +106,20 @@ def merged(model_dir: str | Path, dtype: torch.dtype, *, device: str = "cpu") ->
             if value.is_floating_point():
                 value.copy_(value.to(dtype))
     return captioner
+
+
+def _refuse_unusable(captioner: Captioner, model_dir: str | Path) -> None:
+    """Raise CheckpointError for weights that are not finite, and for an adapter that leaves the base as it is."""
+    parameters = dict(captioner.named_parameters())
+    for name, value in parameters.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{model_dir}: {name} has values that are not finite; train again from a checkpoint")
+    outputs = [value for name, value in parameters.items() if ".lora_B." in name]
+    if outputs and not any(value.any() for value in outputs):
+        raise CheckpointError(
+            f"{model_dir}: its adapter is untrained (every lora_B is 0), so the export would equal the base; run "
+            "jobs/train_stage2.py, or export the stage 1 model"
+        )
 
 
 def read_training(directory: str | Path) -> dict[str, Any]:
