@@ -13,6 +13,7 @@ import pytest
 from support.paths import SERVE_APPS
 from support.serving_load import ask_once, drawn_questions, free_port
 
+from ureca.cli import serve as serve_module
 from ureca.cli.serve import parse_arguments, serve_locally
 from ureca.client.client import Client
 from ureca.errors import CheckpointError, ConfigError, UrecaError
@@ -91,6 +92,18 @@ def test_another_model_takes_the_place_of_the_yaml_s_and_keeps_its_settings(tmp_
     assert (name, model.export, model.num_cpus, model.num_gpus) == ("my_export", "runs/my_export", 3, 2)
     assert model.engine.tensor_parallel_size == 2
     assert service.start["http_options"] == {"host": "127.0.0.1", "port": 1}
+
+
+def test_serve_on_gpu_machine_reserves_gpu_per_model(monkeypatch):
+    monkeypatch.setattr(serve_module, "installed_version", lambda name: "0.32.0" if name == "vllm" else None)
+    monkeypatch.setattr(serve_module, "list_gpus", lambda: ["NVIDIA H200"])
+    [model] = parse_arguments([]).settings.models.values()
+    assert model.num_gpus == 1
+    [model] = parse_arguments(["--gpus", "0.5"]).settings.models.values()
+    assert (model.num_gpus, model.engine.tensor_parallel_size) == (0.5, 1)
+    monkeypatch.setattr(serve_module, "list_gpus", list)
+    [model] = parse_arguments([]).settings.models.values()
+    assert model.num_gpus == 0
 
 
 def test_a_cluster_is_not_served_from_here(monkeypatch):

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from ureca.cluster import before_importing_ray, connect, joins_cluster
 from ureca.config import read_config
 from ureca.errors import ConfigError
+from ureca.hardware import installed_version, list_gpus
 from ureca.serving.settings import Engine, Settings, one_model
 
 _IMPORT_PATHS = ("serve_apps.captioner:build", "ureca.serving:build")
@@ -104,6 +105,8 @@ def parse_arguments(argv: list[str]) -> _Service:
         service = _from_yaml(options.yaml)
         if options.model is not None or options.gpus is not None:
             service.settings = _with_one_model(service.settings, options)
+    if options.gpus is None:
+        service.settings = _on_gpus_here(service.settings)
     given = {"host": options.host, "port": options.port}
     service.start["http_options"].update({key: value for key, value in given.items() if value is not None})
     return service
@@ -117,6 +120,20 @@ def _with_one_model(settings: Settings, options: argparse.Namespace) -> Settings
         own |= _resources(options.gpus, first.engine)
     export = first.export if options.model is None else options.model
     return settings.model_copy(update={"models": one_model(export, **own)})
+
+
+def _on_gpus_here(settings: Settings) -> Settings:
+    """Give models without a GPU one each, if this machine has GPUs and vLLM's GPU build, which needs one.
+
+    Without a reservation all of them would start on the first GPU.
+    """
+    if installed_version("vllm") is None or not list_gpus():
+        return settings
+    models = {
+        name: model if model.num_gpus else model.model_copy(update={"num_gpus": 1.0})
+        for name, model in settings.models.items()
+    }
+    return settings.model_copy(update={"models": models})
 
 
 def _resources(gpus: float, engine: Engine) -> dict[str, Any]:
@@ -177,5 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help=_HOST_HELP)
     parser.add_argument("--port", type=int, help="default: the YAML's, or 8000")
-    parser.add_argument("--gpus", type=float, help="GPUs per engine; default: the YAML's, or 0")
+    parser.add_argument(
+        "--gpus", type=float, help="GPUs per engine; default: the YAML's; 0 becomes 1 where vLLM runs on GPUs"
+    )
     return parser

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ureca.devices import gpus_allowed
 from ureca.errors import ConfigError
 
 # Defaults for unset variables: vLLM's own would use every core and half of the memory.
@@ -90,6 +91,11 @@ def start_llm(
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_cpu = current_platform.is_cpu()
+    if not on_cpu and not gpus_allowed():
+        raise ConfigError(
+            f"{model}: vLLM's GPU build needs a GPU, but Ray assigned none to this process; set num_gpus: 1 for a "
+            "served model, or start Ray on a machine whose GPUs it detects"
+        )
     chosen = dict(vllm_args or {})
     arguments = {
         "model": model,
