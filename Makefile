@@ -3,6 +3,7 @@
 # make check   the same without what starts Ray, DeepSpeed, vLLM or a browser
 # make nano-benchmark   score the nano captioner of the package on its frozen benchmark
 # make faults  kill parts of labeling jobs and of the caption service again and again, and count what was lost
+# make gpu-check   on a machine with an NVIDIA GPU: attention, training, export, engine, service and speed
 # make serve   the captioner's HTTP API on localhost:8000, until Ctrl-C
 # make setup   only install (every target does it first, once)
 # make clean   remove the environment and the caches; runs/ stays
@@ -30,7 +31,7 @@ export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= ureca.serving.proxy:middlewa
 # Several processes with several threads each run many times slower on few cores than with one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup lint check test demo nano-benchmark faults serve clean
+.PHONY: setup lint check test demo nano-benchmark faults gpu-check serve clean
 
 setup: $(STAMP)
 
@@ -65,6 +66,9 @@ faults: setup
 	$(BIN)/python benchmarks/labeling_faults.py
 	$(BIN)/python benchmarks/serving_faults.py
 	$(BIN)/python benchmarks/serving_orderly.py
+
+gpu-check: setup
+	@$(BIN)/python benchmarks/gpu_check.py
 
 serve: setup
 	$(BIN)/ureca serve serve_apps/captioner.yaml $(if $(MODEL),--model $(MODEL))

@@ -118,6 +118,7 @@ def new_bench(config: InternVLConfig, device: torch.device, *, bf16: bool) -> Be
     hf = nano_processor(tokenizer)
     size = {"height": 448, "width": 448}
     hf.image_processor = GotOcr2ImageProcessor(size=size, crop_to_patches=True)  # type: ignore[attr-defined]
+    config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     base = InternVLForConditionalGeneration(config).to(device)
     mask = MaskEncoderConfig(hidden_size=config.text_config.hidden_size, embedding_norm=0.02)
     settings = CaptionerConfig(base="random", base_hash="", tile_limit=1, mask=mask)

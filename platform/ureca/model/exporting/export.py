@@ -109,7 +109,7 @@ def merged(model_dir: str | Path, dtype: torch.dtype, *, device: str = "cpu") ->
 
 
 def _refuse_unusable(captioner: Captioner, model_dir: str | Path) -> None:
-    """Raise CheckpointError for weights that are not finite, and for an adapter that leaves the base as it is."""
+    """Raise CheckpointError for weights that are not finite, and for an adapter that changes nothing."""
     parameters = dict(captioner.named_parameters())
     for name, value in parameters.items():
         if not value.isfinite().all():
