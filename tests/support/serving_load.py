@@ -114,8 +114,8 @@ class Tally:
     """Outcomes of the requested regions, counted."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    """answered (by the right caption); wrong; refused (503 that says when to come again); broken (the connection, or a
-    stream before its end); http 500 and the like; given up (by a client that had tried again and again)."""
+    """answered (by the right caption); wrong; region error (200 without that caption); refused (503 with Retry-After);
+    broken (the connection, or a stream before its end); http 500 and the like; given up (after many retries)."""
     finished: list[tuple[float, int]] = field(default_factory=list)
     """`time.monotonic()` and number of regions of each request that was answered."""
     seconds: list[float] = field(default_factory=list)
@@ -212,7 +212,10 @@ class Load:
         ids = [each["id"] for each in question.regions]
         if isinstance(captions, str):
             return Counter({captions: len(ids)})
-        return Counter("answered" if captions.get(id) == self.expected[id] else "wrong" for id in ids)
+        return Counter(
+            "region error" if captions.get(id) is None else "answered" if captions[id] == self.expected[id] else "wrong"
+            for id in ids
+        )
 
     def _patiently(self, number: int) -> None:
         with Client(self.url) as client:
