@@ -14,8 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from ureca.engine.process import EngineDiedError, check_dtype, end_llm, start_llm
+from ureca.devices import check_dtype
+from ureca.engine.process import EngineDiedError, end_llm, start_llm
 from ureca.errors import InputError
+from ureca.regions.tiles import with_thumbnail
 
 _PROCESSOR_CACHE_GB = 1.0
 """Views repeat only within one image; vLLM's default of 4 GiB would be held by every engine of a machine."""
@@ -63,7 +65,7 @@ class ChatEngine:
         Raises:
             ConfigError: unknown dtype.
         """
-        check_dtype(dtype)
+        check_dtype(dtype, name="engine dtype")
         self.model = model
         self._options: dict[str, Any] = {
             "dtype": dtype,
@@ -166,13 +168,14 @@ def _tiling(model: str) -> dict[str, Any]:
     The hub's InternVLs have crop_to_patches=false. vLLM then counts one tile per image, but the processor's call cuts
     up to 12 and a thumbnail.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, InternVLConfig, PretrainedConfig
 
-    processor: Any = AutoProcessor.from_pretrained(model)
-    images: Any = getattr(processor, "image_processor", None)
-    if not hasattr(images, "crop_to_patches"):
+    # Only InternVL's processor is loaded here: others may need code or options that only vLLM is given.
+    record, _ = PretrainedConfig.get_config_dict(model)
+    if record.get("model_type") != InternVLConfig.model_type:
         return {}
-    tiles = images.max_patches + (images.max_patches > 1)
+    processor: Any = AutoProcessor.from_pretrained(model)
+    tiles = with_thumbnail(processor.image_processor.max_patches)
     return {
         "longest_image": tiles * processor.image_seq_length + 2,  # with the tokens around the image
         "mm_processor_kwargs": {"crop_to_patches": True},

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ureca.engine.process import EngineDiedError, check_dtype, end_llm, start_llm
+from ureca.devices import check_dtype
+from ureca.engine.process import EngineDiedError, end_llm, start_llm
 from ureca.engine.prompts import ImagePrompt, PromptBuilder, RegionPrompt
 from ureca.engine.results import Caption, Event, RegionFault, collect_captions
 from ureca.engine.utilization import LoadMeter
 from ureca.errors import InputError
 from ureca.regions.rle import Rle
+from ureca.regions.tiles import with_thumbnail
 
 
 class CaptionEngine:
@@ -66,7 +68,7 @@ class CaptionEngine:
         Raises:
             CheckpointError: the folder is not an export, or its parts do not match.
         """
-        check_dtype(dtype)
+        check_dtype(dtype, name="engine dtype")
         self.export_dir = Path(export_dir)
         self.prompts = PromptBuilder(export_dir)
         self.max_model_len = max_model_len or self._longest_sequence()
@@ -304,8 +306,7 @@ class CaptionEngine:
         return image_prompt, regions
 
     def _most_tiles(self) -> int:
-        tiles = self.prompts.config.tile_limit
-        return tiles + (tiles > 1)  # the thumbnail
+        return with_thumbnail(self.prompts.config.tile_limit)
 
     def _longest_prefix(self) -> int:
         return len(self.prompts.processor.prefix_ids(self._most_tiles()))

@@ -30,6 +30,7 @@ from ureca.model.captioner import MASK_ENCODER_FILE, CaptionerConfig
 from ureca.model.mask_encoder import MaskEncoder
 from ureca.model.processor import CaptionerProcessor
 from ureca.regions.rle import Rle
+from ureca.regions.tiles import with_thumbnail
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class PromptBuilder:
         """Prepare an image: (H, W, 3) uint8 RGB, or a PIL image, converted to RGB."""
         picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
         columns, rows = self.processor.grid((picture.height, picture.width))
-        num_tiles = columns * rows + (columns * rows > 1)
+        num_tiles = with_thumbnail(columns * rows)
         digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
         return ImagePrompt(picture, digest, self.processor.prefix_ids(num_tiles))
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ureca.errors import ConfigError
+from ureca.regions.tiles import with_thumbnail
 
 GRID = 32
 """Cells along each side of a tile: one per 14 px patch of InternVL's 448 px tile."""
@@ -113,7 +114,7 @@ class MaskTiles:
     def num_tiles(self) -> int:
         """T, thumbnail included."""
         columns, rows = self.grid
-        return columns * rows + (columns * rows > 1)
+        return with_thumbnail(columns * rows)
 
     def to(self, device: torch.device | str) -> MaskTiles:
         return MaskTiles(self.values.to(device), self.places.to(device), self.grid)

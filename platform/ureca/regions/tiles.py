@@ -38,6 +38,11 @@ def tile_grid(size: Size, tile_px: int, max_tiles: int, min_tiles: int = 1) -> t
     return best
 
 
+def with_thumbnail(tiles: int) -> int:
+    """Return the number of an image's tiles, the thumbnail included, which only several tiles have."""
+    return tiles + (tiles > 1)
+
+
 @functools.cache
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """Return all (cols, rows) of min_tiles to max_tiles tiles, fewest tiles first, narrow before wide."""

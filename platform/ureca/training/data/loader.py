@@ -28,6 +28,7 @@ from ureca.model.captioner import Captioner
 from ureca.model.flops import Counts
 from ureca.model.packing import Example, PackedBatch, RegionExample, pack
 from ureca.model.processor import CaptionerProcessor
+from ureca.regions.tiles import with_thumbnail
 from ureca.training.config import BatchConfig, Cue
 from ureca.training.data.examples import make_pairs, region_examples
 from ureca.training.data.image_feature_cache import ImageFeatureCache
@@ -106,7 +107,7 @@ def make_sampler(settings: LoaderSettings, index: TableIndex, processor: Caption
     images = index.images
     sizes, which = np.unique(np.stack([images["height"], images["width"]]), axis=1, return_inverse=True)
     grids = [processor.grid((int(height), int(width))) for height, width in sizes.T]
-    num_tiles = np.array([columns * rows + (columns * rows > 1) for columns, rows in grids])
+    num_tiles = np.array([with_thumbnail(columns * rows) for columns, rows in grids])
     prefix = np.array([len(processor.prefix_ids(int(tiles))) for tiles in num_tiles])
     of_image = which.reshape(-1)
     shown = index.tiles if settings.only_touched_tiles else np.repeat(num_tiles[of_image], images["regions"])
@@ -249,7 +250,7 @@ class BatchLoader:
             images.append((row.image_id, None if is_kept else processor.image_inputs(load_image(row))))
             columns, rows = processor.grid(row.size)
             # Placeholder for the image features: packing only needs their number.
-            examples.append(Example(torch.empty(columns * rows + (columns * rows > 1), 0, 0), regions, pairs))
+            examples.append(Example(torch.empty(with_thumbnail(columns * rows), 0, 0), regions, pairs))
         try:
             batch = pack(examples, processor, **self._captioner.pack_options())
         except MaskError:
