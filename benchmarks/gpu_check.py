@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -83,16 +82,15 @@ def attention(device: str) -> str:
         return float(loss.detach()), torch.cat(gradients)
 
     reference, expected = step("cpu", recompute=False)
-    found = {recompute: step(device, recompute=recompute) for recompute in (False, True)}
-    for recompute, (loss, gradient) in found.items():
+    for recompute in (True, False):
+        loss, gradient = step(device, recompute=recompute)
         cosine = float(torch.nn.functional.cosine_similarity(gradient, expected, dim=0))
         if abs(loss - reference) > 0.02 * reference or cosine < 0.99:
             raise RuntimeError(
                 f"recompute={recompute}: loss {loss:.4f} against {reference:.4f} in float32, cosine of the gradients "
                 f"{cosine:.4f}"
             )
-    cosine = float(torch.nn.functional.cosine_similarity(found[False][1], expected, dim=0))
-    return f"loss {found[False][0]:.4f} ({reference:.4f} in float32), cosine of gradients {cosine:.5f}"
+    return f"loss {loss:.4f} ({reference:.4f} in float32), cosine of gradients {cosine:.5f}"
 
 
 def train(device: str) -> str:
@@ -224,7 +222,6 @@ def main() -> None:
         return
     from ureca.hardware import capture_context
 
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = []
     for part in options.parts or PARTS:

@@ -59,5 +59,5 @@ def test_choose_device_unusable_setting_raises(setting, found):
 def test_choose_dtype_follows_device():
     assert choose_dtype("auto", "cpu") == choose_dtype("float32", "cuda") == torch.float32
     assert choose_dtype("auto", "cuda:1") == choose_dtype("bfloat16", "cpu") == torch.bfloat16
-    with pytest.raises(ConfigError, match="dtype=int8"):
+    with pytest.raises(ConfigError, match="dtype='int8'"):
         choose_dtype("int8", "cpu")

@@ -68,16 +68,12 @@ def connect() -> None:
         raise ConfigError(f"{_remedy(address)} Ray says: {' '.join(str(error).split())}") from error
 
 
-def largest_resources() -> dict[str, float]:
-    """Return the resources of the joined cluster after scaling to its maximum; without autoscaling, those it has."""
-    import ray
-
+def autoscaling_maximum() -> dict[str, float]:
+    """Return the resources that the joined cluster may scale to; empty without autoscaling."""
     # The only source of a cluster's maximum size; Ray Train uses it too. None without autoscaling.
     from ray._private.state import state
 
-    now: dict[str, float] = ray.cluster_resources()
-    grown = state.get_max_resources_from_cluster_config() or {}
-    return {name: max(now.get(name, 0), grown.get(name, 0)) for name in {*now, *grown}}
+    return dict(state.get_max_resources_from_cluster_config() or {})
 
 
 def _remedy(address: str | None) -> str:

@@ -44,6 +44,12 @@ def choose_device(setting: str = "", *, name: str = "device") -> str:
     return setting
 
 
+def check_dtype(setting: str, *, name: str = "dtype") -> None:
+    """Raise ConfigError unless the dtype is one of `DTYPES`; `name` is the option that it comes from."""
+    if setting not in DTYPES:
+        raise ConfigError(f"{name}={setting!r}: use {', '.join(DTYPES)}")
+
+
 def choose_dtype(setting: str, device: str, *, name: str = "dtype") -> torch.dtype:
     """Return the torch dtype of a model on `device`; "auto" is float32 on CPUs and bfloat16 on GPUs.
 
@@ -52,8 +58,7 @@ def choose_dtype(setting: str, device: str, *, name: str = "dtype") -> torch.dty
     """
     import torch
 
-    if setting not in DTYPES:
-        raise ConfigError(f"{name}={setting}: use {', '.join(DTYPES)}")
+    check_dtype(setting, name=name)
     if setting == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
     dtype: torch.dtype = getattr(torch, setting)

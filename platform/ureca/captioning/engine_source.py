@@ -22,15 +22,7 @@ class EngineSource:
         Raises:
             CheckpointError: the folder is not an export, or its parts do not match.
         """
-        self._engine = CaptionEngine(
-            export_dir,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len or None,
-            max_num_seqs=config.max_num_seqs,
-            tensor_parallel_size=config.tensor_parallel_size,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            vllm_args=config.vllm_args,
-        )
+        self._engine = CaptionEngine(export_dir, **config.engine_options())
         self.load = self._engine.load
         self._actor = EngineActor(
             self._engine, model=f"model={export_dir}", section=config.section, on_engine_death=on_engine_death

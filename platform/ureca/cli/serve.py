@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from ureca.cluster import before_importing_ray, connect, joins_cluster
 from ureca.config import read_config
+from ureca.engine.config import engine_gpus
 from ureca.errors import ConfigError
 from ureca.hardware import installed_version, list_gpus
 from ureca.serving.settings import Engine, Settings, one_model
@@ -138,9 +139,8 @@ def _on_gpus_here(settings: Settings) -> Settings:
 
 def _resources(gpus: float, engine: Engine) -> dict[str, Any]:
     """Return the fields of `ServedModel` for an engine on this many GPUs, which share the model."""
-    stages = engine.vllm_args.get("pipeline_parallel_size", 1)
-    shared = max(1, int(gpus)) // stages
-    return {"num_gpus": gpus, "engine": engine.model_copy(update={"tensor_parallel_size": max(1, shared)})}
+    shared = max(1, int(gpus) // engine_gpus(1, engine.vllm_args))
+    return {"num_gpus": gpus, "engine": engine.model_copy(update={"tensor_parallel_size": shared})}
 
 
 def _from_yaml(path: str) -> _Service:

@@ -31,6 +31,17 @@ class EngineConfig:
     vllm_args: dict[str, Any] = field(default_factory=dict)
     """Further engine arguments of vLLM by name, for example {max_num_batched_tokens: 16384, quantization: fp8}."""
 
+    def engine_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `CaptionEngine` and `ChatEngine`."""
+        return {
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len or None,
+            "max_num_seqs": self.max_num_seqs,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "vllm_args": self.vllm_args,
+        }
+
     def __post_init__(self) -> None:
         for name, least in (("tensor_parallel_size", 1), ("gpus_per_actor", 0), ("max_num_seqs", 1)):
             if getattr(self, name) < least:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ureca.devices import gpus_allowed
+from ureca.engine.config import engine_gpus
 from ureca.errors import ConfigError
 
 # Defaults for unset variables: vLLM's own would use every core and half of the memory.
@@ -46,12 +47,6 @@ _guards: dict[int, subprocess.Popen[bytes]] = {}
 
 class EngineDiedError(Exception):
     """vLLM's processes are gone; this engine can't answer any more."""
-
-
-def check_dtype(dtype: str) -> None:
-    """Raise ConfigError unless `start_llm` supports the dtype."""
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f"engine dtype={dtype!r}: use 'auto', 'float32' or 'bfloat16'")
 
 
 def start_llm(
@@ -108,7 +103,7 @@ def start_llm(
     _check_vllm_args(chosen, known=[field.name for field in dataclasses.fields(AsyncEngineArgs)], taken=arguments)
     if on_cpu:
         del arguments["gpu_memory_utilization"]
-    world_size = tensor_parallel_size * chosen.get("pipeline_parallel_size", 1)
+    world_size = engine_gpus(tensor_parallel_size, chosen)
     defaults = {
         "enable_prefix_caching": True,
         "enforce_eager": on_cpu,  # compiling takes longer than it saves

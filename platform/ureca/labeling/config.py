@@ -84,8 +84,6 @@ class LabelConfig(CaptionJobConfig):
     """Options of describer vllm."""
     gpus_per_actor: float = 0.0
     """GPUs per worker process, for models that propose or compare regions; describer vllm has its own option."""
-    images_in_flight: int = 32
-    """Images that one process labels concurrently. More keep a slow endpoint busier and take more memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.save_and_load import load_peft_weights
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -35,6 +34,7 @@ from ureca.errors import CheckpointError
 from ureca.model.attention import PACKED_ATTENTION, BranchRun, PrefixRun, both_runs
 from ureca.model.internvl.architectures import LORA_TARGETS, read_config
 from ureca.model.internvl.presets import preset_path
+from ureca.model.internvl.weights import open_weights
 from ureca.model.loss_head import LossHead
 from ureca.model.mask_encoder import MaskEncoder, MaskEncoderConfig
 from ureca.model.packing import IGNORED, PackedBatch
@@ -397,7 +397,9 @@ class Captioner(nn.Module):
 def _load_adapter(base: InternVLForConditionalGeneration, folder: Path) -> PeftModel:
     """Add an adapter to the base. Raises CheckpointError if its file has other weights than its configuration asks."""
     adapted = PeftModel.from_pretrained(base, str(folder))  # only warns about missing weights
-    stored, wanted = set(load_peft_weights(str(folder), device="cpu")), set(get_peft_model_state_dict(adapted))
+    with open_weights(folder / "adapter_model.safetensors") as file:
+        stored = set(file.keys())
+    wanted = set(get_peft_model_state_dict(adapted))
     if stored != wanted:
         name = sorted(stored ^ wanted)[0]
         raise CheckpointError(

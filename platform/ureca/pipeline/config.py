@@ -70,7 +70,7 @@ class CaptionJobConfig(JobConfig):
     """Fields of every job that captions images and reports its usage."""
 
     images_in_flight: int = 32
-    """Images that one process works on concurrently."""
+    """Images that one process works on concurrently. More keep a slow endpoint busier and take more memory."""
     prices: PriceConfig = field(default_factory=PriceConfig)
     """Prices for the usage report."""
     project_images: int = 0

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ureca.cluster import connect, largest_resources
+from ureca.cluster import autoscaling_maximum, connect
 from ureca.corpus.schema import ImageRow
 from ureca.corpus.sources.manifest import ManifestRow
 from ureca.corpus.table import rows_to_table
@@ -136,7 +136,12 @@ class ImageCrashError(UrecaError):
 def cluster_resources() -> dict[str, float]:
     """Join or start Ray; return its CPUs and GPUs after scaling to its maximum."""
     connect()
-    return largest_resources()
+    # Imported late: `connect` must run before Ray is first imported.
+    import ray
+
+    now: dict[str, float] = ray.cluster_resources()
+    grown = autoscaling_maximum()
+    return {name: max(now.get(name, 0), grown.get(name, 0)) for name in {*now, *grown}}
 
 
 def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
@@ -149,7 +154,6 @@ def run_rows(make_worker: MakeWorker, parts: Parts, plan: RowsPlan) -> JobStats:
     """
     # Coordinator, on the driver's node: it must outlive every other node.
     largest = cluster_resources()
-    # Imported late: `connect` must run before Ray is first imported.
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

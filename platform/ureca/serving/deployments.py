@@ -59,15 +59,9 @@ class CaptionerReplica:
         from ureca.engine.engine import CaptionEngine
 
         self._meter = EngineMeter(RayRecorder(), name)
-        options = model.engine
         self._engine = CaptionEngine(
             model.export_dir,
-            dtype=options.dtype,
-            max_model_len=options.max_model_len,
-            max_num_seqs=options.max_num_seqs,
-            tensor_parallel_size=options.tensor_parallel_size,
-            gpu_memory_utilization=options.gpu_memory_utilization,
-            vllm_args=options.vllm_args,
+            **model.engine.model_dump(),
             name=name,
             stat_loggers=[RayPrometheusStatLogger],
             on_masks_encoded=self._meter.masks_encoded,

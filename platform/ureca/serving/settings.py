@@ -61,7 +61,7 @@ class AccessToken(_Strict):
 
 
 class Engine(_Strict):
-    """One vLLM engine; see `ureca.engine.engine.CaptionEngine`."""
+    """One vLLM engine; the fields are keyword arguments of `ureca.engine.engine.CaptionEngine`."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_model_len: Annotated[int | None, Field(gt=0)] = None

@@ -52,16 +52,7 @@ class VllmDescriber(VlmDescriber):
         super().__init__(prompts, max_prepared=2 * config.max_num_seqs)
         self.model = config.model
         self._weights = preset_path(config.model)
-        self._engine = ChatEngine(
-            self._weights,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len or None,
-            max_num_seqs=config.max_num_seqs,
-            max_pictures=prompts.max_views,
-            tensor_parallel_size=config.tensor_parallel_size,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            vllm_args=config.vllm_args,
-        )
+        self._engine = ChatEngine(self._weights, max_pictures=prompts.max_views, **config.engine_options())
         self._own = EngineActor(
             self._engine, model=f"vllm.model={config.model}", section="vllm", on_engine_death=on_engine_death
         )

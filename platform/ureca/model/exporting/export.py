@@ -56,7 +56,9 @@ def export(
         CheckpointError: `model_dir` is not a model directory, or its base differs; or what `verify` raises.
     """
     out = Path(out_dir)
-    captioner = merged(model_dir, dtype)
+    captioner = Captioner.from_pretrained(model_dir)
+    _refuse_unusable(captioner, model_dir)
+    _merge(captioner, dtype)
     base: Any = captioner.base
     base = base.to(dtype)
     with atomic_folder(out) as scratch:
@@ -98,14 +100,17 @@ def export_digest(directory: str | Path) -> str:
 def merged(model_dir: str | Path, dtype: torch.dtype, *, device: str = "cpu") -> Captioner:
     """Load a model directory with its adapter merged; weights are float32, rounded to `dtype`."""
     captioner = Captioner.from_pretrained(model_dir, device=device)
-    _refuse_unusable(captioner, model_dir)
+    _merge(captioner, dtype)
+    return captioner
+
+
+def _merge(captioner: Captioner, dtype: torch.dtype) -> None:
     captioner.merge_lora()
     with torch.no_grad():
         # Only the state: buffers that a model computes at load (rotary frequencies) must not be rounded.
         for value in captioner.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.to(dtype))
-    return captioner
 
 
 def _refuse_unusable(captioner: Captioner, model_dir: str | Path) -> None:

@@ -122,14 +122,20 @@ def describe(name: str) -> InternVLConfig:
     )
 
 
+def _shape(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    """Return a row of a table of sizes by the names that transformers' configurations use."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp_width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
 def _qwen2(size: str) -> Qwen2Config:
-    width, mlp_width, layers, heads, kv_heads = _QWEN2[size]
     return Qwen2Config(
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        **_shape(*_QWEN2[size]),
         vocab_size=151674,
         max_position_embeddings=32768,
         rms_norm_eps=1e-6,
@@ -141,13 +147,8 @@ def _qwen2(size: str) -> Qwen2Config:
 
 
 def _qwen3(size: str) -> Qwen3Config:
-    width, mlp_width, layers, heads, kv_heads = _QWEN3[size]
     return Qwen3Config(
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        **_shape(*_QWEN3[size]),
         head_dim=128,
         vocab_size=151936,
         max_position_embeddings=40960,
@@ -160,14 +161,9 @@ def _qwen3(size: str) -> Qwen3Config:
 
 
 def _internlm2(size: str) -> LlamaConfig:
-    width, mlp_width, layers, heads, kv_heads = _INTERNLM2[size]
     rope = {"factor": 2.5, "rope_theta": 5e7} if size == "20b" else {"factor": 2.0, "rope_theta": 1e6}
     return LlamaConfig(
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        **_shape(*_INTERNLM2[size]),
         vocab_size=92553,
         max_position_embeddings=32768,
         rms_norm_eps=1e-5,

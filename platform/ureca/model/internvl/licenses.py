@@ -51,6 +51,7 @@ _LANGUAGE_MODELS = {
         "38B": ("Qwen3-32B", _APACHE),
     },
 }
+_OWN_LICENSES = {"InternVL2_5": "MIT", "InternVL3": "MIT", "InternVL3_5": _APACHE}
 _CHECKPOINT = re.compile(r"(InternVL2_5|InternVL3_5|InternVL3)-(\d+B)\b")
 
 
@@ -91,14 +92,12 @@ def license_of(base: str) -> License:
     if match := _CHECKPOINT.search(base):
         family, size = match[1], match[2]
         source = f"the model cards of {family.replace('_', '.')}"
-        if family == "InternVL3_5":
-            return License(id="apache-2.0", source=source, note=note)
         language_license = _LANGUAGE_MODELS[family].get(size, ("", ""))[1]
         if "Research" in language_license:
             return License(id="other", name="qwen-research", link=_RESEARCH_LINK, source=source, note=note)
         if "Qwen" in language_license or (family == "InternVL3" and size != "9B"):
             return License(id="other", name="qwen", link=_QWEN_LINK, source=source, note=note)
-        return License(id="mit", source=source, note=note)
+        return License(id=_OWN_LICENSES[family].lower(), source=source, note=note)
     return License(id="unknown", source="neither a model card nor the table names it: ask the publisher of the base")
 
 
@@ -132,8 +131,7 @@ def _note(base: str) -> str:
     part = _LANGUAGE_MODELS[match[1]].get(match[2]) if match else None
     if match is None or part is None:
         return ""
-    own = _APACHE if match[1] == "InternVL3_5" else "MIT"
     return (
-        f"{match[0].replace('_', '.')} itself is released under {own} by its authors; its language model is {part[0]} "
-        f"({part[1]})."
+        f"{match[0].replace('_', '.')} itself is released under {_OWN_LICENSES[match[1]]} by its authors; its language "
+        f"model is {part[0]} ({part[1]})."
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from ureca.cluster import largest_resources
+from ureca.cluster import autoscaling_maximum
 from ureca.errors import ConfigError
 from ureca.training.config import WorkersConfig
 
@@ -15,10 +15,9 @@ def require_room(workers: WorkersConfig) -> None:
     """
     import ray
 
+    grown = autoscaling_maximum()
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    largest = largest_resources()
-    grows = any(largest.get(kind, 0) > ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-    refuse_without_room(workers, [largest] if grows else nodes)
+    refuse_without_room(workers, [grown] if grown else nodes)
 
 
 def refuse_without_room(workers: WorkersConfig, machines: Sequence[Mapping[str, float]]) -> None:
