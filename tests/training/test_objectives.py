@@ -161,8 +161,8 @@ def assert_same(mine: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def assert_close(mine: torch.Tensor, other: torch.Tensor, name: str) -> None:
-    """To a millionth of its size: transformers' norms sum their gradients in 32 bit."""
-    assert float((mine - other).norm()) <= 1e-6 * float(other.norm()), name
+    """Equal up to rounding: transformers' norms compute in float32 (1e-7), and beta times a sum over tokens adds up."""
+    assert float((mine - other).norm()) <= 1e-4 * float(other.norm()), name
 
 
 SETTINGS = [

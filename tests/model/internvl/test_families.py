@@ -61,7 +61,7 @@ def test_both_stages_train_packed_as_one_region_at_a_time(captioner: Captioner, 
     assert set(packed) == names
     assert all(value.isfinite().all() and value.abs().sum() > 0 for value in packed.values())
     alone, separate = one_region_at_a_time(captioner, examples)
-    assert loss == pytest.approx(alone, rel=1e-6)
+    assert loss == pytest.approx(alone, rel=1e-5)
     for name in names:
         torch.testing.assert_close(packed[name], separate[name], rtol=1e-4, atol=1e-5 * float(packed[name].abs().max()))
     frozen = {name: p.clone() for name, p in captioner.named_parameters() if name not in names}
